@@ -1,0 +1,234 @@
+// The Python module gru_fast._core: one documented entry per thing the core can do.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "build_info.h"
+#include "cpu/backend.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "tensor_view.h"
+
+#ifdef GRU_FAST_HAS_CUDA
+#include "cuda/backend.h"
+#endif
+
+namespace gru_fast {
+namespace {
+
+#ifdef GRU_FAST_HAS_CUDA
+constexpr bool kHasCuda = true;
+#else
+constexpr bool kHasCuda = false;
+#endif
+
+// The functions of the backend that owns a device.
+struct Backend {
+  size_t (*scratch_bytes)(const Plan&);
+  void (*reduce)(const Plan&, const StepArgs&, const Context&);
+  void (*apply)(const Plan&, const StepArgs&, const Context&);
+  void (*finish)(const Plan&, const StepArgs&, const Context&);
+  void (*probe)(const Plan&, bool, const Context&);
+};
+
+Backend backend_of(dlpack::Device device) {
+  if (device.type == dlpack::kCPU) return {cpu::scratch_bytes, cpu::reduce, cpu::apply, cpu::finish, cpu::probe};
+#ifdef GRU_FAST_HAS_CUDA
+  if (device.type == dlpack::kCUDA) return {cuda::scratch_bytes, cuda::reduce, cuda::apply, cuda::finish, cuda::probe};
+#endif
+  throw py::value_error("no native kernels for this device in this build (GRU_FAST_CUDA decides); use gru_fast.reference");
+}
+
+PlanLimits limits_of(dlpack::Device device, const std::vector<Row>& rows) {
+#ifdef GRU_FAST_HAS_CUDA
+  if (device.type == dlpack::kCUDA) return cuda::limits();
+#endif
+  (void)device;
+  return cpu_limits(rows);
+}
+
+// One step's tensors, checked and cut into chunks. Holds raw pointers: the caller keeps the tensors alive and in place.
+class Table {
+ public:
+  Table(py::sequence grads, py::object retain, py::sequence ema, py::object ema_is_current, py::object ids,
+        py::object names) {
+    Capture captured = capture(grads, retain, ema, ema_is_current, ids, names);
+    device_ = captured.device;
+    mismatched_layouts_ = std::move(captured.mismatched_layouts);
+    backend_ = backend_of(device_);
+    plan_ = plan_chunks(captured.rows, captured.kinds, limits_of(device_, captured.rows));
+  }
+
+  size_t scratch_bytes() const { return std::max<size_t>(backend_.scratch_bytes(plan_), 1); }
+  const std::vector<size_t>& mismatched_layouts() const { return mismatched_layouts_; }
+  int64_t numel() const { return plan_.numel; }
+  size_t num_launches() const { return plan_.launches.size(); }
+  int64_t num_chunks() const { return plan_.num_chunks; }
+
+  void reduce(py::handle stats, py::handle scratch, py::handle rounding_step, float keep, float gain, uint64_t seed,
+              bool all_or_nothing, int num_threads) const {
+    StepArgs args{.keep = keep, .gain = gain, .seed = seed, .all_or_nothing = all_or_nothing};
+    run(backend_.reduce, args, context(stats, scratch, rounding_step, num_threads));
+  }
+  void apply(py::handle stats, py::handle scratch, double tau, int num_threads) const {
+    run(backend_.apply, StepArgs{.tau = tau}, context(stats, scratch, py::none(), num_threads));
+  }
+  void finish(py::handle stats, py::handle scratch, double tau, int num_threads) const {
+    run(backend_.finish, StepArgs{.tau = tau}, context(stats, scratch, py::none(), num_threads));
+  }
+  void step(py::handle stats, py::handle scratch, py::handle rounding_step, float keep, float gain, double tau,
+            uint64_t seed, bool all_or_nothing, int num_threads) const {
+    const StepArgs args{keep, gain, tau, seed, all_or_nothing};
+    const Context where = context(stats, scratch, rounding_step, num_threads);
+    const py::gil_scoped_release nogil;
+    backend_.reduce(plan_, args, where);
+    backend_.apply(plan_, args, where);
+    backend_.finish(plan_, args, where);
+  }
+  void probe(bool full, py::handle stats, py::handle scratch, int num_threads) const {
+    const Context where = context(stats, scratch, py::none(), num_threads);
+    const py::gil_scoped_release nogil;
+    backend_.probe(plan_, full, where);
+  }
+
+ private:
+  template <class Pass>
+  void run(Pass pass, const StepArgs& args, const Context& where) const {
+    const py::gil_scoped_release nogil;
+    pass(plan_, args, where);
+  }
+
+  Context context(py::handle stats, py::handle scratch, py::handle rounding_step, int num_threads) const {
+    if (!mismatched_layouts_.empty()) {
+      throw py::value_error("grads[" + std::to_string(mismatched_layouts_[0]) +
+                            "]: its tensors are laid out differently in memory; pass contiguous copies");
+    }
+    const auto bytes = static_cast<int64_t>(scratch_bytes());
+    return {static_cast<Stats*>(helper_pointer(stats, "stats", dlpack::kFloat, 64, kNumStats, device_)),
+            helper_pointer(scratch, "scratch", dlpack::kUInt, 8, bytes, device_),
+            rounding_step.is_none() ? nullptr
+                                    : static_cast<int64_t*>(helper_pointer(rounding_step, "rounding_step", dlpack::kInt,
+                                                                           64, 1, device_)),
+            num_threads,
+            device_.id,
+            device_.type == dlpack::kCUDA ? current_stream(device_.id) : nullptr};
+  }
+
+  Plan plan_;
+  dlpack::Device device_;
+  Backend backend_;
+  std::vector<size_t> mismatched_layouts_;
+};
+
+py::list plan_for_test(const std::vector<int64_t>& numels, const std::vector<int>& kinds, int64_t chunk_numel,
+                       size_t max_rows) {
+  std::vector<Row> rows;
+  std::vector<Kind> row_kinds;
+  for (size_t i = 0; i < numels.size(); ++i) {
+    rows.push_back({nullptr, nullptr, nullptr, numels[i], 0, static_cast<uint32_t>(i), 0});
+    row_kinds.push_back({static_cast<DType>(kinds.at(i) / 3), static_cast<DType>(kinds.at(i) % 3)});
+  }
+  const PlanLimits limits = chunk_numel > 0 ? PlanLimits{chunk_numel, max_rows} : cpu_limits(rows);
+  const Plan plan = plan_chunks(rows, row_kinds, limits);
+  py::list launches;
+  for (const Launch& launch : plan.launches) {
+    py::list ids, first_chunks;
+    for (const Row& row : launch.rows) {
+      ids.append(static_cast<uint32_t>(row.id));
+      first_chunks.append(row.first_chunk);
+    }
+    py::dict out;
+    out["kind"] = static_cast<int>(launch.kind.grad) * 3 + static_cast<int>(launch.kind.ema);
+    out["ids"] = ids;
+    out["first_chunks"] = first_chunks;
+    out["num_chunks"] = launch.num_chunks;
+    out["numel"] = launch.numel;
+    out["chunk_numel"] = plan.chunk_numel;
+    launches.append(out);
+  }
+  return launches;
+}
+
+py::tuple locate_for_test(const std::vector<int64_t>& numels, int64_t chunk_numel, uint32_t chunk) {
+  std::vector<Row> rows;
+  for (size_t i = 0; i < numels.size(); ++i) rows.push_back({nullptr, nullptr, nullptr, numels[i], 0, static_cast<uint32_t>(i), 0});
+  const std::vector<Kind> kinds(rows.size(), {DType::kFloat32, DType::kFloat32});
+  const Plan plan = plan_chunks(rows, kinds, {chunk_numel, SIZE_MAX});
+  const ChunkSpan span = locate_chunk(plan.launches.at(0), chunk, chunk_numel);
+  return py::make_tuple(static_cast<uint32_t>(plan.launches[0].rows[span.row].id), span.begin, span.end);
+}
+
+py::dict build_info() {
+  py::dict out;
+  out["version"] = kVersion;
+  out["compiler"] = kCompiler;
+  out["build_type"] = kBuildType;
+  out["cuda_version"] = kCudaVersion;
+  out["cuda_architectures"] = kCudaArchitectures;
+  out["no_cuda_reason"] = kNoCudaReason;
+  out["vector_level"] = cpu::kernels().level;
+  py::list levels;
+  for (const char* const* name = cpu::available_levels(); *name != nullptr; ++name) levels.append(*name);
+  out["available_levels"] = levels;
+  out["thread_source"] = cpu::thread_source();
+#ifdef GRU_FAST_HAS_CUDA
+  out["cuda_device_count"] = cuda::device_count();
+#else
+  out["cuda_device_count"] = 0;
+#endif
+  return out;
+}
+
+// Element by element the very same objects. What `all(a is b ...)` is in Python, at a fiftieth of its time.
+bool same_objects(py::list a, py::list b) {
+  const Py_ssize_t size = PyList_GET_SIZE(a.ptr());
+  if (size != PyList_GET_SIZE(b.ptr())) return false;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    if (PyList_GET_ITEM(a.ptr(), i) != PyList_GET_ITEM(b.ptr(), i)) return false;
+  }
+  return true;
+}
+
+void use_vector_level(const std::string& name) {
+  if (!cpu::use_level(name.c_str())) throw py::value_error("no vector level \"" + name + "\" on this machine");
+}
+
+}  // namespace
+}  // namespace gru_fast
+
+PYBIND11_MODULE(_core, m) {
+  using namespace gru_fast;
+  using py::arg;
+  m.doc() = "The passes of gru_fast over lists of tensors. Use gru_fast.rectify_; this is what it stands on.";
+
+  py::class_<Table>(m, "Table", "One step's tensors on one device, checked and cut into chunks. Keep the lists alive.")
+      .def(py::init<py::sequence, py::object, py::sequence, py::object, py::object, py::object>(), arg("grads"),
+           arg("retain"), arg("ema"), arg("ema_is_current") = false, arg("ids") = py::none(), arg("names") = py::none())
+      .def_property_readonly("scratch_bytes", &Table::scratch_bytes, "Bytes of scratch every pass needs.")
+      .def_property_readonly("mismatched_layouts", &Table::mismatched_layouts,
+                             "Rows whose tensors differ in memory layout; pass contiguous copies of those.")
+      .def_property_readonly("numel", &Table::numel, "Elements over all rows.")
+      .def_property_readonly("num_launches", &Table::num_launches, "Kernel launches of one pass (CUDA).")
+      .def_property_readonly("num_chunks", &Table::num_chunks, "Chunks over all launches.")
+      .def("reduce", &Table::reduce, "e <- keep*e + gain*r and the sums; fills stats[0:5].", arg("stats"), arg("scratch"),
+           arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"), arg("all_or_nothing"), arg("num_threads"))
+      .def("apply", &Table::apply, "g <- alpha*g + beta*e, decided from stats[0:5]; fills stats[5].", arg("stats"),
+           arg("scratch"), arg("tau"), arg("num_threads"))
+      .def("finish", &Table::finish, "Settles the step, rescales g if needed; fills stats[6:].", arg("stats"),
+           arg("scratch"), arg("tau"), arg("num_threads"))
+      .def("step", &Table::step, "reduce, apply and finish.", arg("stats"), arg("scratch"), arg("rounding_step"),
+           arg("keep"), arg("gain"), arg("tau"), arg("seed"), arg("all_or_nothing"), arg("num_threads"))
+      .def("probe", &Table::probe, "Bench: the bare memory traffic of reduce (and apply if full).", arg("full"),
+           arg("stats"), arg("scratch"), arg("num_threads"));
+
+  m.attr("NUM_STATS") = kNumStats;
+  m.attr("HAS_CUDA") = kHasCuda;
+  m.def("build_info", &build_info, "How this module was built and what it runs on.");
+  m.def("same_objects", &same_objects, "Whether two lists hold the very same objects.", arg("a"), arg("b"));
+  m.def("use_vector_level", &use_vector_level, "Choose the CPU kernels' vector level (tests, benchmarks).", arg("name"));
+  m.def("plan", &plan_for_test, "The chunk planner, for tests; kinds are 3 * grad dtype + ema dtype.", arg("numels"),
+        arg("kinds"), arg("chunk_numel"), arg("max_rows"));
+  m.def("locate_chunk", &locate_for_test, "(row, begin, end) of a chunk, for tests.", arg("numels"), arg("chunk_numel"),
+        arg("chunk"));
+}

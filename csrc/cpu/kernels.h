@@ -1,0 +1,42 @@
+// The per-chunk kernels of the CPU backend. reduce.cpp and apply.cpp are compiled once per vector level; the best table
+// this machine can run is chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "../arithmetic.h"
+#include "../pipeline.h"
+
+namespace gru_fast::cpu {
+
+// What one call sees of a row: elements [0, numel), never crossing a rounding tile when e is 16-bit.
+struct Span {
+  void* grad;          // may be null
+  const void* retain;  // may be null
+  void* ema;           // may be null
+  int64_t numel;
+  bool ema_is_current;
+  uint64_t rounding_key;  // tile_key of the tile that element 0 lies in
+  int64_t tile_offset;    // position of element 0 in that tile; even
+};
+
+struct Kernels {
+  Sums (*reduce)(Kind, const Span&, float keep, float gain);              // writes e; sums with the stored e
+  Sums (*wide_sums)(Kind, const Span&);                                   // the same sums, float64 throughout
+  bool (*any_nonfinite)(Kind, const Span&);                               // in g or r
+  double (*apply)(Kind, const Span&, double alpha, double beta);          // writes g; returns |g|^2 as written
+  double (*wide_apply)(Kind, const Span&, double alpha, double beta);     // the same, float64 throughout
+  void (*rescale)(Kind, const Span&, double factor);                      // g <- factor * g, 16-bit towards zero
+  void (*probe_reduce)(Kind, const Span&);  // bench: reads g, r, e and writes e back, values unchanged
+  void (*probe_apply)(Kind, const Span&);   // bench: reads g, e and writes g back, values unchanged
+  const char* level;
+};
+
+const Kernels& kernels();
+
+// Levels this machine can run, best first; `use_level` picks one by name (tests and benchmarks). Returns false if the
+// name is not among them.
+const char* const* available_levels();
+bool use_level(const char* name);
+
+}  // namespace gru_fast::cpu

@@ -1,0 +1,158 @@
+// The three stages of a step on the CPU: chunks over threads, one slot of sums per chunk, slots folded in index order.
+// A slot's value depends on its chunk alone, so the result does not depend on the number of threads.
+#include <algorithm>
+#include <atomic>
+
+#include "../arithmetic.h"
+#include "backend.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace gru_fast::cpu {
+namespace {
+
+constexpr int64_t kMinNumelPerThread = 16384;  // below this a thread costs more than it brings
+
+enum class Direction { kForward, kBackward };
+
+// Calls visit(kind, row, span, slot) for every chunk of the plan; slots number the chunks over all launches. Backward
+// order lets apply start on what reduce touched last and the cache still holds.
+template <class Visit>
+void for_each_chunk(const Plan& plan, int num_threads, Direction direction, Visit&& visit) {
+  int64_t first_slot = 0;
+  for (const Launch& launch : plan.launches) {
+    const int64_t count = launch.num_chunks;
+    const int64_t useful_threads = std::max<int64_t>(launch.numel / kMinNumelPerThread, 1);
+    const auto threads = static_cast<int>(std::min<int64_t>(num_threads, useful_threads));
+    const int64_t grain = std::clamp<int64_t>(count / (threads * 64), 1, 64);
+    parallel_for(count, grain, threads, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t chunk = direction == Direction::kForward ? i : count - 1 - i;
+        const ChunkSpan where = locate_chunk(launch, static_cast<uint32_t>(chunk), plan.chunk_numel);
+        const Row& row = launch.rows[where.row];
+        const auto at = [&](auto* base, DType dtype) {
+          using Pointer = decltype(base);
+          using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
+          return base == nullptr ? base : static_cast<Pointer>(static_cast<Byte*>(base) + where.begin * size_of(dtype));
+        };
+        const Span span{at(row.grad, launch.kind.grad),
+                        at(row.retain, launch.kind.grad),
+                        at(row.ema, launch.kind.ema),
+                        where.end - where.begin,
+                        row.ema_is_current != 0,
+                        0,
+                        where.begin};
+        visit(launch.kind, row, span, first_slot + chunk);
+      }
+    });
+    first_slot += count;
+  }
+}
+
+// Splits a span where a 16-bit e changes its rounding tile, and keys each part.
+template <class Visit>
+void for_each_tile(Kind kind, const Row& row, Span span, uint64_t seed, uint64_t step, Visit&& visit) {
+  if (kind.ema == DType::kFloat32) return visit(span);
+  for (int64_t rest = span.numel, begin = span.tile_offset; rest > 0;) {
+    Span part = span;
+    part.numel = std::min(rest, kRoundingTile - begin % kRoundingTile);
+    part.tile_offset = begin % kRoundingTile;
+    part.rounding_key = tile_key(seed, step, row.id, static_cast<uint64_t>(begin / kRoundingTile));
+    visit(part);
+    const auto advance = [&](auto*& base, int64_t bytes) {
+      if (base != nullptr) base = const_cast<char*>(static_cast<const char*>(base)) + bytes;
+    };
+    advance(span.grad, part.numel * size_of(kind.grad));
+    advance(span.retain, part.numel * size_of(kind.grad));
+    advance(span.ema, part.numel * size_of(kind.ema));
+    begin += part.numel;
+    rest -= part.numel;
+  }
+}
+
+bool any_nonfinite(const Plan& plan, int num_threads) {
+  std::atomic<bool> found{false};
+  for_each_chunk(plan, num_threads, Direction::kForward, [&](Kind kind, const Row&, const Span& span, int64_t) {
+    if (!found.load(std::memory_order_relaxed) && kernels().any_nonfinite(kind, span)) found = true;
+  });
+  return found;
+}
+
+Sums fold(const Sums* slots, int64_t count) {
+  Sums total;
+  for (int64_t i = 0; i < count; ++i) total.add(slots[i]);
+  return total;
+}
+
+}  // namespace
+
+size_t scratch_bytes(const Plan& plan) { return static_cast<size_t>(plan.num_chunks) * sizeof(Sums); }
+
+void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
+  Stats& stats = *context.stats;
+  stats = Stats{};
+  if (args.all_or_nothing && any_nonfinite(plan, context.num_threads)) {
+    stats.vetoed = 1.0;
+    return;
+  }
+  auto* slots = static_cast<Sums*>(context.scratch);
+  const uint64_t step = context.rounding_step != nullptr ? static_cast<uint64_t>(*context.rounding_step) : 0;
+  for_each_chunk(plan, context.num_threads, Direction::kForward,
+                 [&](Kind kind, const Row& row, const Span& span, int64_t slot) {
+                   Sums sums;
+                   for_each_tile(kind, row, span, args.seed, step, [&](const Span& part) {
+                     sums.add(kernels().reduce(kind, part, args.keep, args.gain));
+                   });
+                   slots[slot] = sums;
+                 });
+  Sums sums = fold(slots, plan.num_chunks);
+  if (plan.numel > 0 && needs_wide_sums(sums, plan.numel)) {
+    const double retain_nonfinite = sums.retain_nonfinite;
+    for_each_chunk(plan, context.num_threads, Direction::kForward,
+                   [&](Kind kind, const Row&, const Span& span, int64_t slot) {
+                     slots[slot] = kernels().wide_sums(kind, span);
+                   });
+    sums = fold(slots, plan.num_chunks);
+    sums.retain_nonfinite = retain_nonfinite;
+  }
+  stats.dot = sums.dot;
+  stats.ema_norm_sq = sums.ema_norm_sq;
+  stats.grad_norm_sq = sums.grad_norm_sq;
+  stats.retain_nonfinite = sums.retain_nonfinite;
+  if (context.rounding_step != nullptr) ++*context.rounding_step;
+}
+
+void apply(const Plan& plan, const StepArgs& args, const Context& context) {
+  const Decision decision = decide(*context.stats, args.tau);
+  if (!decision.writes()) return;
+  const auto kernel = needs_wide_apply(decision, context.stats->grad_norm_sq, plan.numel) ? kernels().wide_apply
+                                                                                           : kernels().apply;
+  auto* slots = static_cast<double*>(context.scratch);
+  for_each_chunk(plan, context.num_threads, Direction::kBackward,
+                 [&](Kind kind, const Row&, const Span& span, int64_t slot) {
+                   slots[slot] = span.grad != nullptr ? kernel(kind, span, decision.alpha, decision.beta) : 0.0;
+                 });
+  double written = 0.0;
+  for (int64_t i = 0; i < plan.num_chunks; ++i) written += slots[i];
+  context.stats->written_norm_sq = written;
+}
+
+void finish(const Plan& plan, const StepArgs& args, const Context& context) {
+  *context.stats = settle(*context.stats, args.tau);
+  const double factor = context.stats->rescale;
+  if (factor == 1.0) return;
+  for_each_chunk(plan, context.num_threads, Direction::kForward,
+                 [&](Kind kind, const Row&, const Span& span, int64_t) {
+                   if (span.grad != nullptr) kernels().rescale(kind, span, factor);
+                 });
+}
+
+void probe(const Plan& plan, bool full, const Context& context) {
+  for_each_chunk(plan, context.num_threads, Direction::kForward,
+                 [](Kind kind, const Row&, const Span& span, int64_t) { kernels().probe_reduce(kind, span); });
+  if (!full) return;
+  for_each_chunk(plan, context.num_threads, Direction::kBackward,
+                 [](Kind kind, const Row&, const Span& span, int64_t) { kernels().probe_apply(kind, span); });
+}
+
+}  // namespace gru_fast::cpu

@@ -1,0 +1,213 @@
+// Pass 2 on CUDA: g <- alpha * g + beta * e, and |g|^2 of what was written; then the rare extra scaling of g.
+// Reads g (and e if beta is not 0) once and writes g once; nothing at all where alpha = 1 and beta = 0.
+//
+// The coefficients never visit the host: each block derives them from the sums in Stats, and all blocks alike.
+#include <cuda_runtime.h>
+
+#include "backend.h"
+#include "device.cuh"
+
+namespace gru_fast::cuda {
+namespace {
+
+// ---- apply -----------------------------------------------------------------------------------------------------------
+
+struct Written {
+  double norm_sq = 0.0;
+  __device__ __forceinline__ void add(const Written& other) { norm_sq += other.norm_sq; }
+};
+
+struct ApplyArgs {
+  Stats* stats;
+  Slots<Written> slots;
+  int64_t plan_numel;
+  double tau;
+};
+
+struct Coefficients {
+  double alpha, beta;
+  bool writes;
+  bool wide;  // float32 is too narrow for them
+};
+
+// What the sums say, the same for all threads of the block.
+__device__ __forceinline__ Coefficients block_coefficients(const ApplyArgs& args) {
+  __shared__ Coefficients shared;
+  if (threadIdx.x == 0) {
+    const Decision decision = decide(*args.stats, args.tau);
+    shared = {decision.alpha, decision.beta, decision.writes(),
+              needs_wide_apply(decision, args.stats->grad_norm_sq, args.plan_numel)};
+  }
+  __syncthreads();
+  return shared;
+}
+
+// G's grid, nearest even, for `pack`, which rounds float16 itself. It saturates: a finite gradient stays finite.
+template <DType G>
+__device__ __forceinline__ float round_nearest(float x) {
+  if constexpr (G == DType::kBFloat16) return float_of(round_bfloat16(bits_of(x)));
+  if constexpr (G == DType::kFloat16) return fminf(fmaxf(x, -kHalfMax), kHalfMax);
+  return x;
+}
+
+// Elements [begin, end) of a chunk, a multiple of N.
+template <DType G, DType E, int N, int K>
+__device__ __forceinline__ void apply_units(void* grad, const void* ema, float alpha, float beta, int begin, int end,
+                                            Written& written) {
+  const bool has_ema = beta != 0.0f;
+  for (int first = begin + static_cast<int>(threadIdx.x) * N; first < end; first += K * kThreads * N) {
+    Unit<G, N> g[K];
+    Unit<E, N> e[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int at = first + k * kThreads * N;
+      g[k] = load<G, N, Reuse::kLater>(grad, at, at < end);
+      e[k] = load<E, N, Reuse::kNever>(ema, at, has_ema && at < end);
+    }
+    float run = 0.0f;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int at = first + k * kThreads * N;
+      Floats<N> x = unpack<G, N>(g[k]);
+      const Floats<N> es = unpack<E, N>(e[k]);
+#pragma unroll
+      for (int i = 0; i < N; ++i) x.at[i] = round_nearest<G>(fmaf(beta, es.at[i], alpha * x.at[i]));
+      const Unit<G, N> packed = pack<G, N>(x);
+      if (at < end) store<G, N>(grad, at, packed);
+      x = unpack<G, N>(packed);  // the sum is of what the optimizer will read
+#pragma unroll
+      for (int i = 0; i < N; ++i) run = fmaf(x.at[i], x.at[i], run);
+      if ((k + 1) * N % kRunLength == 0 || k + 1 == K) {
+        written.add({run});
+        run = 0.0f;
+      }
+    }
+  }
+}
+
+// The same in float64, one element at a time: rare, and kept small so that it costs the ordinary path no registers.
+template <DType G, DType E>
+__device__ __forceinline__ void wide_apply(void* grad, const void* ema, double alpha, double beta, int numel,
+                                           Written& written) {
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
+    const double g = unpack<G, 1>(load<G, 1, Reuse::kLater>(grad, at, true)).at[0];
+    const double e = unpack<E, 1>(load<E, 1, Reuse::kNever>(ema, at, beta != 0.0)).at[0];
+    const Unit<G, 1> packed = pack<G, 1>({round_nearest<G>(static_cast<float>(fma(beta, e, alpha * g)))});
+    store<G, 1>(grad, at, packed);
+    const double x = unpack<G, 1>(packed).at[0];
+    written.add({x * x});
+  }
+}
+
+template <DType G, DType E>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    apply_kernel(const __grid_constant__ Table table, const ApplyArgs args) {
+  constexpr int N = kUnitNumel<G, E>;
+  static_assert(N <= kRunLength);
+  const Coefficients c = block_coefficients(args);
+  if (!c.writes) return;
+  Written written;
+  walk_chunks<Direction::kBackward>(table, [&](const Row& row, int64_t begin, int numel) {
+    if (row.grad == nullptr) return;
+    void* grad = advance<G>(row.grad, begin);
+    const void* ema = advance<E>(static_cast<const void*>(row.ema), begin);
+    if (c.wide) return wide_apply<G, E>(grad, ema, c.alpha, c.beta, numel, written);
+    const auto alpha = static_cast<float>(c.alpha), beta = static_cast<float>(c.beta);
+    const int whole = is_aligned<G, N>(grad) && is_aligned<E, N>(ema) ? numel / N * N : 0;
+    apply_units<G, E, N, kNumUnits<G, E>>(grad, ema, alpha, beta, 0, whole, written);
+    apply_units<G, E, 1, kNumSingles>(grad, ema, alpha, beta, whole, numel, written);
+  });
+  if (sum_grid(written, args.slots)) args.stats->written_norm_sq = written.norm_sq;
+}
+
+// ---- finish ----------------------------------------------------------------------------------------------------------
+
+struct FinishArgs {
+  Stats* stats;
+  double tau;
+  bool completes_stats;  // the last launch
+};
+
+// Only the fields that `settle` does not read: other blocks may be reading the rest.
+__device__ __forceinline__ void write_outcome(Stats* stats, const Stats& settled) {
+  stats->alpha = settled.alpha;
+  stats->beta = settled.beta;
+  stats->rescale = settled.rescale;
+  stats->out_norm_sq = settled.out_norm_sq;
+  stats->conflict = settled.conflict;
+  stats->clipped = settled.clipped;
+  stats->degenerate = settled.degenerate;
+  stats->grad_nonfinite = settled.grad_nonfinite;
+}
+
+// Elements [begin, end) of a chunk, a multiple of N. 16-bit results go towards zero, so that |g| cannot pass tau again.
+template <DType G, int N, int K>
+__device__ __forceinline__ void rescale_units(void* grad, float factor, int begin, int end) {
+  for (int first = begin + static_cast<int>(threadIdx.x) * N; first < end; first += K * kThreads * N) {
+    Unit<G, N> g[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int at = first + k * kThreads * N;
+      g[k] = load<G, N, Reuse::kLater>(grad, at, at < end);
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int at = first + k * kThreads * N;
+      Floats<N> x = unpack<G, N>(g[k]);
+#pragma unroll
+      for (int i = 0; i < N; ++i) x.at[i] = truncate<G>(factor * x.at[i]);
+      if (at < end) store<G, N>(grad, at, pack<G, N>(x));
+    }
+  }
+}
+
+template <DType G>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    finish_kernel(const __grid_constant__ Table table, const FinishArgs args) {
+  constexpr int N = kUnitNumel<G, G>;
+  __shared__ float shared_factor;
+  if (threadIdx.x == 0) {
+    const Stats settled = settle(*args.stats, args.tau);
+    if (args.completes_stats && blockIdx.x == 0) write_outcome(args.stats, settled);
+    shared_factor = static_cast<float>(settled.rescale);
+  }
+  __syncthreads();
+  const float factor = shared_factor;
+  if (factor == 1.0f) return;
+  walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
+    if (row.grad == nullptr) return;
+    void* grad = advance<G>(row.grad, begin);
+    const int whole = is_aligned<G, N>(grad) ? numel / N * N : 0;
+    rescale_units<G, N, 2>(grad, factor, 0, whole);
+    rescale_units<G, 1, kNumSingles>(grad, factor, whole, numel);
+  });
+}
+
+}  // namespace
+
+// ---- launchers -------------------------------------------------------------------------------------------------------
+
+void apply(const Plan& plan, const StepArgs& args, const Context& context) {
+  const DeviceGuard guard(context.device);
+  if (plan.launches.empty()) return;
+  Header* header = clear_header(context);
+  ApplyArgs kernel_args{context.stats, slots_in<Written>(context), plan.numel, args.tau};
+  // From the last launch back to the first: reduce touched them in the other order.
+  for (auto launch = plan.launches.rbegin(); launch != plan.launches.rend(); ++launch) {
+    const bool is_last = launch + 1 == plan.launches.rend();
+    const auto kernel = with_kind(launch->kind, [&]<DType G, DType E>() { return &apply_kernel<G, E>; });
+    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
+    kernel_args.slots.first += run(kernel, *launch, kernel_args, context, "launching apply");
+  }
+}
+
+void finish(const Plan& plan, const StepArgs& args, const Context& context) {
+  const DeviceGuard guard(context.device);
+  for_each_launch(plan, [&](const Launch& launch, bool is_last) {
+    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &finish_kernel<G>; });
+    run(kernel, launch, FinishArgs{context.stats, args.tau, is_last}, context, "launching finish");
+  });
+}
+
+}  // namespace gru_fast::cuda

@@ -1,0 +1,24 @@
+// The CUDA backend as the host sees it: no CUDA header is needed to include this. Linked in when nvcc was there at build.
+#pragma once
+
+#include <cstddef>
+
+#include "../chunk_plan.h"
+#include "../pipeline.h"
+
+namespace gru_fast::cuda {
+
+// As pipeline.h says. Every function launches on `context.stream` of `context.device`, restores the caller's current
+// device, never synchronises and can be captured in a CUDA graph.
+size_t scratch_bytes(const Plan& plan);
+void reduce(const Plan& plan, const StepArgs& args, const Context& context);
+void apply(const Plan& plan, const StepArgs& args, const Context& context);
+void finish(const Plan& plan, const StepArgs& args, const Context& context);
+
+// Bench only: the memory traffic of reduce (and, if `full`, of apply) over the same chunks, values unchanged.
+void probe(const Plan& plan, bool full, const Context& context);
+
+PlanLimits limits();
+int device_count();  // 0 without a driver or a device; never throws
+
+}  // namespace gru_fast::cuda

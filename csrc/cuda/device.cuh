@@ -1,0 +1,257 @@
+// The device side that the CUDA passes share: units of elements, the walk over chunks, sums over a block and a grid.
+#pragma once
+
+#include <cstdint>
+
+#include "../arithmetic.h"
+#include "../pipeline.h"
+#include "launch.cuh"
+
+namespace gru_fast::cuda {
+
+// ---- units -----------------------------------------------------------------------------------------------------------
+// N elements that one thread moves with one instruction. Neighbouring threads take neighbouring units, so that a warp's
+// access covers whole sectors. Where g and e differ in width the wider one has the 16-byte units: two 16-byte accesses
+// of e beside one of g would each touch half of twice as many sectors.
+
+template <DType T>
+inline constexpr int kSize = size_of(T);
+
+template <int kBytes>
+struct UnitOf;
+template <>
+struct UnitOf<2> {
+  using Type = uint16_t;
+};
+template <>
+struct UnitOf<4> {
+  using Type = uint32_t;
+};
+template <>
+struct UnitOf<8> {
+  using Type = uint2;
+};
+template <>
+struct UnitOf<16> {
+  using Type = uint4;
+};
+
+template <DType T, int N>
+using Unit = typename UnitOf<kSize<T> * N>::Type;
+
+inline constexpr int kUnitBytes = 16;
+
+// Elements in a unit of a pass that reads g and e, and units in flight for each thread: 96 to 128 bytes in reduce.
+template <DType G, DType E>
+inline constexpr int kUnitNumel = kUnitBytes / (kSize<G> > kSize<E> ? kSize<G> : kSize<E>);
+template <DType G, DType E>
+inline constexpr int kNumUnits = kSize<G> == kSize<E> ? 2 : 4;
+inline constexpr int kNumSingles = 4;  // units of one element: tails, and rows that are not aligned
+
+enum class Reuse { kLater, kNever };  // kNever: first to leave the L2 cache
+
+// The unit at element `at`; zeros if not `wanted` (then nothing is read and `base` may be anything).
+template <DType T, int N, Reuse R>
+__device__ __forceinline__ Unit<T, N> load(const void* base, int at, bool wanted) {
+  const auto* unit = reinterpret_cast<const Unit<T, N>*>(static_cast<const char*>(base) + at * kSize<T>);
+  if (!wanted) return Unit<T, N>{};
+  if constexpr (R == Reuse::kNever) return __ldcs(unit);
+  return *unit;
+}
+
+template <DType T, int N>
+__device__ __forceinline__ void store(void* base, int at, Unit<T, N> unit) {
+  *reinterpret_cast<Unit<T, N>*>(static_cast<char*>(base) + at * kSize<T>) = unit;
+}
+
+template <int N>
+struct Words {
+  uint32_t at[N];
+};
+
+template <int N>
+struct Floats {
+  float at[N];
+};
+
+// Two 16-bit elements; the first one is in the low half.
+template <DType T>
+__device__ __forceinline__ void widen(uint32_t word, float& first, float& second) {
+  if constexpr (T == DType::kBFloat16) {
+    first = float_of(word << 16);
+    second = float_of(word & 0xffff0000u);
+  } else {
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
+        : "=f"(first), "=f"(second)
+        : "r"(word));
+  }
+}
+
+// The values must lie on T's grid; float16 ones may also lie between: nearest even.
+template <DType T>
+__device__ __forceinline__ uint32_t narrow(float first, float second) {
+  if constexpr (T == DType::kBFloat16) {
+    return (bits_of(first) >> 16) | bits_of(second);
+  } else {
+    uint32_t word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+    return word;
+  }
+}
+
+template <DType T, int N>
+__device__ __forceinline__ Floats<N> unpack(Unit<T, N> unit) {
+  Floats<N> x;
+  if constexpr (T == DType::kFloat32) {
+    x = __builtin_bit_cast(Floats<N>, unit);
+  } else if constexpr (N == 1) {
+    float unused;
+    widen<T>(unit, x.at[0], unused);
+  } else {
+    const auto words = __builtin_bit_cast(Words<N / 2>, unit);
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) widen<T>(words.at[i], x.at[2 * i], x.at[2 * i + 1]);
+  }
+  return x;
+}
+
+template <DType T, int N>
+__device__ __forceinline__ Unit<T, N> pack(Floats<N> x) {
+  if constexpr (T == DType::kFloat32) {
+    return __builtin_bit_cast(Unit<T, N>, x);
+  } else if constexpr (N == 1) {
+    return static_cast<uint16_t>(narrow<T>(x.at[0], 0.0f));
+  } else {
+    Words<N / 2> words;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) words.at[i] = narrow<T>(x.at[2 * i], x.at[2 * i + 1]);
+    return __builtin_bit_cast(Unit<T, N>, words);
+  }
+}
+
+// The grid of T towards zero.
+template <DType T>
+__device__ __forceinline__ float truncate(float x) {
+  if constexpr (T == DType::kBFloat16) return float_of(truncate_bfloat16(bits_of(x)));
+  if constexpr (T == DType::kFloat16) return round_float16_stochastic(x, 0u);
+  return x;
+}
+
+// ---- chunks ----------------------------------------------------------------------------------------------------------
+
+// Element `begin` of a tensor; null stays null.
+template <DType T, class Pointer>
+__device__ __forceinline__ Pointer advance(Pointer base, int64_t begin) {
+  if (base == nullptr) return nullptr;
+  return reinterpret_cast<Pointer>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(begin * kSize<T>));
+}
+
+// True if units of N elements can be moved at `base`: then they can at every chunk of it, and null always can.
+template <DType T, int N>
+__device__ __forceinline__ bool is_aligned(const void* base) {
+  return reinterpret_cast<uintptr_t>(base) % sizeof(Unit<T, N>) == 0;
+}
+
+// The last row that starts at `chunk` or before it.
+__device__ __forceinline__ uint32_t find_row(const Table& table, uint32_t chunk) {
+  uint32_t low = 0, high = table.num_rows;  // the row is in [low, high)
+  while (high - low > 1) {
+    const uint32_t middle = (low + high) / 2;
+    (table.rows[middle].first_chunk <= chunk ? low : high) = middle;
+  }
+  return low;
+}
+
+enum class Direction { kForward, kBackward };
+
+// Calls visit(row, begin, numel) for every chunk of this block's range: elements [begin, begin + numel) of the row. All
+// threads of the block see the same chunks. Rows are never empty: the next chunk lies in this row or in the next one.
+template <Direction D, class Visit>
+__device__ __forceinline__ void walk_chunks(const Table& table, Visit&& visit) {
+  const bool is_longer = blockIdx.x < table.num_longer_blocks;
+  const uint32_t first = blockIdx.x * table.chunks_per_block + min(blockIdx.x, table.num_longer_blocks);
+  const uint32_t count = table.chunks_per_block + (is_longer ? 1 : 0);
+  if (count == 0) return;
+  uint32_t chunk = D == Direction::kForward ? first : first + count - 1;
+  uint32_t row_idx = find_row(table, chunk);
+  for (uint32_t i = 0; i < count; ++i) {
+    if constexpr (D == Direction::kForward) {
+      if (row_idx + 1 < table.num_rows && table.rows[row_idx + 1].first_chunk <= chunk) ++row_idx;
+    } else {
+      if (table.rows[row_idx].first_chunk > chunk) --row_idx;
+    }
+    const Row& row = table.rows[row_idx];
+    const int64_t begin = static_cast<int64_t>(chunk - row.first_chunk) * table.chunk_numel;
+    const int64_t rest = row.numel - begin;
+    visit(row, begin, rest < table.chunk_numel ? static_cast<int>(rest) : table.chunk_numel);
+    chunk += D == Direction::kForward ? 1u : ~0u;
+  }
+}
+
+// ---- sums ------------------------------------------------------------------------------------------------------------
+// T is a struct of doubles with add(T).
+
+template <class T>
+__device__ __forceinline__ T from_lane_below(T value, int distance) {
+  struct Doubles {
+    double at[sizeof(T) / sizeof(double)];
+  };
+  auto doubles = __builtin_bit_cast(Doubles, value);
+#pragma unroll
+  for (double& x : doubles.at) x = __shfl_down_sync(0xffffffffu, x, distance);
+  return __builtin_bit_cast(T, doubles);
+}
+
+// The sum over the threads of the block, in a fixed order; in thread 0. Between two calls lies a __syncthreads().
+template <class T>
+__device__ __forceinline__ T sum_block(T value) {
+  constexpr int kWarps = kThreads / 32;
+  __shared__ double shared[kWarps * sizeof(T) / sizeof(double)];
+  T* warps = reinterpret_cast<T*>(shared);
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value.add(from_lane_below(value, distance));
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int i = 1; i < kWarps; ++i) value.add(warps[i]);
+  }
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ T load_slot(const T* slot) {
+  T value;
+  const auto* from = reinterpret_cast<const double*>(slot);
+  auto* to = reinterpret_cast<double*>(&value);
+#pragma unroll
+  for (size_t i = 0; i < sizeof(T) / sizeof(double); ++i) to[i] = __ldcg(from + i);  // written by other multiprocessors
+  return value;
+}
+
+// Leaves the block's sum in its slot. The block of the last launch that comes last adds the slots of all launches in a
+// fixed order: true in its thread 0, with the total in `value`; false everywhere else.
+//
+// Whatever a thread read before this call was read before the last block gets its `true`: the barrier in sum_block
+// orders it before the ticket of its own block, and the tickets order the blocks.
+template <class T>
+__device__ __forceinline__ bool sum_grid(T& value, const Slots<T>& slots) {
+  __shared__ bool is_last_block;
+  value = sum_block(value);
+  if (threadIdx.x == 0) {
+    slots.values[slots.first + blockIdx.x] = value;
+    is_last_block = false;
+    if (slots.ticket != nullptr) {
+      __threadfence();  // the slot is visible before the ticket
+      is_last_block = atomicAdd(slots.ticket, 1u) == gridDim.x - 1;
+      __threadfence();  // the other slots are read after the ticket
+    }
+  }
+  __syncthreads();
+  if (!is_last_block) return false;
+  value = T{};
+  for (uint32_t i = threadIdx.x; i < slots.first + gridDim.x; i += kThreads) value.add(load_slot(slots.values + i));
+  value = sum_block(value);
+  return threadIdx.x == 0;
+}
+
+}  // namespace gru_fast::cuda

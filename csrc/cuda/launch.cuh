@@ -1,0 +1,171 @@
+// The host side that the CUDA passes share: errors, the current device, the table a kernel takes, scratch, launches.
+//
+// One launch serves all tensors of a Kind: the rows travel inside the kernel's parameters, where every thread reads them
+// through the constant cache. No copy to the device comes before a launch and nothing on the device outlives it, so the
+// passes can be captured in a CUDA graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "../arithmetic.h"
+#include "../pipeline.h"
+
+namespace gru_fast::cuda {
+
+inline constexpr int kThreads = 256;
+// Grid of every pass, per multiprocessor, and the promise to ptxas that caps registers at 64. The same for all passes,
+// so that a block of apply meets the chunks that the same block of reduce has left in the L2 cache.
+inline constexpr int kBlocksPerSm = 4;
+inline constexpr uint32_t kMaxBlocks = 2048;  // bounds scratch where the device is not known yet
+
+// 2,048 elements or more for each step of a block; small enough that 124M parameters make 14 chunks for each block of
+// an H100. A divisor of kRoundingTile: a chunk has one rounding key.
+inline constexpr int kChunkNumel = 16384;
+static_assert(kRoundingTile % kChunkNumel == 0);
+
+// ---- the table -------------------------------------------------------------------------------------------------------
+
+#if CUDART_VERSION >= 12010
+inline constexpr size_t kMaxParameterBytes = 32764;
+#else
+inline constexpr size_t kMaxParameterBytes = 4000;
+#endif
+inline constexpr size_t kMaxArgsBytes = 128;  // what a kernel takes besides its table
+inline constexpr size_t kTableHeaderBytes = 16;
+inline constexpr size_t kMaxRows = (kMaxParameterBytes - kMaxArgsBytes - kTableHeaderBytes) / sizeof(Row);
+
+// Block b takes a contiguous range of chunks: `chunks_per_block`, and one more if b < num_longer_blocks.
+struct Table {
+  uint32_t num_rows;
+  uint32_t chunks_per_block;
+  uint32_t num_longer_blocks;
+  int32_t chunk_numel;
+  Row rows[kMaxRows];
+};
+static_assert(sizeof(Table) == kTableHeaderBytes + kMaxRows * sizeof(Row));
+
+// ---- errors and devices ----------------------------------------------------------------------------------------------
+
+inline void check(cudaError_t status, const char* doing) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // not left for the caller's next check to trip over
+  throw std::runtime_error(std::string("gru_fast: CUDA error while ") + doing + ": " + cudaGetErrorName(status) + " (" +
+                           cudaGetErrorString(status) + ")");
+}
+
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&previous_), "asking for the current device");
+    if (device == previous_) return;
+    check(cudaSetDevice(device), "switching to the device of the gradients");
+    switched_ = true;
+  }
+  ~DeviceGuard() {
+    if (switched_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool switched_ = false;
+};
+
+// Blocks of `kernel` that fill `device` once. Asked of the driver once for each pair, from any thread.
+inline uint32_t full_grid(const void* kernel, int device) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, uint32_t> known;
+  const std::lock_guard lock(mutex);
+  uint32_t& blocks = known[{device, kernel}];
+  if (blocks == 0) {
+    int num_sms = 0, blocks_per_sm = 0;
+    check(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, kThreads, 0),
+          "asking how many blocks fit a multiprocessor (was gru_fast built for this GPU?)");
+    const int wanted = num_sms * std::clamp(blocks_per_sm, 1, kBlocksPerSm);
+    blocks = std::min(static_cast<uint32_t>(wanted), kMaxBlocks);
+  }
+  return blocks;
+}
+
+// ---- scratch ---------------------------------------------------------------------------------------------------------
+// A Header, then one slot of sums for each block of all launches of a pass. Passes do not rely on what earlier ones left.
+
+struct Header {
+  uint32_t ticket;       // blocks of the last launch that are done
+  uint32_t wide_ticket;  // the same for the second set of sums
+  uint32_t vetoed;       // not 0: an all-or-nothing step met NaN or Inf
+};
+inline constexpr size_t kHeaderBytes = 256;
+
+// Where the blocks of one launch leave their sums.
+template <class T>
+struct Slots {
+  T* values;         // of all launches
+  uint32_t first;    // slot of block 0: blocks of earlier launches
+  uint32_t* ticket;  // null except in the last launch
+};
+
+inline Header* clear_header(const Context& context) {
+  check(cudaMemsetAsync(context.scratch, 0, sizeof(Header), static_cast<cudaStream_t>(context.stream)),
+        "clearing scratch");
+  return static_cast<Header*>(context.scratch);
+}
+
+template <class T>
+Slots<T> slots_in(const Context& context) {
+  return {reinterpret_cast<T*>(static_cast<char*>(context.scratch) + kHeaderBytes), 0, nullptr};
+}
+
+// ---- launches --------------------------------------------------------------------------------------------------------
+
+// Runs `kernel` over the chunks of `launch`; returns the number of blocks. A launch without chunks gets one block.
+template <class Args>
+uint32_t run(void (*kernel)(Table, Args), const Launch& launch, const Args& args, const Context& context,
+             const char* doing) {
+  static_assert(sizeof(Args) <= kMaxArgsBytes);
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  const uint32_t blocks = std::clamp(launch.num_chunks, 1u, full_grid(function, context.device));
+  Table table;
+  table.num_rows = static_cast<uint32_t>(launch.rows.size());
+  table.chunks_per_block = launch.num_chunks / blocks;
+  table.num_longer_blocks = launch.num_chunks % blocks;
+  table.chunk_numel = kChunkNumel;
+  std::copy(launch.rows.begin(), launch.rows.end(), table.rows);
+  const void* parameters[] = {&table, &args};
+  check(cudaLaunchKernel(function, dim3(blocks), dim3(kThreads), const_cast<void**>(parameters), 0,
+                         static_cast<cudaStream_t>(context.stream)),
+        doing);
+  return blocks;
+}
+
+// Calls visit(launch, is_last) in order. A plan without elements counts as one empty launch: its Stats are wanted too.
+template <class Visit>
+void for_each_launch(const Plan& plan, Visit&& visit) {
+  static const Launch kNothing{{DType::kFloat32, DType::kFloat32}, {}, 0, 0};
+  if (plan.launches.empty()) return visit(kNothing, true);
+  for (const Launch& launch : plan.launches) visit(launch, &launch == &plan.launches.back());
+}
+
+// Returns f.template operator()<G, E>() for the dtypes of `kind`.
+template <class F>
+auto with_kind(Kind kind, F&& f) {
+  using enum DType;
+  const bool wide_ema = kind.ema == kFloat32;
+  if (kind.grad == kFloat32) return f.template operator()<kFloat32, kFloat32>();
+  if (kind.grad == kBFloat16) {
+    return wide_ema ? f.template operator()<kBFloat16, kFloat32>() : f.template operator()<kBFloat16, kBFloat16>();
+  }
+  return wide_ema ? f.template operator()<kFloat16, kFloat32>() : f.template operator()<kFloat16, kFloat16>();
+}
+
+}  // namespace gru_fast::cuda

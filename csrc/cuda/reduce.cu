@@ -1,0 +1,314 @@
+// Pass 1 on CUDA: e <- keep * e + gain * r, and the sums <g, e>, |e|^2, |g|^2 with the e that was stored.
+// Reads g, r, e once and writes e once. float32 products run in chains of kRunLength, then join float64 sums.
+//
+// Kernels, in this order on the stream: check (all-or-nothing steps only), reduce, wide_sums (leaves at once but for
+// sums that float32 products cannot give).
+#include <cuda_runtime.h>
+
+#include "backend.h"
+#include "device.cuh"
+
+namespace gru_fast::cuda {
+namespace {
+
+// ---- NaN and Inf -----------------------------------------------------------------------------------------------------
+
+struct CheckArgs {
+  uint32_t* found;
+};
+
+template <DType T, int N, int K>
+__device__ __forceinline__ bool any_nonfinite(const void* values, int begin, int end) {
+  bool found = false;
+  for (int first = begin + static_cast<int>(threadIdx.x) * N; first < end; first += K * kThreads * N) {
+    Unit<T, N> units[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int at = first + k * kThreads * N;
+      units[k] = load<T, N, Reuse::kLater>(values, at, at < end);
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const Floats<N> x = unpack<T, N>(units[k]);
+#pragma unroll
+      for (int i = 0; i < N; ++i) found |= is_nonfinite(x.at[i]);
+    }
+  }
+  return found;
+}
+
+template <DType G>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    check_kernel(const __grid_constant__ Table table, const CheckArgs args) {
+  constexpr int N = kUnitNumel<G, G>;
+  bool found = false;
+  walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
+    for (const void* base : {static_cast<const void*>(row.grad), row.retain}) {
+      if (base == nullptr) continue;
+      const void* values = advance<G>(base, begin);
+      const int whole = is_aligned<G, N>(values) ? numel / N * N : 0;
+      found |= any_nonfinite<G, N, 4>(values, 0, whole);
+      found |= any_nonfinite<G, 1, kNumSingles>(values, whole, numel);
+    }
+  });
+  if (found) *args.found = 1;  // every thread that gets here writes the same
+}
+
+// ---- EMA and sums ----------------------------------------------------------------------------------------------------
+
+struct ReduceArgs {
+  Stats* stats;
+  Slots<Sums> slots;
+  const uint32_t* vetoed;
+  int64_t* rounding_step;
+  uint64_t seed;
+  float keep, gain;
+};
+
+// A chunk; pointers at its first element, null for zeros.
+struct ReduceChunk {
+  const void* grad;
+  const void* retain;
+  void* ema;
+  int numel;
+  bool ema_is_current;
+  int tile_offset;           // position of the first element in its rounding tile
+  uint32_t key_lo, key_hi;   // tile_key of that tile
+  float keep, gain;
+};
+
+struct ThreadSums {
+  Sums total;
+  bool refused = false;  // an r was not finite
+};
+
+// e at chunk element `at`, on the grid of a 16-bit E.
+template <DType E, int N>
+__device__ __forceinline__ Floats<N> round_stochastic(const ReduceChunk& chunk, Floats<N> x, int at) {
+  const uint32_t position = static_cast<uint32_t>(chunk.tile_offset + at);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const uint32_t bits = pair_bits(chunk.key_lo, chunk.key_hi, (position + i) / 2);
+    const bool is_odd = N == 1 ? position % 2 != 0 : i % 2 != 0;  // units of several elements start at even ones
+    const uint32_t random = is_odd ? bits >> 16 : bits & 0xffffu;
+    if constexpr (E == DType::kBFloat16) {
+      x.at[i] = float_of(round_bfloat16_stochastic(bits_of(x.at[i]), random));
+    } else {
+      x.at[i] = round_float16_stochastic(x.at[i], random);
+    }
+  }
+  return x;
+}
+
+// The new EMA of a unit, on E's grid. Elements that would not be finite keep their old value: `refused` says so.
+template <DType E, int N>
+__device__ __forceinline__ Floats<N> update_ema(const ReduceChunk& chunk, Floats<N> e, Floats<N> r, int at,
+                                                bool& refused) {
+  Floats<N> exact;
+#pragma unroll
+  for (int i = 0; i < N; ++i) exact.at[i] = fmaf(chunk.gain, r.at[i], chunk.keep * e.at[i]);
+  Floats<N> updated = exact;
+  if constexpr (E != DType::kFloat32) updated = round_stochastic<E, N>(chunk, exact, at);
+
+  // One test a unit: 0 * x is NaN where x is NaN or Inf, and NaN stays in a sum. bfloat16 may have been rounded up to
+  // Inf, and the random bits may carry a NaN around to zero: both values count.
+  float poison = 0.0f;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    poison = fmaf(exact.at[i], 0.0f, poison);
+    if constexpr (E == DType::kBFloat16) poison = fmaf(updated.at[i], 0.0f, poison);
+  }
+  if (poison != 0.0f) [[unlikely]] {
+    refused = true;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (is_nonfinite(exact.at[i]) || is_nonfinite(updated.at[i])) updated.at[i] = e.at[i];
+    }
+  }
+  return updated;
+}
+
+// Elements [begin, end) of a chunk, a multiple of N.
+template <DType G, DType E, int N, int K>
+__device__ __forceinline__ void reduce_units(const ReduceChunk& chunk, int begin, int end, ThreadSums& sums) {
+  const bool has_grad = chunk.grad != nullptr;
+  const bool has_retain = chunk.retain != nullptr && !chunk.ema_is_current;
+  for (int first = begin + static_cast<int>(threadIdx.x) * N; first < end; first += K * kThreads * N) {
+    Unit<G, N> g[K], r[K];
+    Unit<E, N> e[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) {  // all loads first; apply wants g and e again, nobody r
+      const int at = first + k * kThreads * N;
+      e[k] = load<E, N, Reuse::kLater>(chunk.ema, at, at < end);
+      r[k] = load<G, N, Reuse::kNever>(chunk.retain, at, has_retain && at < end);
+      g[k] = load<G, N, Reuse::kLater>(chunk.grad, at, has_grad && at < end);
+    }
+    float dot = 0.0f, ema_sq = 0.0f, grad_sq = 0.0f;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int at = first + k * kThreads * N;
+      const Floats<N> gs = unpack<G, N>(g[k]);
+      Floats<N> es = unpack<E, N>(e[k]);
+      if (!chunk.ema_is_current) {
+        es = update_ema<E, N>(chunk, es, unpack<G, N>(r[k]), at, sums.refused);
+        if (at < end) store<E, N>(chunk.ema, at, pack<E, N>(es));
+      }
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        dot = fmaf(gs.at[i], es.at[i], dot);
+        ema_sq = fmaf(es.at[i], es.at[i], ema_sq);
+        grad_sq = fmaf(gs.at[i], gs.at[i], grad_sq);
+      }
+      if ((k + 1) * N % kRunLength == 0 || k + 1 == K) {
+        sums.total.add({dot, ema_sq, grad_sq, 0.0});
+        dot = ema_sq = grad_sq = 0.0f;
+      }
+    }
+  }
+}
+
+template <DType G, DType E>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    reduce_kernel(const __grid_constant__ Table table, const ReduceArgs args) {
+  constexpr int N = kUnitNumel<G, E>;
+  static_assert(N <= kRunLength);
+  const bool vetoed = *args.vetoed != 0;
+  uint64_t step = 0;
+  if (E != DType::kFloat32 && args.rounding_step != nullptr) step = static_cast<uint64_t>(*args.rounding_step);
+  ThreadSums sums;
+  if (!vetoed) {
+    walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
+      if (row.ema == nullptr) return;  // then there is no g either
+      ReduceChunk chunk{advance<G>(static_cast<const void*>(row.grad), begin),
+                        advance<G>(row.retain, begin),
+                        advance<E>(row.ema, begin),
+                        numel,
+                        row.ema_is_current != 0,
+                        static_cast<int>(begin % kRoundingTile),
+                        0,
+                        0,
+                        args.keep,
+                        args.gain};
+      if constexpr (E != DType::kFloat32) {
+        const uint64_t key = tile_key(args.seed, step, row.id, static_cast<uint64_t>(begin / kRoundingTile));
+        chunk.key_lo = static_cast<uint32_t>(key);
+        chunk.key_hi = static_cast<uint32_t>(key >> 32);
+      }
+      const bool aligned = is_aligned<G, N>(chunk.grad) && is_aligned<G, N>(chunk.retain) && is_aligned<E, N>(chunk.ema);
+      const int whole = aligned ? numel / N * N : 0;
+      reduce_units<G, E, N, kNumUnits<G, E>>(chunk, 0, whole, sums);
+      reduce_units<G, E, 1, kNumSingles>(chunk, whole, numel, sums);
+    });
+  }
+  Sums total = sums.total;
+  total.retain_nonfinite = sums.refused ? 1.0 : 0.0;
+  if (!sum_grid(total, args.slots)) return;
+  Stats stats{};
+  stats.dot = total.dot;
+  stats.ema_norm_sq = total.ema_norm_sq;
+  stats.grad_norm_sq = total.grad_norm_sq;
+  stats.retain_nonfinite = total.retain_nonfinite;
+  stats.vetoed = vetoed ? 1.0 : 0.0;
+  *args.stats = stats;
+  if (args.rounding_step != nullptr && !vetoed) ++*args.rounding_step;  // every block has read it: see sum_grid
+}
+
+// ---- the same sums in float64 ----------------------------------------------------------------------------------------
+
+struct WideSumsArgs {
+  Stats* stats;
+  Slots<Sums> slots;
+  int64_t plan_numel;
+  Kind kind;
+};
+
+__device__ __forceinline__ float load_one(DType dtype, const void* base, int at) {
+  if (base == nullptr) return 0.0f;
+  if (dtype == DType::kFloat32) return static_cast<const float*>(base)[at];
+  const uint32_t bits = static_cast<const uint16_t*>(base)[at];
+  float value, unused;
+  dtype == DType::kBFloat16 ? widen<DType::kBFloat16>(bits, value, unused)
+                            : widen<DType::kFloat16>(bits, value, unused);
+  return value;
+}
+
+// Rare, so one kernel for all kinds. All blocks decide alike: Stats change only when the last of them is done.
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    wide_sums_kernel(const __grid_constant__ Table table, const WideSumsArgs args) {
+  const Stats stats = *args.stats;
+  const Sums sums{stats.dot, stats.ema_norm_sq, stats.grad_norm_sq, 0.0};
+  if (stats.vetoed > 0.0 || !needs_wide_sums(sums, args.plan_numel)) return;
+  const Kind kind = args.kind;
+  Sums total;
+  walk_chunks<Direction::kBackward>(table, [&](const Row& row, int64_t begin, int numel) {
+    const auto start = [&](const void* base, DType dtype) {
+      return dtype == DType::kFloat32 ? advance<DType::kFloat32>(base, begin) : advance<DType::kFloat16>(base, begin);
+    };
+    const void* grad = start(row.grad, kind.grad);
+    const void* ema = start(row.ema, kind.ema);
+#pragma unroll 4
+    for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
+      const double g = load_one(kind.grad, grad, at), e = load_one(kind.ema, ema, at);
+      total.add({g * e, e * e, g * g, 0.0});
+    }
+  });
+  if (!sum_grid(total, args.slots)) return;
+  args.stats->dot = total.dot;
+  args.stats->ema_norm_sq = total.ema_norm_sq;
+  args.stats->grad_norm_sq = total.grad_norm_sq;
+}
+
+// ---- launchers -------------------------------------------------------------------------------------------------------
+
+void launch_check(const Plan& plan, Header* header, const Context& context) {
+  for (const Launch& launch : plan.launches) {
+    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &check_kernel<G>; });
+    run(kernel, launch, CheckArgs{&header->vetoed}, context, "launching check");
+  }
+}
+
+void launch_reduce(const Plan& plan, const StepArgs& args, Header* header, const Context& context) {
+  ReduceArgs kernel_args{context.stats, slots_in<Sums>(context), &header->vetoed, context.rounding_step,
+                         args.seed,     args.keep,               args.gain};
+  for_each_launch(plan, [&](const Launch& launch, bool is_last) {
+    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &reduce_kernel<G, E>; });
+    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
+    kernel_args.slots.first += run(kernel, launch, kernel_args, context, "launching reduce");
+  });
+}
+
+void launch_wide_sums(const Plan& plan, Header* header, const Context& context) {
+  WideSumsArgs kernel_args{context.stats, slots_in<Sums>(context), plan.numel, {}};
+  for_each_launch(plan, [&](const Launch& launch, bool is_last) {
+    kernel_args.kind = launch.kind;
+    kernel_args.slots.ticket = is_last ? &header->wide_ticket : nullptr;
+    kernel_args.slots.first += run(&wide_sums_kernel, launch, kernel_args, context, "launching wide_sums");
+  });
+}
+
+}  // namespace
+
+size_t scratch_bytes(const Plan& plan) {
+  size_t num_slots = 0;
+  for_each_launch(plan, [&](const Launch& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
+  return kHeaderBytes + num_slots * sizeof(Sums);
+}
+
+void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
+  const DeviceGuard guard(context.device);
+  Header* header = clear_header(context);
+  if (args.all_or_nothing) launch_check(plan, header, context);
+  launch_reduce(plan, args, header, context);
+  if (plan.numel > 0) launch_wide_sums(plan, header, context);
+}
+
+PlanLimits limits() { return {kChunkNumel, kMaxRows}; }
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+}  // namespace gru_fast::cuda

@@ -1,0 +1,41 @@
+// Python lists of tensors -> checked Rows. With bindings.cpp the only code that knows Python; nothing below it does.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "chunk_plan.h"
+#include "dlpack_abi.h"
+#include "pipeline.h"
+
+namespace gru_fast {
+
+namespace py = pybind11;
+
+// Lends a view of a torch.Tensor. Valid while the tensor lives and is not resized.
+dlpack::Tensor view_of(py::handle tensor);
+
+// The stream PyTorch works on right now on a CUDA device.
+void* current_stream(int device_id);
+
+// The pointer of a contiguous helper tensor (statistics, scratch), checked for dtype, size and device.
+void* helper_pointer(py::handle tensor, const char* what, uint8_t code, uint8_t bits, int64_t min_numel,
+                     dlpack::Device device);
+
+// One step's gradients, retain gradients and EMA as rows. Every list has one entry per parameter; gradients may be None.
+struct Capture {
+  std::vector<Row> rows;
+  std::vector<Kind> kinds;
+  dlpack::Device device;
+  // Rows whose tensors are not laid out alike in memory; they must be handed in again as copies that are.
+  std::vector<size_t> mismatched_layouts;
+};
+
+// `names`: None or one name per parameter, for messages. `ema_is_current`: one bool, or one per parameter. `ids`: None
+// or one position per parameter (default: its index). Raises TypeError or ValueError naming the culprit.
+Capture capture(py::sequence grads, py::object retain, py::sequence ema, py::object ema_is_current, py::object ids,
+                py::object names);
+
+}  // namespace gru_fast

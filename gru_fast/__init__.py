@@ -1,0 +1,27 @@
+"""Gradient Rectified Unlearning (GRU) for PyTorch: take knowledge out of a model without breaking the rest of it.
+
+In a training loop, with ``retain_loss`` on data to keep and ``unlearn_loss`` on data to forget::
+
+    ema = gru_fast.RetainEMA(model.named_parameters())
+    for ...:
+        with ema.collect():
+            retain_loss.backward()
+        unlearn_loss.backward()
+        step = gru_fast.rectify_(model.parameters(), ema, gamma=0.8, tau=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+Afterwards the gradient has no component that would raise the retain loss to first order. ``gru_fast.reference`` is the
+same in plain PyTorch, ``gru_fast.build_info()`` says what runs where.
+"""
+
+from gru_fast import ops, reference
+from gru_fast.ema import RetainEMA
+from gru_fast.info import build_info
+from gru_fast.rectification import Rectification
+from gru_fast.rectify import rectify_
+from gru_fast._load import core
+
+__version__: str = core.build_info()["version"]
+
+__all__ = ["Rectification", "RetainEMA", "__version__", "build_info", "ops", "rectify_", "reference"]

@@ -1,0 +1,392 @@
+"""The moving average of retain gradients: how retain gradients come in, without a copy and without a second set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gru_fast import native
+from gru_fast.ops import StepTensors, passes_for
+
+_FORMAT = 1  # of state_dict
+_RETAIN_NONFINITE = 3  # index in the statistics of a pass
+
+
+class RetainEMA:
+    """EMA of the retain gradients of a model: ``e <- (1 - gamma) * e + gamma * r``, ``e(0) = 0`` (paper Eq. 9).
+
+    Args:
+        params: the parameters, or ``(name, parameter)`` pairs (``model.named_parameters()``; names then appear in
+            messages and are checked on load). Those with ``requires_grad=False`` are left out; a parameter listed twice
+            (tied weights) is counted once.
+        dtype: of e. ``None`` or ``torch.float32``: float32 throughout. ``torch.bfloat16`` or ``torch.float16``: that
+            dtype for the parameters that have it, float32 for the others; a 16-bit e is rounded stochastically, since
+            round-to-nearest would freeze it at small gamma.
+        seed: of that rounding. Same seed, step and element: same bits, whatever the number of threads.
+
+    One e per parameter, in its shape, memory layout and device.
+
+    >>> model = torch.nn.Linear(2, 1)
+    >>> ema = RetainEMA(model.named_parameters())
+    >>> with ema.collect():
+    ...     model(torch.ones(3, 2)).mean().backward()
+    >>> ema
+    RetainEMA(2 parameters, 3 elements, float32, 0 steps)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter | Tensor | tuple[str, nn.Parameter | Tensor]],
+        dtype: torch.dtype | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        named, self._names = _named_params(params)
+        self._params = named
+        self._row_of = {id(param): row for row, param in enumerate(self._params)}
+        self._seed = int(seed)
+        self._tensors = [
+            torch.zeros_like(p, dtype=t, requires_grad=False)
+            for p, t in zip(self._params, _ema_dtypes(self._params, dtype, self._names), strict=True)
+        ]
+        self._step = 0
+        self._seen = [False] * len(self._params)
+        self._reset_rounding(0)
+        self._end_step()
+        self._step = 0
+
+    # ---- what it holds -----------------------------------------------------------------------------------------------
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The e of each parameter; modified in place by every step."""
+        return list(self._tensors)
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters it follows, in order."""
+        return list(self._params)
+
+    @property
+    def names(self) -> list[str] | None:
+        """Their names, if it was made from ``named_parameters()``."""
+        return None if self._names is None else list(self._names)
+
+    @property
+    def step(self) -> int:
+        """Number of steps :func:`gru_fast.rectify_` has ended."""
+        return self._step
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of e."""
+        return sum(e.numel() * e.element_size() for e in self._tensors)
+
+    @property
+    def pending_nbytes(self) -> int:
+        """Bytes of retain gradients collected and not yet folded into e (0 with :meth:`stream`)."""
+        return sum(r.numel() * r.element_size() for r in self._retain if r is not None)
+
+    def __len__(self) -> int:
+        return len(self._params)
+
+    def __repr__(self) -> str:
+        dtypes = sorted({str(e.dtype).removeprefix("torch.") for e in self._tensors})
+        elements = sum(e.numel() for e in self._tensors)
+        return (
+            f"{type(self).__name__}({len(self)} parameters, {elements:,} elements, {' and '.join(dtypes) or 'empty'}, "
+            f"{self._step} steps)"
+        )
+
+    # ---- retain gradients in -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def collect(self, scale: Any = None) -> Iterator[RetainEMA]:
+        """Inside, ``backward()`` accumulates retain gradients; outside, ``.grad`` is what it was. Nothing is copied.
+
+        Enter it once per micro-batch: the gradients add up until :func:`gru_fast.rectify_` takes them. ``scale``: what
+        the loss was multiplied with (a number, or a ``torch.amp.GradScaler``); e holds unscaled gradients. With a scale
+        a step is all or nothing: NaN or Inf in any gradient leaves e and g untouched. An exception inside discards what
+        was collected.
+        """
+        self._enter("collect", scale)
+        held = [p.grad for p in self._params]
+        for param, retain in zip(self._params, self._retain, strict=True):
+            param.grad = retain
+        try:
+            yield self
+            self._retain = [p.grad for p in self._params]
+            self._collected = True
+        except BaseException:
+            self._retain = [None] * len(self._params)
+            raise
+        finally:
+            self._inside = None
+            for param, grad in zip(self._params, held, strict=True):
+                param.grad = grad
+
+    @contextmanager
+    def stream(self, gamma: float, scale: Any = None) -> Iterator[RetainEMA]:
+        """As :meth:`collect`, but each retain gradient goes into e as backward produces it, and is freed at once.
+
+        The retain gradient never exists as a whole: peak memory is parameters + e + one set of gradients. Over several
+        micro-batches of a step e decays once. ``rectify_`` ends the step and must be given the same ``gamma``. NaN and
+        Inf are refused element by element (what backward had folded in before them stays).
+        """
+        gamma = check_gamma(gamma)
+        if self._stream_gamma is not None and self._stream_gamma != gamma:
+            raise ValueError(f"gamma: expected {self._stream_gamma} as earlier in this step, got {gamma}")
+        self._enter("stream", scale)
+        self._stream_gamma = gamma
+        if self._fold_stats is None:
+            self._fold_stats = {
+                device: torch.zeros(native.NUM_STATS, dtype=torch.float64, device=device) for device in self.devices
+            }
+        held = [p.grad for p in self._params]
+        for param in self._params:
+            param.grad = None
+        hooks = [p.register_post_accumulate_grad_hook(self._fold) for p in self._params]
+        try:
+            yield self
+        finally:
+            self._inside = None
+            for hook in hooks:
+                hook.remove()
+            for param, grad in zip(self._params, held, strict=True):
+                param.grad = grad
+
+    @torch.no_grad()
+    def _fold(self, param: Tensor) -> None:
+        """Takes one parameter's fresh gradient into its e."""
+        assert self._stream_gamma is not None and self._fold_stats is not None
+        retain, param.grad = param.grad, None
+        if retain is None:
+            return
+        row = self._row_of[id(param)]
+        ema = self._tensors[row]
+        passes = passes_for(ema.device)(
+            [None], [retain], [ema], ids=[row], names=None if self._names is None else [self._names[row]]
+        )
+        keep = 1.0 if self._folded[row] else 1.0 - self._stream_gamma
+        gain = self._stream_gamma / self._scale
+        passes.reduce(keep, gain, self._seed, self._rounding.get(ema.device))
+        self._fold_stats[ema.device][_RETAIN_NONFINITE] += passes.stats[_RETAIN_NONFINITE].to(ema.device)
+        self._folded[row] = self._seen[row] = True
+
+    def _enter(self, how: str, scale: Any) -> None:
+        if self._inside is not None:
+            raise RuntimeError(f"{how}() inside {self._inside}(): leave the first block before entering another")
+        started = "collect" if self._collected else "stream" if self._stream_gamma is not None else how
+        if started != how:
+            raise RuntimeError(f"{how}() after {started}() in one step: use one of them, rectify_ ends the step")
+        value, is_scaled = _loss_scale(scale)
+        in_step = self._collected or self._stream_gamma is not None
+        if in_step and (value != self._scale or is_scaled != self._is_scaled):
+            raise ValueError(f"scale: expected {self._scale} as in the earlier micro-batches of this step, got {value}")
+        self._scale, self._is_scaled = value, is_scaled
+        self._inside = how
+
+    # ---- for rectify_ ------------------------------------------------------------------------------------------------
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices e lies on."""
+        return self._devices
+
+    def _take(self, grads: list[Tensor | None], retain: Sequence[Tensor | None] | None) -> StepTensors:
+        """The tensors of the step that ends now; rows that can have no effect are left out."""
+        if self._inside is not None:
+            raise RuntimeError(f"rectify_ inside {self._inside}(): call it after the block")
+        if retain is not None and (self._collected or self._stream_gamma is not None):
+            raise ValueError("retain_grads: expected None, since this step's retain gradients are in the EMA already")
+        ema_is_current: bool | list[bool] = False
+        if self._stream_gamma is not None:
+            ema_is_current = list(self._folded)
+        elif retain is None and self._collected:
+            retain = self._retain
+        elif retain is None:
+            ema_is_current = True
+        if retain is not None and not all(self._seen):
+            self._seen = [seen or r is not None for seen, r in zip(self._seen, retain, strict=True)]
+        tensors = StepTensors(
+            grads, None if retain is None else list(retain), self._tensors, ema_is_current, names=self._names
+        )
+        tensors.devices = self.devices
+        if all(self._seen) or all(g is not None for g in grads):
+            return tensors
+        used = [row for row, (seen, g) in enumerate(zip(self._seen, grads, strict=True)) if seen or g is not None]
+        return tensors.select(used)
+
+    def _end_step(self) -> None:
+        self._retain: list[Tensor | None] = [None] * len(self._params)
+        self._collected = False
+        self._stream_gamma: float | None = None
+        self._folded = [False] * len(self._params)
+        self._fold_stats: dict[torch.device, Tensor] | None = None
+        self._scale, self._is_scaled = 1.0, False
+        self._inside: str | None = None
+        self._step += 1
+
+    def _reset_rounding(self, value: int) -> None:
+        self._devices = list(dict.fromkeys(e.device for e in self._tensors))
+        devices = dict.fromkeys(e.device for e in self._tensors if e.dtype != torch.float32)
+        self._rounding = {device: torch.full((1,), value, dtype=torch.int64, device=device) for device in devices}
+
+    # ---- keeping it --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to ``e(0) = 0``: forgets everything, pending retain gradients included."""
+        for ema in self._tensors:
+            ema.zero_()
+        self._seen = [False] * len(self._params)
+        self._reset_rounding(0)
+        self._end_step()
+        self._step = 0
+
+    def to(self, device: torch.device | str | int) -> RetainEMA:
+        """Moves e to ``device`` (it must lie where the gradients do). Returns itself."""
+        self._expect_between_steps("to")
+        rounding = max((int(value) for value in self._rounding.values()), default=0)
+        self._tensors = [e.to(device) for e in self._tensors]
+        self._reset_rounding(rounding)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a later run needs to go on bit for bit: call it between steps. Tensors are not copied."""
+        self._expect_between_steps("state_dict")
+        return {
+            "format": _FORMAT,
+            "ema": list(self._tensors),
+            "names": self.names,
+            "seen": list(self._seen),
+            "step": self._step,
+            "seed": self._seed,
+            "rounding_step": max((int(value) for value in self._rounding.values()), default=0),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up a saved state. Checks everything (number, names, shapes, dtypes) before it changes anything."""
+        self._expect_between_steps("load_state_dict")
+        missing = {"format", "ema", "names", "seen", "step", "seed", "rounding_step"} - set(state)
+        if missing:
+            raise ValueError(f"state_dict: expected the keys of RetainEMA.state_dict(), missing {sorted(missing)}")
+        if state["format"] != _FORMAT:
+            raise ValueError(f"state_dict: expected format {_FORMAT}, got {state['format']}; upgrade gru_fast")
+        saved = state["ema"]
+        if len(saved) != len(self):
+            raise ValueError(f"state_dict: expected {len(self)} parameters, got {len(saved)}: another model or subset")
+        if self._names is not None and state["names"] is not None and list(state["names"]) != self._names:
+            row = next(i for i, (a, b) in enumerate(zip(self._names, state["names"], strict=True)) if a != b)
+            raise ValueError(
+                f'state_dict: expected parameter {row} to be "{self._names[row]}", got "{state["names"][row]}"'
+            )
+        for row, (ours, theirs) in enumerate(zip(self._tensors, saved, strict=True)):
+            label = f"state_dict: ema[{row}]" + ("" if self._names is None else f' "{self._names[row]}"')
+            if ours.shape != theirs.shape:
+                raise ValueError(f"{label}: expected shape {tuple(ours.shape)}, got {tuple(theirs.shape)}")
+            if ours.dtype != theirs.dtype:
+                raise TypeError(
+                    f"{label}: expected {ours.dtype}, got {theirs.dtype}; make RetainEMA with the dtype of the saved run"
+                )
+        for ours, theirs in zip(self._tensors, saved, strict=True):
+            ours.copy_(theirs)
+        self._seen = [bool(seen) for seen in state["seen"]]
+        self._seed = int(state["seed"])
+        self._step = int(state["step"])
+        self._reset_rounding(int(state["rounding_step"]))
+
+    def _expect_between_steps(self, what: str) -> None:
+        if self._inside is not None or self._collected or self._stream_gamma is not None:
+            raise RuntimeError(f"{what}: this step's retain gradients are still pending; call it after rectify_")
+
+
+def check_gamma(gamma: Any) -> float:
+    """``gamma`` as a float in [0, 1], or an error."""
+    if isinstance(gamma, bool) or not isinstance(gamma, Real):
+        raise TypeError(f"gamma: expected a number in [0, 1], got {type(gamma).__name__}")
+    value = float(gamma)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"gamma: expected a number in [0, 1] (the weight of the new retain gradient), got {value}")
+    return value
+
+
+def unique_params(params: Iterable[Any]) -> tuple[list[Tensor], list[str] | None, list[int]]:
+    """Parameters (each once), their names if they came as pairs, and their positions in the input."""
+    tensors: list[Tensor] = []
+    names: list[str] = []
+    rows: list[int] = []
+    known: set[int] = set()
+    if isinstance(params, Tensor):
+        raise TypeError("params: expected an iterable of parameters, got a tensor; pass [tensor]")
+    for row, item in enumerate(params):
+        name, param = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
+        if not isinstance(param, Tensor):
+            hint = "; pass one flat list, not optimizer.param_groups" if isinstance(param, dict) else ""
+            raise TypeError(f"params[{row}]: expected a torch.Tensor, got {type(param).__name__}{hint}")
+        if id(param) in known:
+            continue
+        known.add(id(param))
+        tensors.append(param)
+        rows.append(row)
+        if name is not None:
+            names.append(str(name))
+    return tensors, names if names and len(names) == len(tensors) else None, rows
+
+
+def _named_params(params: Iterable[Any]) -> tuple[list[Tensor], list[str] | None]:
+    tensors, names, _ = unique_params(params)
+    if not tensors:
+        raise ValueError("params: expected at least one parameter, got none (was a generator used up before?)")
+    for row, param in enumerate(tensors):
+        check_plain(param, f"params[{row}]" + ("" if names is None else f' "{names[row]}"'))
+    rows = [row for row, param in enumerate(tensors) if param.requires_grad]
+    if not rows:
+        raise ValueError(f"params: expected a trainable parameter, but all {len(tensors)} have requires_grad=False")
+    return [tensors[row] for row in rows], None if names is None else [names[row] for row in rows]
+
+
+def check_plain(tensor: Tensor, label: str) -> None:
+    """Refuses tensors whose memory is not their own to read: wrapper subclasses such as DTensor."""
+    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "to_local"):
+        raise TypeError(
+            f"{label}: expected a plain tensor, got {type(tensor).__name__}; sharded parameters are not supported yet "
+            "(train with DistributedDataParallel, or on one device)"
+        )
+
+
+def _ema_dtypes(
+    params: Sequence[Tensor], dtype: torch.dtype | None, names: Sequence[str] | None
+) -> list[torch.dtype]:
+    known = (torch.float32, torch.bfloat16, torch.float16)
+    if dtype is not None and dtype not in known:
+        raise ValueError(f"dtype: expected torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
+    for row, param in enumerate(params):
+        if param.dtype not in known:
+            label = f"params[{row}]" + ("" if names is None else f' "{names[row]}"')
+            raise TypeError(f"{label}: expected float32, bfloat16 or float16, got {param.dtype}; convert the model")
+    if dtype in (None, torch.float32):
+        return [torch.float32] * len(params)
+    if all(param.dtype != dtype for param in params):
+        found = ", ".join(sorted({str(param.dtype) for param in params}))
+        raise TypeError(
+            f"dtype: expected torch.float32 or the dtype of the gradients, got {dtype} for parameters of {found}"
+        )
+    return [param.dtype if param.dtype == dtype else torch.float32 for param in params]
+
+
+def _loss_scale(scale: Any) -> tuple[float, bool]:
+    """The number that the loss was multiplied with, and whether there was one."""
+    if scale is None:
+        return 1.0, False
+    value = float(scale.get_scale() if hasattr(scale, "get_scale") else scale)
+    if not (math.isfinite(value) and value > 0.0):
+        raise ValueError(f"scale: expected a finite number above 0, got {value}")
+    return value, True

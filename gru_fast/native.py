@@ -1,0 +1,105 @@
+"""The compiled passes on the tensors of one device (``gru_fast._core``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gru_fast._load import core
+
+NUM_STATS: int = core.NUM_STATS
+
+
+def serves(device: torch.device) -> bool:
+    """Whether this build has kernels for ``device``."""
+    return device.type == "cpu" or (device.type == "cuda" and core.HAS_CUDA and torch.version.cuda is not None)
+
+
+class NativePasses:
+    """One step's tensors on one device, as a table of pointers.
+
+    ``grads`` and ``retain`` may hold ``None``; ``ema_is_current`` says of all rows, or of each, that e already holds this
+    step's value. Checks everything before anything is written: ``TypeError`` or ``ValueError`` names the culprit.
+    Tensors whose memory layouts differ within a row are worked on as contiguous copies and written back.
+    """
+
+    def __init__(
+        self,
+        grads: Sequence[Tensor | None],
+        retain: Sequence[Tensor | None] | None,
+        ema: Sequence[Tensor],
+        *,
+        ema_is_current: bool | Sequence[bool] = False,
+        ids: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+        stats: Tensor | None = None,
+    ) -> None:
+        self._write_back: list[tuple[Tensor, Tensor]] = []
+        table = core.Table(grads, retain, ema, ema_is_current, ids, names)
+        if table.mismatched_layouts:
+            grads, retain, ema = self._copies(table.mismatched_layouts, grads, retain, ema)
+            table = core.Table(grads, retain, ema, ema_is_current, ids, names)
+        self._table = table
+        self._keep_alive = (grads, retain, ema)
+        device = ema[0].device
+        self.stats = torch.empty(NUM_STATS, dtype=torch.float64, device=device) if stats is None else stats
+        self._scratch = torch.empty(table.scratch_bytes, dtype=torch.uint8, device=device)
+        self._threads = torch.get_num_threads()
+
+    def _copies(
+        self,
+        rows: Sequence[int],
+        grads: Sequence[Tensor | None],
+        retain: Sequence[Tensor | None] | None,
+        ema: Sequence[Tensor],
+    ) -> tuple[list[Tensor | None], list[Tensor | None] | None, list[Tensor]]:
+        new_grads, new_ema = list(grads), list(ema)
+        new_retain = None if retain is None else list(retain)
+        for row in rows:
+            for tensors in (new_grads, new_ema):
+                tensor = tensors[row]
+                if tensor is not None and not tensor.is_contiguous():
+                    tensors[row] = tensor.contiguous()
+                    self._write_back.append((tensor, tensors[row]))
+            if new_retain is not None and (tensor := new_retain[row]) is not None:
+                new_retain[row] = tensor.contiguous()
+        return new_grads, new_retain, new_ema
+
+    def reduce(
+        self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
+    ) -> None:
+        """``e <- keep * e + gain * r`` and the sums of the step, into ``stats[:5]``."""
+        self._table.reduce(
+            self.stats, self._scratch, rounding_step, keep, gain, seed, all_or_nothing, self._threads
+        )
+        self._finish_copies()
+
+    def apply(self, tau: float) -> None:
+        """``g <- alpha * g + beta * e`` as ``stats[:5]`` ask for; |g|^2 as written into ``stats[5]``."""
+        self._table.apply(self.stats, self._scratch, tau, self._threads)
+
+    def finish(self, tau: float) -> None:
+        """Rescales g where that is needed and completes ``stats``."""
+        self._table.finish(self.stats, self._scratch, tau, self._threads)
+        self._finish_copies()
+
+    def step(
+        self,
+        keep: float,
+        gain: float,
+        tau: float,
+        seed: int,
+        rounding_step: Tensor | None,
+        all_or_nothing: bool = False,
+    ) -> None:
+        """:meth:`reduce`, :meth:`apply` and :meth:`finish` in one call."""
+        self._table.step(
+            self.stats, self._scratch, rounding_step, keep, gain, tau, seed, all_or_nothing, self._threads
+        )
+        self._finish_copies()
+
+    def _finish_copies(self) -> None:
+        for original, copy in self._write_back:
+            original.copy_(copy)

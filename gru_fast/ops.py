@@ -1,0 +1,300 @@
+"""Which backend serves which device, one step over one or several devices, and the step as ``torch.library`` ops.
+
+The ops ``torch.ops.gru_fast.{reduce_, apply_, rectify_}`` are for code that is compiled, exported or traced; they take
+plain lists of tensors. :func:`gru_fast.rectify_` calls the backends directly.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gru_fast import native, reference
+
+NUM_SUMS = 5  # stats[:5] add up over devices after reduce
+VETOED = 4
+WRITTEN = 5  # stats[5] adds up after apply
+
+
+class Passes(Protocol):
+    """One step's tensors on one device: :class:`~gru_fast.native.NativePasses` or the reference."""
+
+    stats: Tensor
+
+    def reduce(
+        self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
+    ) -> None: ...
+    def apply(self, tau: float) -> None: ...
+    def finish(self, tau: float) -> None: ...
+    def step(
+        self,
+        keep: float,
+        gain: float,
+        tau: float,
+        seed: int,
+        rounding_step: Tensor | None,
+        all_or_nothing: bool = False,
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepArgs:
+    """The scalars of one step: ``e <- keep * e + gain * r``, then rectify and clip to ``tau``."""
+
+    keep: float
+    gain: float
+    tau: float = math.inf
+    seed: int = 0
+    all_or_nothing: bool = False
+
+
+_warned_devices: set[str] = set()
+
+
+def backend_name(device: torch.device) -> str:
+    """``"native"`` or ``"reference"``: what serves tensors of ``device`` in this build."""
+    return "native" if native.serves(device) else "reference"
+
+
+def passes_for(device: torch.device) -> Callable[..., Passes]:
+    """The backend of ``device``; warns once per device type when it is not the native one."""
+    if native.serves(device):
+        return native.NativePasses
+    if device.type not in _warned_devices:
+        _warned_devices.add(device.type)
+        mend = (
+            "reinstall on a machine with a CUDA toolkit, or with GRU_FAST_CUDA=pip "
+            "(`GRU_FAST_CUDA=pip pip install --force-reinstall --no-deps --no-cache-dir .`)"
+            if device.type == "cuda"
+            else "there are none for this device type yet"
+        )
+        warnings.warn(
+            f"gru_fast has no compiled kernels for {device.type} tensors in this build and uses the slower pure PyTorch "
+            f"backend; {mend}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return reference.ReferencePasses
+
+
+@dataclass
+class StepTensors:
+    """The tensors of one step, one entry per parameter."""
+
+    grads: list[Tensor | None]
+    retain: list[Tensor | None] | None
+    ema: list[Tensor]
+    ema_is_current: bool | list[bool] = False
+    ids: list[int] | None = None
+    names: Sequence[str] | None = None
+    devices: list[torch.device] | None = None  # of ema; found out when not given
+
+    def select(self, rows: Sequence[int]) -> StepTensors:
+        """The same for some of the parameters; ids keep naming their place in the whole list."""
+
+        def pick(values: Sequence[Any]) -> list[Any]:
+            return [values[row] for row in rows]
+
+        return StepTensors(
+            pick(self.grads),
+            None if self.retain is None else pick(self.retain),
+            pick(self.ema),
+            self.ema_is_current if isinstance(self.ema_is_current, bool) else pick(self.ema_is_current),
+            list(rows) if self.ids is None else pick(self.ids),
+            None if self.names is None else pick(self.names),
+        )
+
+
+def run_step(
+    tensors: StepTensors,
+    args: StepArgs,
+    *,
+    rounding_steps: Mapping[torch.device, Tensor] | None = None,
+    make_grad: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """One step over all the tensors; returns the statistics on the first tensor's device.
+
+    ``make_grad(row)`` makes the gradient of a parameter that has none, where the projection gives it a value. On the CPU
+    that is known before it is called; elsewhere asking would need a host sync, so it is always called.
+    """
+    devices = tensors.devices or list(dict.fromkeys(e.device for e in tensors.ema))
+    if not devices:
+        stats = torch.zeros(native.NUM_STATS, dtype=torch.float64)
+        stats[6] = stats[8] = 1.0
+        return stats
+    missing = [] if make_grad is None else [row for row, grad in enumerate(tensors.grads) if grad is None]
+    for row in missing:
+        if make_grad is not None and (len(devices) > 1 or tensors.ema[row].device.type != "cpu"):
+            tensors.grads[row] = make_grad(row)
+    missing = [row for row in missing if tensors.grads[row] is None]
+    rounding = {} if rounding_steps is None else rounding_steps
+    if len(devices) > 1:
+        return _step_over_devices(tensors, args, devices, rounding)
+    passes = _passes(tensors, devices[0])
+    if not missing:
+        passes.step(args.keep, args.gain, args.tau, args.seed, rounding.get(devices[0]), args.all_or_nothing)
+        return passes.stats
+    passes.reduce(args.keep, args.gain, args.seed, rounding.get(devices[0]), args.all_or_nothing)
+    if make_grad is not None and _will_project(passes.stats):
+        for row in missing:
+            tensors.grads[row] = make_grad(row)
+        tensors.ema_is_current = True
+        passes = _passes(tensors, devices[0], passes.stats)
+    passes.apply(args.tau)
+    passes.finish(args.tau)
+    return passes.stats
+
+
+def _passes(tensors: StepTensors, device: torch.device, stats: Tensor | None = None) -> Passes:
+    return passes_for(device)(
+        tensors.grads,
+        tensors.retain,
+        tensors.ema,
+        ema_is_current=tensors.ema_is_current,
+        ids=tensors.ids,
+        names=tensors.names,
+        stats=stats,
+    )
+
+
+def _will_project(stats: Tensor) -> bool:
+    dot, ema_norm_sq, grad_norm_sq, _, vetoed = stats[:NUM_SUMS].tolist()
+    finite = all(map(math.isfinite, (dot, ema_norm_sq, grad_norm_sq)))
+    return finite and not vetoed and dot < 0.0 < ema_norm_sq
+
+
+def _step_over_devices(
+    tensors: StepTensors, args: StepArgs, devices: Sequence[torch.device], rounding: Mapping[torch.device, Tensor]
+) -> Tensor:
+    """One step whose parameters lie on several devices: their sums meet between the passes."""
+    rows_of: dict[torch.device, list[int]] = {device: [] for device in devices}
+    for row, ema in enumerate(tensors.ema):
+        rows_of[ema.device].append(row)
+    parts = {device: _passes(tensors.select(rows), device) for device, rows in rows_of.items()}
+    if args.all_or_nothing and not _all_finite(tensors):  # no part may write when another one cannot
+        for part in parts.values():
+            part.stats.zero_()
+            part.stats[VETOED] = 1.0
+    else:
+        for device, part in parts.items():
+            part.reduce(args.keep, args.gain, args.seed, rounding.get(device))
+    _add_up(parts, slice(0, NUM_SUMS))
+    for part in parts.values():
+        part.apply(args.tau)
+    _add_up(parts, slice(WRITTEN, WRITTEN + 1))
+    for part in parts.values():
+        part.finish(args.tau)
+    return parts[devices[0]].stats
+
+
+def _all_finite(tensors: StepTensors) -> bool:
+    gradients = [*tensors.grads, *(tensors.retain or [])]
+    return all(bool(t.isfinite().all()) for t in gradients if t is not None)
+
+
+def _add_up(parts: Mapping[torch.device, Passes], fields: slice) -> None:
+    """Every part's fields become the sum over the parts (device-to-device copies, in stream order)."""
+    lead = next(iter(parts.values())).stats
+    total = torch.stack([part.stats[fields].to(lead.device) for part in parts.values()]).sum(0)
+    for part in parts.values():
+        part.stats[fields] = total.to(part.stats.device)
+
+
+# ---- torch.library ---------------------------------------------------------------------------------------------------
+
+_LIBRARY = torch.library.Library("gru_fast", "DEF")
+_LIBRARY.define(
+    "reduce_(Tensor[] grads, Tensor[] retain_grads, Tensor(a!)[] ema, float gamma, float loss_scale=1.0, int seed=0, "
+    "Tensor(b!)? rounding_step=None) -> Tensor"
+)
+_LIBRARY.define("apply_(Tensor(a!)[] grads, Tensor[] ema, Tensor(b!) stats, float tau) -> ()")
+_LIBRARY.define(
+    "rectify_(Tensor(a!)[] grads, Tensor[] retain_grads, Tensor(b!)[] ema, float gamma, float tau, "
+    "float loss_scale=1.0, int seed=0, Tensor(c!)? rounding_step=None) -> Tensor"
+)
+
+
+def _new_stats(ema: Sequence[Tensor]) -> Tensor:
+    return torch.empty(native.NUM_STATS, dtype=torch.float64, device=ema[0].device if ema else "cpu")
+
+
+def _reduce_op(
+    grads: list[Tensor],
+    retain_grads: list[Tensor],
+    ema: list[Tensor],
+    gamma: float,
+    loss_scale: float = 1.0,
+    seed: int = 0,
+    rounding_step: Tensor | None = None,
+) -> Tensor:
+    if not ema:
+        return torch.zeros(native.NUM_STATS, dtype=torch.float64)
+    passes = passes_for(ema[0].device)(grads, retain_grads, ema)
+    passes.reduce(1.0 - gamma, gamma / loss_scale, seed, rounding_step)
+    return passes.stats.to(ema[0].device)
+
+
+def _apply_op(grads: list[Tensor], ema: list[Tensor], stats: Tensor, tau: float) -> None:
+    if ema:
+        passes = passes_for(ema[0].device)(grads, None, ema, ema_is_current=True, stats=stats)
+        passes.apply(tau)
+        passes.finish(tau)
+
+
+def _rectify_op(
+    grads: list[Tensor],
+    retain_grads: list[Tensor],
+    ema: list[Tensor],
+    gamma: float,
+    tau: float,
+    loss_scale: float = 1.0,
+    seed: int = 0,
+    rounding_step: Tensor | None = None,
+) -> Tensor:
+    rounding = None if rounding_step is None else {rounding_step.device: rounding_step}
+    args = StepArgs(1.0 - gamma, gamma / loss_scale, tau, seed)
+    stats = run_step(StepTensors(list(grads), list(retain_grads), list(ema)), args, rounding_steps=rounding)
+    return stats if not ema else stats.to(ema[0].device)
+
+
+_LIBRARY.impl("reduce_", _reduce_op, "CompositeExplicitAutograd")
+_LIBRARY.impl("apply_", _apply_op, "CompositeExplicitAutograd")
+_LIBRARY.impl("rectify_", _rectify_op, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("gru_fast::reduce_", lib=_LIBRARY)
+def _reduce_fake(
+    grads: list[Tensor],
+    retain_grads: list[Tensor],
+    ema: list[Tensor],
+    gamma: float,
+    loss_scale: float = 1.0,
+    seed: int = 0,
+    rounding_step: Tensor | None = None,
+) -> Tensor:
+    return _new_stats(ema)
+
+
+@torch.library.register_fake("gru_fast::apply_", lib=_LIBRARY)
+def _apply_fake(grads: list[Tensor], ema: list[Tensor], stats: Tensor, tau: float) -> None:
+    return None
+
+
+@torch.library.register_fake("gru_fast::rectify_", lib=_LIBRARY)
+def _rectify_fake(
+    grads: list[Tensor],
+    retain_grads: list[Tensor],
+    ema: list[Tensor],
+    gamma: float,
+    tau: float,
+    loss_scale: float = 1.0,
+    seed: int = 0,
+    rounding_step: Tensor | None = None,
+) -> Tensor:
+    return _new_stats(ema)

@@ -1,0 +1,211 @@
+"""``rectify_``: the map of one step of Gradient Rectified Unlearning."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gru_fast._load import core
+from gru_fast.ema import RetainEMA, check_gamma, check_plain, unique_params
+from gru_fast.ops import StepArgs, StepTensors, run_step
+from gru_fast.rectification import Rectification
+
+_RETAIN_NONFINITE = 3
+_grad_of = attrgetter("grad")
+_calls = itertools.count()  # rounding steps of plain 16-bit EMA sequences, which keep no count of their own
+
+
+@torch.no_grad()
+def rectify_(
+    params: Iterable[Tensor],
+    ema: RetainEMA | Sequence[Tensor],
+    gamma: float,
+    tau: float | None = None,
+    *,
+    retain_grads: Sequence[Tensor | None] | None = None,
+    error_if_nonfinite: bool = False,
+) -> Rectification:
+    """Rectifies the unlearning gradients in ``param.grad`` in place (paper Eq. 8 to 10, Algorithm 1).
+
+    Over all parameters taken as one vector, with ``g`` the unlearning gradient and ``r`` the retain gradient::
+
+        e <- (1 - gamma) * e + gamma * r
+        if <g, e> < 0:   g <- g - (<g, e> / |e|^2) * e      so that the step does not raise the retain loss
+        if |g| > tau:    g <- tau * g / |g|
+
+    Afterwards ``<g, e> >= 0`` to rounding and ``|g| <= tau``.
+
+    Args:
+        params: the model's parameters, all of them; their ``.grad`` is g, modified in place. float32, bfloat16 or
+            float16, any mix. A missing gradient counts as zeros and is made if the projection gives it a value (on CUDA:
+            whenever the parameter has had a retain gradient, since knowing would need a sync).
+        ema: e, modified in place: a :class:`RetainEMA` (its collected or streamed retain gradients are r; if there were
+            none in this step e stays as it is), or a sequence of tensors, one per parameter, float32 or the gradient's
+            dtype.
+        gamma: weight of the new retain gradient, in [0, 1].
+        tau: largest norm of g afterwards, > 0; ``None`` or ``inf``: no clipping.
+        retain_grads: r for a plain sequence, one per parameter, ``None`` entries counting as zeros. ``None``: e is taken
+            as already up to date.
+        error_if_nonfinite: raise ``RuntimeError`` naming the culprit when g or r holds NaN or Inf, with nothing changed.
+            Otherwise such elements of r are not taken into e, a g that holds any is left untouched, and the result says
+            so (``nonfinite``). Costs a pass over the gradients and a host sync.
+
+    Returns:
+        A :class:`Rectification`; reading it synchronises, making it does not.
+
+    Raises:
+        TypeError, ValueError: bad arguments, before anything is written; the message names the parameter.
+        RuntimeError: see ``error_if_nonfinite``.
+
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> w.grad = torch.tensor([1.0, -1.0])
+    >>> step = rectify_([w], [torch.zeros(2)], gamma=1.0, retain_grads=[torch.tensor([0.0, 2.0])])
+    >>> w.grad, step.conflict
+    (tensor([1., 0.]), True)
+    """
+    gamma, limit = check_gamma(gamma), check_tau(tau)
+    if isinstance(ema, RetainEMA):
+        return _with_retain_ema(params, ema, gamma, limit, retain_grads, error_if_nonfinite)
+    unique, names, rows = unique_params(params)
+    grads, tensors = _plain_tensors(unique, names, rows, ema, retain_grads)
+    sixteen_bit = {e.device for e in tensors.ema if e.dtype != torch.float32}
+    call = next(_calls) if sixteen_bit else 0
+    rounding = {device: torch.full((1,), call, dtype=torch.int64, device=device) for device in sixteen_bit}
+    args = StepArgs(1.0 - gamma, gamma, limit, all_or_nothing=error_if_nonfinite)
+    stats = run_step(tensors, args, rounding_steps=rounding, make_grad=_grad_maker(unique))
+    return _result(stats, error_if_nonfinite, grads, tensors.retain, names)
+
+
+def _with_retain_ema(
+    params: Iterable[Tensor],
+    ema: RetainEMA,
+    gamma: float,
+    tau: float,
+    retain_grads: Sequence[Tensor | None] | None,
+    error_if_nonfinite: bool,
+) -> Rectification:
+    if ema._stream_gamma is not None and ema._stream_gamma != gamma:
+        raise ValueError(f"gamma: expected {ema._stream_gamma} as given to stream(), got {gamma}")
+    _check_same_params(params, ema)
+    grads: list[Tensor | None] = list(map(_grad_of, ema._params))
+    if retain_grads is not None and len(retain_grads) != len(ema):
+        raise ValueError(f"retain_grads: expected {len(ema)} entries, one per parameter, got {len(retain_grads)}")
+    tensors = ema._take(grads, retain_grads)
+    args = StepArgs(
+        1.0 - gamma, gamma / ema._scale, tau, ema._seed, all_or_nothing=error_if_nonfinite or ema._is_scaled
+    )
+    held = tensors.ids
+    owners = ema._params if held is None else [ema._params[row] for row in held]
+    stats = run_step(tensors, args, rounding_steps=ema._rounding, make_grad=_grad_maker(owners))
+    if ema._fold_stats is not None:
+        for folded in ema._fold_stats.values():
+            stats[_RETAIN_NONFINITE] += folded[_RETAIN_NONFINITE].to(stats.device)
+    ema._end_step()
+    return _result(stats, error_if_nonfinite, tensors.grads, tensors.retain, tensors.names)
+
+
+def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
+    """``params`` must hold every parameter of the EMA, and no other that has a gradient."""
+    given = list(params)
+    if core.same_objects(given, ema._params):
+        return
+    unique, names, _ = unique_params(given)
+    known = ema._row_of
+    for row, param in enumerate(unique):
+        if id(param) not in known and (param.grad is not None or param.requires_grad):
+            state = "has a gradient" if param.grad is not None else "is trainable"
+            raise ValueError(
+                f"params[{row}] of shape {tuple(param.shape)}: {state}, but the RetainEMA does not follow it; make the "
+                "RetainEMA after choosing what to train"
+            )
+    found = {id(param) for param in unique}
+    missing = [row for row, param in enumerate(ema._params) if id(param) not in found]
+    if missing:
+        first = f'"{ema._names[missing[0]]}"' if ema._names is not None else f"number {missing[0]}"
+        raise ValueError(
+            f"params: expected all {len(ema)} parameters the RetainEMA follows, but {len(missing)} are missing, first "
+            f"{first}; the step is defined over all of them (for parameter groups pass every group's parameters)"
+        )
+
+
+def _plain_tensors(
+    params: Sequence[Tensor],
+    names: Sequence[str] | None,
+    rows: Sequence[int],
+    ema: Sequence[Tensor],
+    retain_grads: Sequence[Tensor | None] | None,
+) -> tuple[list[Tensor | None], StepTensors]:
+    count = rows[-1] + 1 if rows else 0
+    for what, values in (("ema", ema), ("retain_grads", retain_grads)):
+        if values is None:
+            continue
+        if not isinstance(values, Sequence):
+            raise TypeError(f"{what}: expected a RetainEMA or a list of tensors, got {type(values).__name__}")
+        if len(values) < count or (len(values) > count and len(rows) == count):
+            raise ValueError(f"{what}: expected {count} entries, one per parameter, got {len(values)}")
+    for row, param in zip(rows, params, strict=True):
+        check_plain(param, f"params[{row}]")
+    grads = [param.grad for param in params]
+    tensors = StepTensors(
+        grads,
+        None if retain_grads is None else [retain_grads[row] for row in rows],
+        [ema[row] for row in rows],
+        ema_is_current=retain_grads is None,
+        names=names,
+    )
+    return grads, tensors
+
+
+def _grad_maker(owners: Sequence[Tensor]) -> Any:
+    def make(row: int) -> Tensor:
+        owners[row].grad = grad = torch.zeros_like(owners[row])
+        return grad
+
+    return make
+
+
+def _result(
+    stats: Tensor,
+    error_if_nonfinite: bool,
+    grads: Sequence[Tensor | None],
+    retain: Sequence[Tensor | None] | None,
+    names: Sequence[str] | None,
+) -> Rectification:
+    step = Rectification(stats)
+    if error_if_nonfinite and step.nonfinite:
+        raise RuntimeError(_nonfinite_message(grads, retain, names))
+    return step
+
+
+def _nonfinite_message(
+    grads: Sequence[Tensor | None], retain: Sequence[Tensor | None] | None, names: Sequence[str] | None
+) -> str:
+    for what, tensors in (("grads", grads), ("retain_grads", retain or ())):
+        for row, tensor in enumerate(tensors):
+            count = 0 if tensor is None else int((~tensor.isfinite()).sum())
+            if tensor is not None and count > 0:
+                name = "" if names is None else f' "{names[row]}"'
+                return (
+                    f"{what}[{row}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. Skip "
+                    "this batch, lower the learning rate, or pass error_if_nonfinite=False to have it skipped"
+                )
+    return "a retain gradient folded in by stream(), or the EMA itself, holds NaN or Inf; the gradients were left as is"
+
+
+def check_tau(tau: Any) -> float:
+    """``tau`` as a float above 0 (infinity for ``None``), or an error."""
+    if tau is None:
+        return math.inf
+    if isinstance(tau, bool) or not isinstance(tau, Real):
+        raise TypeError(f"tau: expected a number above 0 or None, got {type(tau).__name__}")
+    value = float(tau)
+    if not value > 0.0:
+        raise ValueError(f"tau: expected a number above 0 or None (no clipping), got {value}")
+    return value

@@ -1,0 +1,135 @@
+"""The torch.library ops: schemas, fake implementations, compilation; and steps over several devices' backends."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import gru_fast
+from gru_fast import native, ops
+
+
+def problem(seed: int = 0) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients that conflict with the EMA: a few shapes, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(5, 7), (64,), (), (33, 3)]
+    retain = [torch.randn(shape, generator=generator) for shape in shapes]
+    grads = [0.3 * torch.randn(shape, generator=generator) - r for shape, r in zip(shapes, retain, strict=True)]
+    return grads, retain, [torch.zeros(shape) for shape in shapes]
+
+
+def rectified_by_hand(grads: list[Tensor], ema: list[Tensor], tau: float) -> Tensor:
+    flat_g = torch.cat([g.reshape(-1) for g in grads]).double()
+    flat_e = torch.cat([e.reshape(-1) for e in ema]).double()
+    return gru_fast.reference.rectified_gradient(flat_g, flat_e, tau)
+
+
+@pytest.mark.parametrize("rounding", [False, True])
+def test_opcheck(rounding: bool) -> None:
+    grads, retain, ema = problem()
+    counter = torch.zeros(1, dtype=torch.int64) if rounding else None
+    torch.library.opcheck(torch.ops.gru_fast.rectify_.default, (grads, retain, ema, 0.5, 1.0, 1.0, 0, counter))
+    torch.library.opcheck(torch.ops.gru_fast.reduce_.default, (grads, retain, ema, 0.5, 1.0, 0, counter))
+    stats = torch.ops.gru_fast.reduce_(grads, retain, ema, 0.5)
+    torch.library.opcheck(torch.ops.gru_fast.apply_.default, (grads, ema, stats, 1.0))
+
+
+def test_compiled_function_matches_eager() -> None:
+    def two_steps(grads: list[Tensor], retain: list[Tensor], ema: list[Tensor]) -> Tensor:
+        halved = [r * 0.5 for r in retain]
+        torch.ops.gru_fast.rectify_(grads, halved, ema, 0.5, 1.0)
+        stats = torch.ops.gru_fast.reduce_(grads, halved, ema, 0.25)
+        torch.ops.gru_fast.apply_(grads, ema, stats, 0.5)
+        return sum(g.sum() for g in grads) + stats[0]
+
+    compiled = torch.compile(two_steps, fullgraph=True, backend="aot_eager")
+    eager_tensors, compiled_tensors = problem(), problem()
+    assert float(two_steps(*eager_tensors)) == pytest.approx(float(compiled(*compiled_tensors)), rel=1e-12)
+    for ours, theirs in zip(eager_tensors[0] + eager_tensors[2], compiled_tensors[0] + compiled_tensors[2], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself, while inductor loads
+def test_compiled_with_inductor() -> None:
+    grads, retain, ema = problem(3)
+    expected_ema = [0.5 * r for r in retain]
+    expected = rectified_by_hand(grads, expected_ema, 1.0)
+
+    @torch.compile(fullgraph=True)
+    def step(grads: list[Tensor], retain: list[Tensor], ema: list[Tensor]) -> Tensor:
+        return torch.ops.gru_fast.rectify_(grads, retain, ema, 0.5, 1.0)
+
+    stats = step(grads, retain, ema)
+    assert gru_fast.Rectification(stats).conflict
+    torch.testing.assert_close(torch.cat([g.reshape(-1) for g in grads]).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_staged_ops_equal_the_fused_one() -> None:
+    grads, retain, ema = problem(1)
+    staged_grads, staged_ema = [g.clone() for g in grads], [e.clone() for e in ema]
+    fused = torch.ops.gru_fast.rectify_(grads, retain, ema, 0.3, 0.7)
+    staged = torch.ops.gru_fast.reduce_(staged_grads, retain, staged_ema, 0.3)
+    torch.ops.gru_fast.apply_(staged_grads, staged_ema, staged, 0.7)
+    assert torch.equal(fused[:14], staged[:14])
+    for a, b in zip(grads + ema, staged_grads + staged_ema, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_loss_scale_of_the_op_divides_retain_gradients() -> None:
+    grads, retain, ema = problem(2)
+    torch.ops.gru_fast.reduce_(grads, [r * 1024 for r in retain], ema, 0.5, 1024.0)
+    for r, e in zip(retain, ema, strict=True):
+        torch.testing.assert_close(e, 0.5 * r)
+
+
+def test_empty_lists() -> None:
+    step = gru_fast.Rectification(torch.ops.gru_fast.rectify_([], [], [], 0.5, 1.0))
+    assert (step.norm_before, step.conflict, step.clipped, step.alpha) == (0.0, False, False, 1.0)
+    assert math.isnan(step.cos)
+
+
+def test_fake_tensors_give_statistics_of_the_right_kind() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        grads = [torch.empty(3, 4), torch.empty(5)]
+        stats = torch.ops.gru_fast.rectify_(grads, grads, grads, 0.5, 1.0)
+        assert (stats.shape, stats.dtype) == ((native.NUM_STATS,), torch.float64)
+
+
+def test_sums_meet_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several devices share one projection. One machine, so the parts are cut by a stand-in for the device."""
+    grads, retain, ema = problem(4)
+    expected = rectified_by_hand(grads, [0.5 * r for r in retain], 1.0)
+    tensors = ops.StepTensors(list(grads), list(retain), list(ema))
+    parts = {
+        torch.device("cpu", index): ops._passes(tensors.select(rows), torch.device("cpu"))
+        for index, rows in enumerate(([0, 2], [1, 3]))
+    }
+    for part in parts.values():
+        part.reduce(0.5, 0.5, 0, None)
+    ops._add_up(parts, slice(0, ops.NUM_SUMS))
+    for part in parts.values():
+        part.apply(1.0)
+    ops._add_up(parts, slice(ops.WRITTEN, ops.WRITTEN + 1))
+    for part in parts.values():
+        part.finish(1.0)
+    found = torch.cat([g.reshape(-1) for g in grads]).double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    first, second = (part.stats[:14] for part in parts.values())
+    assert torch.equal(first, second)
+    assert gru_fast.Rectification(first).norm_after == pytest.approx(1.0, rel=1e-6)
+
+
+def test_warns_once_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "serves", lambda device: False)
+    monkeypatch.setattr(ops, "_warned_devices", set())
+    grads, retain, ema = problem(5)
+    expected = rectified_by_hand(grads, [0.5 * r for r in retain], 1.0)
+    with pytest.warns(RuntimeWarning, match="no compiled kernels for cpu"):
+        torch.ops.gru_fast.rectify_(grads, retain, ema, 0.5, 1.0)
+    torch.ops.gru_fast.reduce_(grads, retain, ema, 0.5)  # warnings are errors in this suite: no second one
+    torch.testing.assert_close(torch.cat([g.reshape(-1) for g in grads]).double(), expected, rtol=1e-5, atol=1e-7)
