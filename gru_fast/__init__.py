@@ -16,11 +16,11 @@ same in plain PyTorch, ``gru_fast.build_info()`` says what runs where.
 """
 
 from gru_fast import ops, reference
+from gru_fast._load import core
 from gru_fast.ema import RetainEMA
 from gru_fast.info import build_info
 from gru_fast.rectification import Rectification
 from gru_fast.rectify import rectify_
-from gru_fast._load import core
 
 __version__: str = core.build_info()["version"]
 

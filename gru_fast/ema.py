@@ -55,11 +55,20 @@ class RetainEMA:
             torch.zeros_like(p, dtype=t, requires_grad=False)
             for p, t in zip(self._params, _ema_dtypes(self._params, dtype, self._names), strict=True)
         ]
-        self._step = 0
-        self._seen = [False] * len(self._params)
+        self._seen = [False] * len(self._params)  # whether a retain gradient has ever come in
         self._reset_rounding(0)
+        self._step = -1
         self._end_step()
-        self._step = 0
+
+    # What belongs to the step in progress; _end_step sets it.
+    _retain: list[Tensor | None]  # collected, one per parameter
+    _collected: bool
+    _stream_gamma: float | None  # given to stream() in this step
+    _folded: list[bool]  # which parameters stream() has taken in
+    _fold_stats: dict[torch.device, Tensor] | None
+    _scale: float
+    _is_scaled: bool
+    _inside: str | None  # "collect" or "stream" while in the block
 
     # ---- what it holds -----------------------------------------------------------------------------------------------
 
@@ -164,9 +173,8 @@ class RetainEMA:
     @torch.no_grad()
     def _fold(self, param: Tensor) -> None:
         """Takes one parameter's fresh gradient into its e."""
-        assert self._stream_gamma is not None and self._fold_stats is not None
         retain, param.grad = param.grad, None
-        if retain is None:
+        if retain is None or self._stream_gamma is None or self._fold_stats is None:
             return
         row = self._row_of[id(param)]
         ema = self._tensors[row]
@@ -224,13 +232,13 @@ class RetainEMA:
         return tensors.select(used)
 
     def _end_step(self) -> None:
-        self._retain: list[Tensor | None] = [None] * len(self._params)
+        self._retain = [None] * len(self._params)
         self._collected = False
-        self._stream_gamma: float | None = None
+        self._stream_gamma = None
         self._folded = [False] * len(self._params)
-        self._fold_stats: dict[torch.device, Tensor] | None = None
+        self._fold_stats = None
         self._scale, self._is_scaled = 1.0, False
-        self._inside: str | None = None
+        self._inside = None
         self._step += 1
 
     def _reset_rounding(self, value: int) -> None:
@@ -247,8 +255,8 @@ class RetainEMA:
             ema.zero_()
         self._seen = [False] * len(self._params)
         self._reset_rounding(0)
+        self._step = -1
         self._end_step()
-        self._step = 0
 
     def to(self, device: torch.device | str | int) -> RetainEMA:
         """Moves e to ``device`` (it must lie where the gradients do). Returns itself."""
@@ -282,7 +290,7 @@ class RetainEMA:
             raise ValueError(f"state_dict: expected format {_FORMAT}, got {state['format']}; upgrade gru_fast")
         saved = state["ema"]
         if len(saved) != len(self):
-            raise ValueError(f"state_dict: expected {len(self)} parameters, got {len(saved)}: another model or subset")
+            raise ValueError(f"state_dict: expected {len(self)} parameters, got {len(saved)}: of another model?")
         if self._names is not None and state["names"] is not None and list(state["names"]) != self._names:
             row = next(i for i, (a, b) in enumerate(zip(self._names, state["names"], strict=True)) if a != b)
             raise ValueError(
@@ -294,7 +302,7 @@ class RetainEMA:
                 raise ValueError(f"{label}: expected shape {tuple(ours.shape)}, got {tuple(theirs.shape)}")
             if ours.dtype != theirs.dtype:
                 raise TypeError(
-                    f"{label}: expected {ours.dtype}, got {theirs.dtype}; make RetainEMA with the dtype of the saved run"
+                    f"{label}: expected {ours.dtype}, got {theirs.dtype}; give RetainEMA the dtype of the saved run"
                 )
         for ours, theirs in zip(self._tensors, saved, strict=True):
             ours.copy_(theirs)
@@ -362,9 +370,7 @@ def check_plain(tensor: Tensor, label: str) -> None:
         )
 
 
-def _ema_dtypes(
-    params: Sequence[Tensor], dtype: torch.dtype | None, names: Sequence[str] | None
-) -> list[torch.dtype]:
+def _ema_dtypes(params: Sequence[Tensor], dtype: torch.dtype | None, names: Sequence[str] | None) -> list[torch.dtype]:
     known = (torch.float32, torch.bfloat16, torch.float16)
     if dtype is not None and dtype not in known:
         raise ValueError(f"dtype: expected torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")

@@ -20,8 +20,8 @@ def serves(device: torch.device) -> bool:
 class NativePasses:
     """One step's tensors on one device, as a table of pointers.
 
-    ``grads`` and ``retain`` may hold ``None``; ``ema_is_current`` says of all rows, or of each, that e already holds this
-    step's value. Checks everything before anything is written: ``TypeError`` or ``ValueError`` names the culprit.
+    ``grads`` and ``retain`` may hold ``None``; ``ema_is_current`` says of all rows, or of each, that e already holds
+    this step's value. Checks everything before anything is written: ``TypeError`` or ``ValueError`` names the culprit.
     Tensors whose memory layouts differ within a row are worked on as contiguous copies and written back.
     """
 
@@ -58,22 +58,26 @@ class NativePasses:
         new_grads, new_ema = list(grads), list(ema)
         new_retain = None if retain is None else list(retain)
         for row in rows:
-            for tensors in (new_grads, new_ema):
-                tensor = tensors[row]
-                if tensor is not None and not tensor.is_contiguous():
-                    tensors[row] = tensor.contiguous()
-                    self._write_back.append((tensor, tensors[row]))
+            if (grad := new_grads[row]) is not None:
+                new_grads[row] = self._contiguous(grad)
+            new_ema[row] = self._contiguous(new_ema[row])
             if new_retain is not None and (tensor := new_retain[row]) is not None:
                 new_retain[row] = tensor.contiguous()
         return new_grads, new_retain, new_ema
+
+    def _contiguous(self, tensor: Tensor) -> Tensor:
+        """A contiguous tensor of the same values, written back to ``tensor`` after every pass if it is a copy."""
+        if tensor.is_contiguous():
+            return tensor
+        copy = tensor.contiguous()
+        self._write_back.append((tensor, copy))
+        return copy
 
     def reduce(
         self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
     ) -> None:
         """``e <- keep * e + gain * r`` and the sums of the step, into ``stats[:5]``."""
-        self._table.reduce(
-            self.stats, self._scratch, rounding_step, keep, gain, seed, all_or_nothing, self._threads
-        )
+        self._table.reduce(self.stats, self._scratch, rounding_step, keep, gain, seed, all_or_nothing, self._threads)
         self._finish_copies()
 
     def apply(self, tau: float) -> None:
@@ -95,9 +99,7 @@ class NativePasses:
         all_or_nothing: bool = False,
     ) -> None:
         """:meth:`reduce`, :meth:`apply` and :meth:`finish` in one call."""
-        self._table.step(
-            self.stats, self._scratch, rounding_step, keep, gain, tau, seed, all_or_nothing, self._threads
-        )
+        self._table.step(self.stats, self._scratch, rounding_step, keep, gain, tau, seed, all_or_nothing, self._threads)
         self._finish_copies()
 
     def _finish_copies(self) -> None:

