@@ -123,7 +123,7 @@ def rounding_bits(numel: int, seed: int, step: int, row: int, device: torch.devi
 
 
 def round_stochastically(exact: Tensor, dtype: torch.dtype, random: Tensor) -> Tensor:
-    """``exact`` (float32) on the grid of a 16-bit dtype: away from zero with a probability equal to the part cut off."""
+    """``exact`` (float32) on the grid of a 16-bit dtype: up with the probability of the part cut off."""
     magnitude, sign = exact.abs(), torch.signbit(exact)
     bits = magnitude.view(torch.int32).to(torch.int64)
     if dtype == torch.bfloat16:

@@ -1,0 +1,314 @@
+"""bench/: shapes, every form against the float64 oracle, the timer, and the scripts from end to end on small inputs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parent.parent / "bench"
+_MODULES = ("baselines", "forms", "memory", "expected", "problem", "report", "sanitizer_cases", "shapes", "timing")
+PAIRS = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float16),
+]
+EAGER_FORMS = ["gru_fast", "official", "eager", "foreach", "foreach-sync", "flat-blocked", "reference"]
+COMPILED_FORMS = ["compile-lists", "compile-lists-sync", "flat-compile", "flat-compile-sync"]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """The modules of bench/, as its scripts see them: the folder comes first on the path."""
+    before = list(sys.path)
+    sys.path.insert(0, str(BENCH))
+    try:
+        modules = {name: importlib.import_module(name) for name in _MODULES}
+    finally:
+        sys.path[:] = before
+    return type("Bench", (), modules)
+
+
+def make_problem(bench: Any, grad: torch.dtype, ema: torch.dtype, shapes: list[tuple[int, ...]] | None = None) -> Any:
+    shapes = shapes or [(7,), (64, 33), (1,), (4096,), (513, 3)]
+    return bench.problem.Problem(shapes, grad, ema, torch.device("cpu"))
+
+
+def make_form(bench: Any, name: str, problem: Any) -> Any:
+    forms = {**bench.baselines.BASELINES, "gru_fast": bench.forms.GruFast}
+    return forms[name](problem)
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def test_model_totals(bench: Any) -> None:
+    known = {
+        "gpt2-124m": (148, 124_439_808),
+        "smollm2-135m": (272, 134_515_008),
+        "phi-1.5": (341, 1_418_270_720),
+        "llama2-7b": (291, 6_738_415_616),
+        "llama-3.2-1b": (146, 1_235_814_400),
+        "qwen2.5-0.5b": (290, 494_032_768),
+    }
+    for name in bench.shapes.MODELS:  # shapes_of checks each against its entry
+        found = bench.shapes.shapes_of(name)
+        assert known.get(name, (len(found), bench.shapes.count(found))) == (len(found), bench.shapes.count(found))
+    assert known.keys() <= bench.shapes.MODELS.keys()
+
+
+@pytest.mark.parametrize(("tensors", "numel"), [(1, 1), (8, 100_000), (3, 10), (10_000, 10_000), (7, 1000)])
+def test_custom_shapes(bench: Any, tensors: int, numel: int) -> None:
+    shapes = bench.shapes.custom(tensors, numel)
+    assert (len(shapes), bench.shapes.count(shapes)) == (tensors, numel)
+    assert all(size > 0 for (size,) in shapes)
+
+
+def test_shape_errors(bench: Any) -> None:
+    with pytest.raises(ValueError, match="no shapes for 'gpt5'; there are gpt2-124m"):
+        bench.shapes.shapes_of("gpt5")
+    with pytest.raises(ValueError, match="tensors=5, numel=4"):
+        bench.shapes.custom(5, 4)
+
+
+# ---- the problem and the oracle --------------------------------------------------------------------------------------
+
+
+def test_bytes_moved(bench: Any) -> None:
+    """Counted by hand: 4 accesses without conflict, 7 with."""
+    problem = make_problem(bench, torch.bfloat16, torch.float32, [(100,)])
+    problem.set_case("none", 1.0)
+    assert problem.bytes_moved() == 100 * (2 + 2 + 4 + 4)
+    problem.set_case("full", 1.0)
+    assert problem.bytes_moved() == 100 * (2 + 2 + 4 + 4 + 2 + 4 + 2)
+
+
+def test_fill_repeats_the_tile(bench: Any) -> None:
+    flat = torch.empty(7)
+    bench.problem.fill(flat, torch.tensor([1.0, 2.0, 3.0]))
+    assert flat.tolist() == [1, 2, 3, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("case", ["full", "none"])
+def test_oracle_is_the_formula(bench: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over two and a half periods, against the formula on the whole vectors."""
+    monkeypatch.setattr(bench.problem, "_PERIOD", 400)
+    problem = make_problem(bench, torch.float32, torch.float32, [(1000,)])
+    answer = bench.expected.start(problem, case)
+    g, r, e = problem.flat_grad.double(), problem.flat_retain.double(), problem.flat_ema.double()
+    e = 0.8 * e + 0.2 * r
+    assert (g @ e < 0) == (case == "full")
+    if case == "full":
+        g = g - (g @ e) / (e @ e) * e
+        assert g.norm() == pytest.approx(2 * answer.tau)
+        g = g / 2
+    assert torch.allclose(g[:400], answer.grad, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(e[800:], answer.ema[:200], rtol=1e-12, atol=1e-15)
+
+
+def test_oracle_notices(bench: Any) -> None:
+    """A result that is off anywhere is complained about, and the culprit named."""
+    problem = make_problem(bench, torch.float32, torch.float32)
+    answer = bench.expected.start(problem, "full")
+    bench.forms.GruFast(problem).step()
+    grad, ema = problem.flat_grad.clone(), problem.flat_ema.clone()
+    assert bench.expected.compare(problem, answer, grad, ema).complaint(problem) is None
+    grad[17] += 0.01
+    assert "g is off by" in bench.expected.compare(problem, answer, grad, ema).complaint(problem)
+    ema[-1] = 1.0
+    assert "e is off by" in bench.expected.compare(problem, answer, grad, ema).complaint(problem)
+
+
+def test_oracle_notices_biased_rounding(bench: Any) -> None:
+    """Rounding to nearest passes; cutting off does not."""
+    problem = make_problem(bench, torch.bfloat16, torch.bfloat16, [(20_000,)])
+    answer = bench.expected.start(problem, "full")
+    nearest = answer.ema.to(torch.bfloat16)
+    cut = (answer.ema.float().view(torch.int32) & -65536).view(torch.float32).to(torch.bfloat16)
+    grad = answer.grad.to(torch.bfloat16)
+    good, bad = (bench.expected.compare(problem, answer, grad, e, stochastic=True) for e in (nearest, cut))
+    assert good.complaint(problem) is None
+    assert bad.ema_bias < -6
+    assert "biased" in bad.complaint(problem)
+
+
+# ---- the forms -------------------------------------------------------------------------------------------------------
+
+
+def check_both_cases(bench: Any, problem: Any, form: Any) -> None:
+    for case in ("full", "none"):
+        answer = bench.expected.start(problem, case)
+        form.reset()
+        before = problem.flat_grad.clone()
+        form.step()
+        grad, ema = form.result()
+        accuracy = bench.expected.compare(problem, answer, grad, ema, stochastic=form.stochastic)
+        assert accuracy.complaint(problem) is None, f"{form.name}, {case}"
+        assert torch.equal(grad, before) == (case == "none")
+
+
+@pytest.mark.parametrize(("grad", "ema"), PAIRS, ids=str)
+@pytest.mark.parametrize("name", EAGER_FORMS)
+def test_form_is_right(bench: Any, name: str, grad: torch.dtype, ema: torch.dtype) -> None:
+    problem = make_problem(bench, grad, ema)
+    check_both_cases(bench, problem, make_form(bench, name, problem))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # raised inside torch while it compiles
+@pytest.mark.parametrize("name", COMPILED_FORMS)
+def test_compiled_form_is_right(bench: Any, name: str) -> None:
+    for grad, ema in PAIRS[:3]:
+        problem = make_problem(bench, grad, ema)
+        check_both_cases(bench, problem, make_form(bench, name, problem))
+
+
+def test_every_form_is_tested(bench: Any) -> None:
+    assert {*EAGER_FORMS, *COMPILED_FORMS} == {"gru_fast", *bench.baselines.BASELINES}
+
+
+def test_blocks_change_nothing(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums over several blocks of a tensor."""
+    monkeypatch.setattr(bench.baselines, "sum_numel", lambda problem: 100)
+    for name in ("eager", "flat-blocked", "foreach-sync"):
+        problem = make_problem(bench, torch.float32, torch.float32)
+        check_both_cases(bench, problem, make_form(bench, name, problem))
+
+
+def test_probe_changes_nothing(bench: Any) -> None:
+    problem = make_problem(bench, torch.bfloat16, torch.float32)
+    probe = bench.forms.Probe(problem)
+    for case in ("full", "none"):
+        bench.expected.start(problem, case)
+        before = [x.clone() for x in (problem.flat_grad, problem.flat_retain, problem.flat_ema)]
+        probe.step()
+        assert all(map(torch.equal, before, (problem.flat_grad, problem.flat_retain, problem.flat_ema)))
+
+
+# ---- timing and memory -----------------------------------------------------------------------------------------------
+
+
+class FakeClock:
+    """Every call takes the next of `seconds`."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = iter(seconds)
+
+    def time(self, calls: list[Any]) -> tuple[list[float], list[float]]:
+        for call in calls:
+            call()
+        took = [next(self.seconds) for _ in calls]
+        return took, took
+
+
+def test_sample_is_probe_form_probe(bench: Any) -> None:
+    log: list[str] = []
+    samples = bench.timing.measure(
+        {"form": lambda: log.append("form")},
+        lambda: log.append("probe"),
+        lambda: log.append("restore"),
+        FakeClock(1.0, 3.0, 2.0, 2.0, 4.0, 2.0),
+        budget=1e9,
+        rounds=2,
+    )["form"]
+    assert log == ["restore", "probe", "form", "probe"] * 2
+    assert samples.ratios() == [2.0, 2.0]
+    assert samples.seconds == [3.0, 4.0]
+
+
+def test_budget_gives_every_form_one_sample(bench: Any) -> None:
+    steps = {name: lambda: None for name in "abc"}
+    samples = bench.timing.measure(steps, lambda: None, lambda: None, bench.timing.CpuClock(), budget=0.0, rounds=9)
+    assert [len(samples[name]) for name in "abc"] == [1, 1, 1]
+
+
+def test_peak_extra_sees_a_temporary(bench: Any) -> None:
+    def call() -> None:
+        torch.ones(1 << 24)
+
+    peak = bench.memory.peak_extra(call, torch.device("cpu"))
+    if peak is None:
+        pytest.skip("this system does not tell the peak memory of a process")
+    assert 60e6 < peak < 80e6
+
+
+# ---- the scripts -----------------------------------------------------------------------------------------------------
+
+
+def run_script(name: str, *arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(BENCH / name), *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""  # progress goes to terminals only
+    return done.stdout
+
+
+def test_step_time_end_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    out = run_script(
+        "step_time.py", "--tensors", "8", "--numel", "100000", "--rounds", "2", "--no-compile", "--json", str(path)
+    )
+    stored = json.loads(path.read_text())
+    cells = [(cell["grad_dtype"], cell["case"]) for cell in stored["cells"]]
+    assert cells == [("float32", "full"), ("float32", "none"), ("bfloat16", "full"), ("bfloat16", "none")]
+    for cell in stored["cells"]:
+        names = {form["name"] for form in cell["forms"]}
+        assert names == {"gru_fast", "official", "eager", "foreach", "foreach-sync", "flat-blocked"}
+        assert cell["left_out"]["flat-compile"] == "--no-compile"
+        assert all(1 <= form["samples"] <= 2 and form["complaint"] is None for form in cell["forms"])
+    assert stored["about"]["torch"] == torch.__version__
+    assert "fastest PyTorch form" in out
+
+
+def test_step_time_skips_what_does_not_fit() -> None:
+    out = run_script("step_time.py", "--tensors", "1", "--numel", str(10**13), "--dtype", "float32")
+    assert "skipped, needs 132000.0 GB" in out
+
+
+def test_scaling_end_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    out = run_script(
+        "scaling.py",
+        "--numel",
+        "10000",
+        "--tensors",
+        "1",
+        "50",
+        "--total",
+        "20000",
+        "--rounds",
+        "2",
+        "--no-compile",
+        "--json",
+        str(path),
+    )
+    stored = json.loads(path.read_text())
+    assert [(point["tensors"], point["numel"]) for point in stored["points"]] == [(300, 10000), (1, 20000), (50, 20000)]
+    assert all(part["us"] > 0 for part in stored["fixed_cost"][:-1])
+    assert "Fixed cost of a step" in out
+
+
+def test_sanitizer_cases_are_right(bench: Any) -> None:
+    cases = bench.sanitizer_cases.cases(torch.device("cpu"))
+    complaints = {case.name: bench.sanitizer_cases.run(case) for case in cases}
+    assert len(complaints) >= 20
+    assert {name: text for name, text in complaints.items() if text} == {}
+
+
+def test_gpu_check_refuses_without_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = ["bash", str(BENCH / "gpu_check.sh")]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "torch sees no CUDA device" in done.stderr
