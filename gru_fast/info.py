@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from gru_fast._load import core
+from gru_fast.ops import backend_name
 
 MEND_CUDA = "GRU_FAST_CUDA=pip pip install --force-reinstall --no-deps ."  # in a checkout; nvcc comes from PyPI
 
 
 def build_info() -> dict[str, Any]:
     """Versions, the vector level in use, the CUDA build or the reason why there is none, and every device with the
-    backend that serves it ("native": this package's kernels; "foreach": plain PyTorch).
+    backend that serves it ("native": this package's kernels; "reference": plain PyTorch).
 
     >>> sorted(build_info())
     ['build_type', 'compiler', 'cpu', 'cuda', 'devices', 'torch', 'version']
@@ -40,22 +41,13 @@ def build_info() -> dict[str, Any]:
     }
 
 
-def backend_of(device: torch.device) -> str:
-    """The backend that serves tensors on `device`: "native" or "foreach"."""
-    if device.type == "cpu":
-        return "native"
-    if device.type == "cuda" and torch.version.hip is None and core.HAS_CUDA:
-        return "native"
-    return "foreach"
-
-
 def _devices() -> list[dict[str, str]]:
-    found = [{"device": "cpu", "name": "CPU", "backend": backend_of(torch.device("cpu"))}]
+    found = [{"device": "cpu", "name": "CPU", "backend": backend_name(torch.device("cpu"))}]
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return found
     for index in range(torch.accelerator.device_count()):
         device = torch.device(accelerator.type, index)
         name = torch.cuda.get_device_name(index) if device.type == "cuda" else accelerator.type
-        found.append({"device": str(device), "name": name, "backend": backend_of(device)})
+        found.append({"device": str(device), "name": name, "backend": backend_name(device)})
     return found

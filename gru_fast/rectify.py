@@ -144,7 +144,7 @@ def _plain_tensors(
 ) -> tuple[list[Tensor | None], StepTensors]:
     count = rows[-1] + 1 if rows else 0
     for what, values in (("ema", ema), ("retain_grads", retain_grads)):
-        if values is None:
+        if values is None and what == "retain_grads":
             continue
         if not isinstance(values, Sequence):
             raise TypeError(f"{what}: expected a RetainEMA or a list of tensors, got {type(values).__name__}")

@@ -10,7 +10,7 @@
 namespace gru_fast::cuda {
 namespace {
 
-// ---- apply -----------------------------------------------------------------------------------------------------------
+// ---- apply ----------------------------------------------------------------------------------------------------------
 
 struct Written {
   double norm_sq = 0.0;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (sum_grid(written, args.slots)) args.stats->written_norm_sq = written.norm_sq;
 }
 
-// ---- finish ----------------------------------------------------------------------------------------------------------
+// ---- finish ---------------------------------------------------------------------------------------------------------
 
 struct FinishArgs {
   Stats* stats;
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
 }  // namespace
 
-// ---- launchers -------------------------------------------------------------------------------------------------------
+// ---- launchers ------------------------------------------------------------------------------------------------------
 
 void apply(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);

@@ -9,7 +9,7 @@
 
 namespace gru_fast::cuda {
 
-// ---- units -----------------------------------------------------------------------------------------------------------
+// ---- units ----------------------------------------------------------------------------------------------------------
 // N elements that one thread moves with one instruction. Neighbouring threads take neighbouring units, so that a warp's
 // access covers whole sectors. Where g and e differ in width the wider one has the 16-byte units: two 16-byte accesses
 // of e beside one of g would each touch half of twice as many sectors.
@@ -56,12 +56,15 @@ __device__ __forceinline__ Unit<T, N> load(const void* base, int at, bool wanted
   const auto* unit = reinterpret_cast<const Unit<T, N>*>(static_cast<const char*>(base) + at * kSize<T>);
   if (!wanted) return Unit<T, N>{};
   if constexpr (R == Reuse::kNever) return __ldcs(unit);
+  __builtin_assume(__isGlobal(unit));  // which the compiler cannot see of a pointer from the table
   return *unit;
 }
 
 template <DType T, int N>
 __device__ __forceinline__ void store(void* base, int at, Unit<T, N> unit) {
-  *reinterpret_cast<Unit<T, N>*>(static_cast<char*>(base) + at * kSize<T>) = unit;
+  auto* to = reinterpret_cast<Unit<T, N>*>(static_cast<char*>(base) + at * kSize<T>);
+  __builtin_assume(__isGlobal(to));
+  *to = unit;
 }
 
 template <int N>
@@ -94,7 +97,9 @@ __device__ __forceinline__ uint32_t narrow(float first, float second) {
     return (bits_of(first) >> 16) | bits_of(second);
   } else {
     uint32_t word;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+    asm("{ .reg .b16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b}; }"
+        : "=r"(word)
+        : "f"(first), "f"(second));
     return word;
   }
 }
@@ -137,7 +142,7 @@ __device__ __forceinline__ float truncate(float x) {
   return x;
 }
 
-// ---- chunks ----------------------------------------------------------------------------------------------------------
+// ---- chunks ---------------------------------------------------------------------------------------------------------
 
 // Element `begin` of a tensor; null stays null.
 template <DType T, class Pointer>
@@ -188,7 +193,7 @@ __device__ __forceinline__ void walk_chunks(const Table& table, Visit&& visit) {
   }
 }
 
-// ---- sums ------------------------------------------------------------------------------------------------------------
+// ---- sums -----------------------------------------------------------------------------------------------------------
 // T is a struct of doubles with add(T).
 
 template <class T>

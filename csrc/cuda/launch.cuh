@@ -1,6 +1,6 @@
 // The host side that the CUDA passes share: errors, the current device, the table a kernel takes, scratch, launches.
 //
-// One launch serves all tensors of a Kind: the rows travel inside the kernel's parameters, where every thread reads them
+// One launch serves all tensors of a Kind: the rows travel inside the kernel's parameters, where threads read them
 // through the constant cache. No copy to the device comes before a launch and nothing on the device outlives it, so the
 // passes can be captured in a CUDA graph.
 #pragma once
@@ -31,7 +31,7 @@ inline constexpr uint32_t kMaxBlocks = 2048;  // bounds scratch where the device
 inline constexpr int kChunkNumel = 16384;
 static_assert(kRoundingTile % kChunkNumel == 0);
 
-// ---- the table -------------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------------------
 
 #if CUDART_VERSION >= 12010
 inline constexpr size_t kMaxParameterBytes = 32764;
@@ -52,7 +52,7 @@ struct Table {
 };
 static_assert(sizeof(Table) == kTableHeaderBytes + kMaxRows * sizeof(Row));
 
-// ---- errors and devices ----------------------------------------------------------------------------------------------
+// ---- errors and devices ---------------------------------------------------------------------------------------------
 
 inline void check(cudaError_t status, const char* doing) {
   if (status == cudaSuccess) return;
@@ -97,8 +97,9 @@ inline uint32_t full_grid(const void* kernel, int device) {
   return blocks;
 }
 
-// ---- scratch ---------------------------------------------------------------------------------------------------------
-// A Header, then one slot of sums for each block of all launches of a pass. Passes do not rely on what earlier ones left.
+// ---- scratch --------------------------------------------------------------------------------------------------------
+// A Header, then one slot of sums for each block of all launches of a pass. Passes do not rely on what earlier ones
+// left.
 
 struct Header {
   uint32_t ticket;       // blocks of the last launch that are done
@@ -126,7 +127,7 @@ Slots<T> slots_in(const Context& context) {
   return {reinterpret_cast<T*>(static_cast<char*>(context.scratch) + kHeaderBytes), 0, nullptr};
 }
 
-// ---- launches --------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------
 
 // Runs `kernel` over the chunks of `launch`; returns the number of blocks. A launch without chunks gets one block.
 template <class Args>

@@ -11,7 +11,7 @@
 namespace gru_fast::cuda {
 namespace {
 
-// ---- NaN and Inf -----------------------------------------------------------------------------------------------------
+// ---- NaN and Inf ----------------------------------------------------------------------------------------------------
 
 struct CheckArgs {
   uint32_t* found;
@@ -43,18 +43,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   constexpr int N = kUnitNumel<G, G>;
   bool found = false;
   walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
-    for (const void* base : {static_cast<const void*>(row.grad), row.retain}) {
-      if (base == nullptr) continue;
+    const auto check = [&](const void* base) {
+      if (base == nullptr) return;
       const void* values = advance<G>(base, begin);
       const int whole = is_aligned<G, N>(values) ? numel / N * N : 0;
       found |= any_nonfinite<G, N, 4>(values, 0, whole);
       found |= any_nonfinite<G, 1, kNumSingles>(values, whole, numel);
-    }
+    };
+    check(row.grad);
+    check(row.retain);
   });
   if (found) *args.found = 1;  // every thread that gets here writes the same
 }
 
-// ---- EMA and sums ----------------------------------------------------------------------------------------------------
+// ---- EMA and sums ---------------------------------------------------------------------------------------------------
 
 struct ReduceArgs {
   Stats* stats;
@@ -70,10 +72,9 @@ struct ReduceChunk {
   const void* grad;
   const void* retain;
   void* ema;
-  int numel;
   bool ema_is_current;
-  int tile_offset;           // position of the first element in its rounding tile
-  uint32_t key_lo, key_hi;   // tile_key of that tile
+  int tile_offset;          // position of the first element in its rounding tile
+  uint32_t key_lo, key_hi;  // tile_key of that tile
   float keep, gain;
 };
 
@@ -82,47 +83,45 @@ struct ThreadSums {
   bool refused = false;  // an r was not finite
 };
 
-// e at chunk element `at`, on the grid of a 16-bit E.
-template <DType E, int N>
-__device__ __forceinline__ Floats<N> round_stochastic(const ReduceChunk& chunk, Floats<N> x, int at) {
+// The 16 rounding bits of element i of the unit at chunk element `at`. Units of several elements start at even ones:
+// written so that the compiler sees it and mixes the bits of a pair once.
+template <int N>
+__device__ __forceinline__ uint32_t random_at(const ReduceChunk& chunk, int at, int i) {
   const uint32_t position = static_cast<uint32_t>(chunk.tile_offset + at);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const uint32_t bits = pair_bits(chunk.key_lo, chunk.key_hi, (position + i) / 2);
-    const bool is_odd = N == 1 ? position % 2 != 0 : i % 2 != 0;  // units of several elements start at even ones
-    const uint32_t random = is_odd ? bits >> 16 : bits & 0xffffu;
-    if constexpr (E == DType::kBFloat16) {
-      x.at[i] = float_of(round_bfloat16_stochastic(bits_of(x.at[i]), random));
-    } else {
-      x.at[i] = round_float16_stochastic(x.at[i], random);
-    }
-  }
-  return x;
+  const uint32_t bits = pair_bits(chunk.key_lo, chunk.key_hi, position / 2 + static_cast<uint32_t>(i) / 2);
+  const bool is_odd = N == 1 ? position % 2 != 0 : i % 2 != 0;
+  return is_odd ? bits >> 16 : bits & 0xffffu;
+}
+
+template <DType E>
+__device__ __forceinline__ float round_stochastic(float x, uint32_t random) {
+  if constexpr (E == DType::kBFloat16) return float_of(round_bfloat16_stochastic(bits_of(x), random));
+  return round_float16_stochastic(x, random);
 }
 
 // The new EMA of a unit, on E's grid. Elements that would not be finite keep their old value: `refused` says so.
 template <DType E, int N>
 __device__ __forceinline__ Floats<N> update_ema(const ReduceChunk& chunk, Floats<N> e, Floats<N> r, int at,
                                                 bool& refused) {
-  Floats<N> exact;
-#pragma unroll
-  for (int i = 0; i < N; ++i) exact.at[i] = fmaf(chunk.gain, r.at[i], chunk.keep * e.at[i]);
-  Floats<N> updated = exact;
-  if constexpr (E != DType::kFloat32) updated = round_stochastic<E, N>(chunk, exact, at);
-
-  // One test a unit: 0 * x is NaN where x is NaN or Inf, and NaN stays in a sum. bfloat16 may have been rounded up to
-  // Inf, and the random bits may carry a NaN around to zero: both values count.
-  float poison = 0.0f;
+  Floats<N> updated;
+  float poison = 0.0f;  // 0 * x is NaN where x is NaN or Inf, and NaN stays in a sum: one test a unit
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    poison = fmaf(exact.at[i], 0.0f, poison);
-    if constexpr (E == DType::kBFloat16) poison = fmaf(updated.at[i], 0.0f, poison);
+    const float exact = fmaf(chunk.gain, r.at[i], chunk.keep * e.at[i]);
+    float& x = updated.at[i];
+    x = exact;
+    if constexpr (E != DType::kFloat32) {
+      // Rounding may lose NaN and Inf (float16 saturates), and bfloat16 may reach Inf by it; it keeps signs, so adding
+      // a zero with the sign of `exact` changes nothing else.
+      x = fmaf(exact, 0.0f, round_stochastic<E>(exact, random_at<N>(chunk, at, i)));
+    }
+    poison = fmaf(x, 0.0f, poison);
   }
   if (poison != 0.0f) [[unlikely]] {
     refused = true;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (is_nonfinite(exact.at[i]) || is_nonfinite(updated.at[i])) updated.at[i] = e.at[i];
+      if (is_nonfinite(updated.at[i])) updated.at[i] = e.at[i];
     }
   }
   return updated;
@@ -182,7 +181,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
       ReduceChunk chunk{advance<G>(static_cast<const void*>(row.grad), begin),
                         advance<G>(row.retain, begin),
                         advance<E>(row.ema, begin),
-                        numel,
                         row.ema_is_current != 0,
                         static_cast<int>(begin % kRoundingTile),
                         0,
@@ -194,7 +192,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         chunk.key_lo = static_cast<uint32_t>(key);
         chunk.key_hi = static_cast<uint32_t>(key >> 32);
       }
-      const bool aligned = is_aligned<G, N>(chunk.grad) && is_aligned<G, N>(chunk.retain) && is_aligned<E, N>(chunk.ema);
+      const bool aligned =
+          is_aligned<G, N>(chunk.grad) && is_aligned<G, N>(chunk.retain) && is_aligned<E, N>(chunk.ema);
       const int whole = aligned ? numel / N * N : 0;
       reduce_units<G, E, N, kNumUnits<G, E>>(chunk, 0, whole, sums);
       reduce_units<G, E, 1, kNumSingles>(chunk, whole, numel, sums);
@@ -213,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (args.rounding_step != nullptr && !vetoed) ++*args.rounding_step;  // every block has read it: see sum_grid
 }
 
-// ---- the same sums in float64 ----------------------------------------------------------------------------------------
+// ---- the same sums in float64 ---------------------------------------------------------------------------------------
 
 struct WideSumsArgs {
   Stats* stats;
@@ -224,8 +223,8 @@ struct WideSumsArgs {
 
 __device__ __forceinline__ float load_one(DType dtype, const void* base, int at) {
   if (base == nullptr) return 0.0f;
-  if (dtype == DType::kFloat32) return static_cast<const float*>(base)[at];
-  const uint32_t bits = static_cast<const uint16_t*>(base)[at];
+  if (dtype == DType::kFloat32) return float_of(load<DType::kFloat32, 1, Reuse::kLater>(base, at, true));
+  const uint32_t bits = load<DType::kFloat16, 1, Reuse::kLater>(base, at, true);
   float value, unused;
   dtype == DType::kBFloat16 ? widen<DType::kBFloat16>(bits, value, unused)
                             : widen<DType::kFloat16>(bits, value, unused);
@@ -258,7 +257,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   args.stats->grad_norm_sq = total.grad_norm_sq;
 }
 
-// ---- launchers -------------------------------------------------------------------------------------------------------
+// ---- launchers ------------------------------------------------------------------------------------------------------
 
 void launch_check(const Plan& plan, Header* header, const Context& context) {
   for (const Launch& launch : plan.launches) {
@@ -268,8 +267,8 @@ void launch_check(const Plan& plan, Header* header, const Context& context) {
 }
 
 void launch_reduce(const Plan& plan, const StepArgs& args, Header* header, const Context& context) {
-  ReduceArgs kernel_args{context.stats, slots_in<Sums>(context), &header->vetoed, context.rounding_step,
-                         args.seed,     args.keep,               args.gain};
+  ReduceArgs kernel_args{
+      context.stats, slots_in<Sums>(context), &header->vetoed, context.rounding_step, args.seed, args.keep, args.gain};
   for_each_launch(plan, [&](const Launch& launch, bool is_last) {
     const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &reduce_kernel<G, E>; });
     kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
@@ -290,7 +289,8 @@ void launch_wide_sums(const Plan& plan, Header* header, const Context& context) 
 
 size_t scratch_bytes(const Plan& plan) {
   size_t num_slots = 0;
-  for_each_launch(plan, [&](const Launch& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
+  for_each_launch(plan,
+                  [&](const Launch& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
   return kHeaderBytes + num_slots * sizeof(Sums);
 }
 

@@ -1,7 +1,7 @@
 """Show what this build of gru_fast is and which backend serves which device.
 
-backends: native   the kernels of this package
-          foreach  plain PyTorch, about as fast as its optimizers' foreach mode
+backends: native     the kernels of this package
+          reference  the same in plain PyTorch: slower, on any device
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def report(info: dict[str, Any]) -> str:
     else:
         lines.append(f"CUDA      no kernels: {cuda['reason']}")
     lines.append("devices")
-    lines += [f"  {found['device']:<7} {found['backend']:<8} {found['name']}" for found in info["devices"]]
+    lines += [f"  {found['device']:<7} {found['backend']:<10} {found['name']}" for found in info["devices"]]
     if not cuda["version"] and any(found["device"].startswith("cuda") for found in info["devices"]):
         lines.append(f"To build the CUDA kernels, in a checkout: {MEND_CUDA}")
     return "\n".join(lines)
