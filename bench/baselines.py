@@ -25,8 +25,9 @@ from math import sqrt
 import numpy as np
 import torch
 from forms import Form, parameters_with
-from gru_fast.reference import ReferencePasses
 from problem import Problem
+
+from gru_fast.reference import ReferencePasses
 
 Rows = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import gru_fast
 import torch
-from gru_fast import _core
 from problem import Problem
+
+import gru_fast
+from gru_fast import _core
 
 
 class Form:

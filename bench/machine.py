@@ -9,8 +9,9 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-import gru_fast
 import torch
+
+import gru_fast
 
 
 def _cpu_name() -> str:

@@ -15,8 +15,9 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import gru_fast
 import torch
+
+import gru_fast
 
 _GAMMA = 0.25
 _SIZES = (0, 1, 3, 7, 8, 9, 0, 31, 64, 127, 1000, 4095, 4096, 4097, 65535, 65537, 0)

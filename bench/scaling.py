@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import expected
-import gru_fast
 import machine
 import memory
 import plots
@@ -26,10 +25,12 @@ import shapes
 import torch
 from baselines import BASELINES
 from forms import Form, GruFast, Probe, parameters_with
-from gru_fast import _core
 from problem import Problem, resident_bytes
 from step_time import DTYPES
 from timing import Clock, clock_for, measure, no_garbage_collection, quantiles
+
+import gru_fast
+from gru_fast import _core
 
 _NUMELS = [10**5, 10**6, 10**7, 10**8, 10**9]
 _TENSORS = [1, 10, 100, 1000, 10_000]

@@ -21,8 +21,9 @@ namespace gru_fast {
 inline constexpr double kFloatMax = std::numeric_limits<float>::max();
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// ---- lanes -----------------------------------------------------------------------------------------------------------
-// What the templates below need to know of a lane type; cpu/vector.h specialises it for vectors.
+// ---- lanes
+// ----------------------------------------------------------------------------------------------------------- What the
+// templates below need to know of a lane type; cpu/vector.h specialises it for vectors.
 
 template <class T>
 struct Lanes;
@@ -49,7 +50,8 @@ GRU_FAST_HD typename Lanes<U>::Float float_of(U x) {
   return __builtin_bit_cast(typename Lanes<U>::Float, x);
 }
 
-// ---- rounding bits ---------------------------------------------------------------------------------------------------
+// ---- rounding bits
+// ---------------------------------------------------------------------------------------------------
 
 GRU_FAST_HD uint64_t mix64(uint64_t x) {
   x ^= x >> 30;
@@ -86,7 +88,8 @@ GRU_FAST_HD uint32_t pair_bits(uint32_t key_lo, uint32_t key_hi, uint32_t pair) 
   return mix_pair(pair * kWeylStep + key_lo, key_hi);
 }
 
-// ---- 16-bit floats, held in 32-bit lanes -----------------------------------------------------------------------------
+// ---- 16-bit floats, held in 32-bit lanes
+// -----------------------------------------------------------------------------
 
 inline constexpr uint32_t kExponentMask = 0x7f800000u;
 
@@ -116,7 +119,7 @@ GRU_FAST_HD U truncate_bfloat16(U x) {
 // float16 values are kept as the float32 that equals them; conversion to 16 bits is then exact. The grid is 2^-24 below
 // 2^-14 and 13 bits shorter than float32's above; beyond 65504 the value is the largest finite one (65504).
 inline constexpr float kHalfMax = 65504.0f;
-inline constexpr float kHalfMinNormal = 6.103515625e-05f;  // 2^-14
+inline constexpr float kHalfMinNormal = 6.103515625e-05f;       // 2^-14
 inline constexpr float kHalfQuantum = 5.9604644775390625e-08f;  // 2^-24
 
 // `random` < 2^16; zero truncates towards zero.
@@ -155,7 +158,8 @@ GRU_FAST_HD uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | ((rounded - (112u << 23)) >> 13));
 }
 
-// ---- sums ------------------------------------------------------------------------------------------------------------
+// ---- sums
+// ------------------------------------------------------------------------------------------------------------
 
 // float32 products are added in runs of at most kRunLength before they join a float64 sum: each run adds a relative
 // error below kRunLength * 2^-24, so that every sum is good to 1e-6 whatever its length.
@@ -183,7 +187,8 @@ GRU_FAST_HD bool needs_wide_sums(const Sums& sums, int64_t numel) {
            sums.ema_norm_sq <= kFloatMax && fabs(sums.dot) <= kFloatMax);
 }
 
-// ---- from sums to coefficients ---------------------------------------------------------------------------------------
+// ---- from sums to coefficients
+// ---------------------------------------------------------------------------------------
 
 // Below this share of u the projected norm u - d^2/m has lost too many digits to clip by: apply measures it instead.
 inline constexpr double kCancellation = 1.0 / 64;
@@ -195,10 +200,10 @@ inline constexpr double kClipSlack = 5e-4;
 struct Decision {
   double alpha = 1.0;
   double beta = 0.0;
-  double norm_sq = 0.0;    // |g|^2 after apply, as far as the sums tell
+  double norm_sq = 0.0;  // |g|^2 after apply, as far as the sums tell
   bool conflict = false;
   bool clipped = false;
-  bool measure = false;    // norm_sq is unreliable: clip after apply has measured it
+  bool measure = false;  // norm_sq is unreliable: clip after apply has measured it
   bool nonfinite = false;
 
   GRU_FAST_HD bool writes() const { return alpha != 1.0 || beta != 0.0; }

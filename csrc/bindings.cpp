@@ -37,7 +37,8 @@ Backend backend_of(dlpack::Device device) {
 #ifdef GRU_FAST_HAS_CUDA
   if (device.type == dlpack::kCUDA) return {cuda::scratch_bytes, cuda::reduce, cuda::apply, cuda::finish, cuda::probe};
 #endif
-  throw py::value_error("no native kernels for this device in this build (GRU_FAST_CUDA decides); use gru_fast.reference");
+  throw py::value_error(
+      "no native kernels for this device in this build (GRU_FAST_CUDA decides); use gru_fast.reference");
 }
 
 PlanLimits limits_of(dlpack::Device device, const std::vector<Row>& rows) {
@@ -107,9 +108,9 @@ class Table {
     const auto bytes = static_cast<int64_t>(scratch_bytes());
     return {static_cast<Stats*>(helper_pointer(stats, "stats", dlpack::kFloat, 64, kNumStats, device_)),
             helper_pointer(scratch, "scratch", dlpack::kUInt, 8, bytes, device_),
-            rounding_step.is_none() ? nullptr
-                                    : static_cast<int64_t*>(helper_pointer(rounding_step, "rounding_step", dlpack::kInt,
-                                                                           64, 1, device_)),
+            rounding_step.is_none()
+                ? nullptr
+                : static_cast<int64_t*>(helper_pointer(rounding_step, "rounding_step", dlpack::kInt, 64, 1, device_)),
             num_threads,
             device_.id,
             device_.type == dlpack::kCUDA ? current_stream(device_.id) : nullptr};
@@ -152,7 +153,8 @@ py::list plan_for_test(const std::vector<int64_t>& numels, const std::vector<int
 
 py::tuple locate_for_test(const std::vector<int64_t>& numels, int64_t chunk_numel, uint32_t chunk) {
   std::vector<Row> rows;
-  for (size_t i = 0; i < numels.size(); ++i) rows.push_back({nullptr, nullptr, nullptr, numels[i], 0, static_cast<uint32_t>(i), 0});
+  for (size_t i = 0; i < numels.size(); ++i)
+    rows.push_back({nullptr, nullptr, nullptr, numels[i], 0, static_cast<uint32_t>(i), 0});
   const std::vector<Kind> kinds(rows.size(), {DType::kFloat32, DType::kFloat32});
   const Plan plan = plan_chunks(rows, kinds, {chunk_numel, SIZE_MAX});
   const ChunkSpan span = locate_chunk(plan.launches.at(0), chunk, chunk_numel);
@@ -211,8 +213,9 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("numel", &Table::numel, "Elements over all rows.")
       .def_property_readonly("num_launches", &Table::num_launches, "Kernel launches of one pass (CUDA).")
       .def_property_readonly("num_chunks", &Table::num_chunks, "Chunks over all launches.")
-      .def("reduce", &Table::reduce, "e <- keep*e + gain*r and the sums; fills stats[0:5].", arg("stats"), arg("scratch"),
-           arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"), arg("all_or_nothing"), arg("num_threads"))
+      .def("reduce", &Table::reduce, "e <- keep*e + gain*r and the sums; fills stats[0:5].", arg("stats"),
+           arg("scratch"), arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"), arg("all_or_nothing"),
+           arg("num_threads"))
       .def("apply", &Table::apply, "g <- alpha*g + beta*e, decided from stats[0:5]; fills stats[5].", arg("stats"),
            arg("scratch"), arg("tau"), arg("num_threads"))
       .def("finish", &Table::finish, "Settles the step, rescales g if needed; fills stats[6:].", arg("stats"),
@@ -226,7 +229,8 @@ PYBIND11_MODULE(_core, m) {
   m.attr("HAS_CUDA") = kHasCuda;
   m.def("build_info", &build_info, "How this module was built and what it runs on.");
   m.def("same_objects", &same_objects, "Whether two lists hold the very same objects.", arg("a"), arg("b"));
-  m.def("use_vector_level", &use_vector_level, "Choose the CPU kernels' vector level (tests, benchmarks).", arg("name"));
+  m.def("use_vector_level", &use_vector_level, "Choose the CPU kernels' vector level (tests, benchmarks).",
+        arg("name"));
   m.def("plan", &plan_for_test, "The chunk planner, for tests; kinds are 3 * grad dtype + ema dtype.", arg("numels"),
         arg("kinds"), arg("chunk_numel"), arg("max_rows"));
   m.def("locate_chunk", &locate_for_test, "(row, begin, end) of a chunk, for tests.", arg("numels"), arg("chunk_numel"),

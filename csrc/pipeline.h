@@ -30,9 +30,9 @@ struct Kind {
 // One parameter. All three pointers address `numel` elements in the same order, with any alignment the dtype allows.
 // Missing gradients are null and count as zeros: no r decays e, no g adds nothing to d and u.
 struct Row {
-  void* grad;           // g, Kind::grad; modified by apply and finish; may be null
-  const void* retain;   // r, Kind::grad; may be null
-  void* ema;            // e, Kind::ema; modified by reduce unless `ema_is_current`; may be null only with `grad` null
+  void* grad;          // g, Kind::grad; modified by apply and finish; may be null
+  const void* retain;  // r, Kind::grad; may be null
+  void* ema;           // e, Kind::ema; modified by reduce unless `ema_is_current`; may be null only with `grad` null
   int64_t numel;
   uint32_t first_chunk;         // set by the planner: chunks of earlier rows of the same launch
   uint32_t id : 31;             // position in the caller's list: names the stream of rounding bits
@@ -71,22 +71,22 @@ struct Stats {
   double written_norm_sq;   // |g|^2 as apply wrote it
   double alpha;             // g <- alpha * g + beta * e
   double beta;
-  double rescale;           // extra factor of finish; 1: not needed
-  double out_norm_sq;       // |g|^2 after the step
-  double conflict;          // 1: d < 0, the projection fired
-  double clipped;           // 1: |g| was above tau
-  double degenerate;        // 1: cos(g, e) = -1 to rounding; g became 0
-  double grad_nonfinite;    // 1: NaN or Inf in g (or in e); g was left untouched
+  double rescale;         // extra factor of finish; 1: not needed
+  double out_norm_sq;     // |g|^2 after the step
+  double conflict;        // 1: d < 0, the projection fired
+  double clipped;         // 1: |g| was above tau
+  double degenerate;      // 1: cos(g, e) = -1 to rounding; g became 0
+  double grad_nonfinite;  // 1: NaN or Inf in g (or in e); g was left untouched
   double reserved[2];
 };
 inline constexpr int kNumStats = 16;
 static_assert(sizeof(Stats) == kNumStats * sizeof(double));
 
 struct StepArgs {
-  float keep = 1.0f;        // weight of the old e: 1 - gamma, or 1 for a later micro-batch of the same step
-  float gain = 0.0f;        // weight of r: gamma / loss_scale
-  double tau = 0.0;         // largest |g| after the step; infinity: no clipping
-  uint64_t seed = 0;        // of the rounding bits of a 16-bit e
+  float keep = 1.0f;            // weight of the old e: 1 - gamma, or 1 for a later micro-batch of the same step
+  float gain = 0.0f;            // weight of r: gamma / loss_scale
+  double tau = 0.0;             // largest |g| after the step; infinity: no clipping
+  uint64_t seed = 0;            // of the rounding bits of a 16-bit e
   bool all_or_nothing = false;  // NaN or Inf anywhere in g or r leaves every tensor as it is (loss scaling)
 };
 

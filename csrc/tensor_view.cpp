@@ -10,13 +10,15 @@ namespace {
 const dlpack::ExchangeApi* exchange_api_of(PyTypeObject* type) {
   PyObject* type_object = reinterpret_cast<PyObject*>(type);
   if (PyObject_HasAttrString(type_object, dlpack::kTypeAttribute) == 0) return nullptr;
-  const py::object capsule = py::reinterpret_steal<py::object>(PyObject_GetAttrString(type_object, dlpack::kTypeAttribute));
+  const py::object capsule =
+      py::reinterpret_steal<py::object>(PyObject_GetAttrString(type_object, dlpack::kTypeAttribute));
   if (!capsule) throw py::error_already_set();
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
   if (api == nullptr) throw py::error_already_set();
   while (api != nullptr && api->version.major != dlpack::kMajorVersion) api = api->previous;
   if (api == nullptr || api->tensor_from_py_object == nullptr) {
-    throw py::import_error("gru_fast needs DLPack's exchange table version 1, which torch has from 2.10 on; upgrade torch");
+    throw py::import_error(
+        "gru_fast needs DLPack's exchange table version 1, which torch has from 2.10 on; upgrade torch");
   }
   return api;
 }
@@ -150,7 +152,8 @@ dlpack::Tensor view_checked(py::handle object, const Label& where) {
     py::error_already_set cause;
     const std::string layout = py::str(py::getattr(object, "layout", py::str("unknown layout"))).cast<std::string>();
     type_error(where, "expected a dense (torch.strided) tensor, got " + layout + " " +
-                          std::string(Py_TYPE(object.ptr())->tp_name) + " (" + py::str(cause.value()).cast<std::string>() +
+                          std::string(Py_TYPE(object.ptr())->tp_name) + " (" +
+                          py::str(cause.value()).cast<std::string>() +
                           "); build the layer with dense gradients (e.g. nn.Embedding(sparse=False))");
   }
   view.data = static_cast<char*>(view.data) + view.byte_offset;
@@ -158,7 +161,8 @@ dlpack::Tensor view_checked(py::handle object, const Label& where) {
   return view;
 }
 
-// ---- overlap ---------------------------------------------------------------------------------------------------------
+// ---- overlap
+// ---------------------------------------------------------------------------------------------------------
 
 struct Extent {
   uintptr_t begin, end;
@@ -176,14 +180,17 @@ void add_extent(std::vector<Extent>& extents, const dlpack::Tensor& t, bool dens
     for (int i = 0; i < t.ndim; ++i) last += (t.shape[i] - 1) * t.strides[i];
   }
   const auto begin = reinterpret_cast<uintptr_t>(t.data);
-  extents.push_back({begin, begin + static_cast<uintptr_t>((last + 1) * item), list, static_cast<uint32_t>(index), dense});
+  extents.push_back(
+      {begin, begin + static_cast<uintptr_t>((last + 1) * item), list, static_cast<uint32_t>(index), dense});
 }
 
 // Training hands in the same addresses step after step; sorting them anew each time would be a quarter of the overhead
 // of a small step. A list whose fingerprint passed before is not sorted again. Guarded by the GIL.
 class PassedBefore {
  public:
-  bool contains(uint64_t fingerprint) const { return std::find(known_.begin(), known_.end(), fingerprint) != known_.end(); }
+  bool contains(uint64_t fingerprint) const {
+    return std::find(known_.begin(), known_.end(), fingerprint) != known_.end();
+  }
   void add(uint64_t fingerprint) {
     known_[next_] = fingerprint;
     next_ = (next_ + 1) % known_.size();
@@ -220,7 +227,8 @@ void check_overlap(std::vector<Extent>& extents, const py::object& names) {
   passed.add(fingerprint);
 }
 
-// ---- one parameter ---------------------------------------------------------------------------------------------------
+// ---- one parameter
+// ---------------------------------------------------------------------------------------------------
 
 void check_like_ema(const dlpack::Tensor& t, const Label& where, const dlpack::Tensor& ema) {
   if (!same_shape(t, ema)) {
@@ -243,7 +251,8 @@ void add_row(Capture& out, std::vector<Extent>& extents, const RowInput& in, siz
   const Label ema_label{"ema", index, &names};
   if (in.ema.is_none()) type_error(ema_label, "expected a torch.Tensor, got None");
   const dlpack::Tensor ema = view_checked(in.ema, ema_label);
-  if (ema.device.type == dlpack::kCUDAHost) value_error(ema_label, "expected cpu or cuda memory, got pinned host memory");
+  if (ema.device.type == dlpack::kCUDAHost)
+    value_error(ema_label, "expected cpu or cuda memory, got pinned host memory");
   const DType ema_dtype = dtype_of(ema, ema_label);
   if (index == 0) out.device = ema.device;
   if (ema.device.type != out.device.type || ema.device.id != out.device.id) {
@@ -302,8 +311,8 @@ class Items {
 
 void check_length(size_t found, size_t expected, const char* what) {
   if (found == expected) return;
-  throw py::value_error(std::string(what) + ": expected " + std::to_string(expected) + " entries, one per parameter, got " +
-                        std::to_string(found));
+  throw py::value_error(std::string(what) + ": expected " + std::to_string(expected) +
+                        " entries, one per parameter, got " + std::to_string(found));
 }
 
 }  // namespace
@@ -339,7 +348,8 @@ Capture capture(py::sequence grads, py::object retain, py::sequence ema, py::obj
   const Items grad_items(grads, "grads"), ema_items(ema, "ema");
   const size_t count = ema_items.size();
   check_length(grad_items.size(), count, "grads");
-  const bool has_retain = !retain.is_none(), has_ids = !ids.is_none(), per_row = !py::isinstance<py::bool_>(ema_is_current);
+  const bool has_retain = !retain.is_none(), has_ids = !ids.is_none(),
+             per_row = !py::isinstance<py::bool_>(ema_is_current);
   const Items retain_items(has_retain ? retain : py::object(py::tuple()), "retain_grads");
   const Items id_items(has_ids ? ids : py::object(py::tuple()), "ids");
   const Items current_items(per_row ? ema_is_current : py::object(py::tuple()), "ema_is_current");

@@ -24,7 +24,8 @@ void* current_stream(int device_id);
 void* helper_pointer(py::handle tensor, const char* what, uint8_t code, uint8_t bits, int64_t min_numel,
                      dlpack::Device device);
 
-// One step's gradients, retain gradients and EMA as rows. Every list has one entry per parameter; gradients may be None.
+// One step's gradients, retain gradients and EMA as rows. Every list has one entry per parameter; gradients may be
+// None.
 struct Capture {
   std::vector<Row> rows;
   std::vector<Kind> kinds;

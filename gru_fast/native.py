@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +16,32 @@ NUM_STATS: int = core.NUM_STATS
 
 def serves(device: torch.device) -> bool:
     """Whether this build has kernels for ``device``."""
-    return device.type == "cpu" or (device.type == "cuda" and core.HAS_CUDA and torch.version.cuda is not None)
+    if device.type == "cpu":
+        return True
+    if device.type != "cuda" or not core.HAS_CUDA or torch.version.cuda is None:
+        return False
+    return runs_on(torch.cuda.get_device_capability(device), core.build_info()["cuda_architectures"])
+
+
+@functools.cache
+def runs_on(capability: tuple[int, int], architectures: str) -> bool:
+    """Whether code built for ``architectures`` runs on a device of compute ``capability``.
+
+    Machine code for X.Y runs on X.Z with Z >= Y, PTX on everything newer. ``architectures``: as the build reports them,
+    e.g. "80,90,120+ptx"; names that are not numbers ("native", "all") are taken to cover the device.
+
+    >>> [runs_on(capability, "80,90,120+ptx") for capability in ((7, 5), (8, 6), (10, 0), (12, 1), (13, 0))]
+    [False, True, False, True, True]
+    """
+    for name in architectures.split(","):
+        match = re.match(r"(\d+)(\d)", name)
+        if match is None:
+            return True
+        built = (int(match[1]), int(match[2]))
+        is_ptx_only, has_ptx = name.endswith("(ptx)"), "ptx" in name
+        if capability >= built and (has_ptx or (capability[0] == built[0] and not is_ptx_only)):
+            return True
+    return False
 
 
 class NativePasses:

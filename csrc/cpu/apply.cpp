@@ -95,8 +95,8 @@ void rescale(Kind kind, const Span& span, double factor) {
         span,
         [&](char* grad, const char*) __attribute__((always_inline)) {
           const Block g = load_block<G, Order::kHalves>(grad);
-          store_block<G, Order::kHalves>(
-              grad, Block{round_towards_zero<G>(scale * g.a), round_towards_zero<G>(scale * g.b)});
+          store_block<G, Order::kHalves>(grad,
+                                         Block{round_towards_zero<G>(scale * g.a), round_towards_zero<G>(scale * g.b)});
         },
         []() {});
     return 0;

@@ -3,18 +3,18 @@
 
 #include "kernels.h"
 
-#define GRU_FAST_DECLARE_LEVEL(level)                          \
-  namespace gru_fast::cpu::level {                             \
-  Sums reduce(Kind, const Span&, float, float);                \
-  Sums wide_sums(Kind, const Span&);                           \
-  bool any_nonfinite(Kind, const Span&);                       \
-  double apply(Kind, const Span&, double, double);             \
-  double wide_apply(Kind, const Span&, double, double);        \
-  void rescale(Kind, const Span&, double);                     \
-  void probe_reduce(Kind, const Span&);                        \
-  void probe_apply(Kind, const Span&);                         \
-  const Kernels kTable = {reduce,  wide_sums,    any_nonfinite, apply,  wide_apply, \
-                          rescale, probe_reduce, probe_apply,   #level};            \
+#define GRU_FAST_DECLARE_LEVEL(level)                                              \
+  namespace gru_fast::cpu::level {                                                 \
+  Sums reduce(Kind, const Span&, float, float);                                    \
+  Sums wide_sums(Kind, const Span&);                                               \
+  bool any_nonfinite(Kind, const Span&);                                           \
+  double apply(Kind, const Span&, double, double);                                 \
+  double wide_apply(Kind, const Span&, double, double);                            \
+  void rescale(Kind, const Span&, double);                                         \
+  void probe_reduce(Kind, const Span&);                                            \
+  void probe_apply(Kind, const Span&);                                             \
+  const Kernels kTable = {reduce,  wide_sums,    any_nonfinite, apply, wide_apply, \
+                          rescale, probe_reduce, probe_apply,   #level};           \
   }
 
 #ifdef GRU_FAST_X86_LEVELS

@@ -21,12 +21,12 @@ struct Span {
 };
 
 struct Kernels {
-  Sums (*reduce)(Kind, const Span&, float keep, float gain);              // writes e; sums with the stored e
-  Sums (*wide_sums)(Kind, const Span&);                                   // the same sums, float64 throughout
-  bool (*any_nonfinite)(Kind, const Span&);                               // in g or r
-  double (*apply)(Kind, const Span&, double alpha, double beta);          // writes g; returns |g|^2 as written
-  double (*wide_apply)(Kind, const Span&, double alpha, double beta);     // the same, float64 throughout
-  void (*rescale)(Kind, const Span&, double factor);                      // g <- factor * g, 16-bit towards zero
+  Sums (*reduce)(Kind, const Span&, float keep, float gain);           // writes e; sums with the stored e
+  Sums (*wide_sums)(Kind, const Span&);                                // the same sums, float64 throughout
+  bool (*any_nonfinite)(Kind, const Span&);                            // in g or r
+  double (*apply)(Kind, const Span&, double alpha, double beta);       // writes g; returns |g|^2 as written
+  double (*wide_apply)(Kind, const Span&, double alpha, double beta);  // the same, float64 throughout
+  void (*rescale)(Kind, const Span&, double factor);                   // g <- factor * g, 16-bit towards zero
   void (*probe_reduce)(Kind, const Span&);  // bench: reads g, r, e and writes e back, values unchanged
   void (*probe_apply)(Kind, const Span&);   // bench: reads g, e and writes g back, values unchanged
   const char* level;

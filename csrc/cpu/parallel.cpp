@@ -13,8 +13,8 @@
 namespace gru_fast::cpu {
 namespace {
 
-// PyTorch's wheels bring their own libgomp and load it for the whole process. A second OpenMP runtime, or threads of our
-// own, would compete with its spinning workers for the same cores, so we borrow that one by its stable entry point.
+// PyTorch's wheels bring their own libgomp and load it for the whole process. A second OpenMP runtime, or threads of
+// our own, would compete with its spinning workers for the same cores, so we borrow that one by its stable entry point.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned num_threads, unsigned flags);
 
 GompParallel find_gomp_parallel() {

@@ -97,21 +97,19 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
   }
   auto* slots = static_cast<Sums*>(context.scratch);
   const uint64_t step = context.rounding_step != nullptr ? static_cast<uint64_t>(*context.rounding_step) : 0;
-  for_each_chunk(plan, context.num_threads, Direction::kForward,
-                 [&](Kind kind, const Row& row, const Span& span, int64_t slot) {
-                   Sums sums;
-                   for_each_tile(kind, row, span, args.seed, step, [&](const Span& part) {
-                     sums.add(kernels().reduce(kind, part, args.keep, args.gain));
-                   });
-                   slots[slot] = sums;
-                 });
+  for_each_chunk(
+      plan, context.num_threads, Direction::kForward, [&](Kind kind, const Row& row, const Span& span, int64_t slot) {
+        Sums sums;
+        for_each_tile(kind, row, span, args.seed, step,
+                      [&](const Span& part) { sums.add(kernels().reduce(kind, part, args.keep, args.gain)); });
+        slots[slot] = sums;
+      });
   Sums sums = fold(slots, plan.num_chunks);
   if (plan.numel > 0 && needs_wide_sums(sums, plan.numel)) {
     const double retain_nonfinite = sums.retain_nonfinite;
-    for_each_chunk(plan, context.num_threads, Direction::kForward,
-                   [&](Kind kind, const Row&, const Span& span, int64_t slot) {
-                     slots[slot] = kernels().wide_sums(kind, span);
-                   });
+    for_each_chunk(
+        plan, context.num_threads, Direction::kForward,
+        [&](Kind kind, const Row&, const Span& span, int64_t slot) { slots[slot] = kernels().wide_sums(kind, span); });
     sums = fold(slots, plan.num_chunks);
     sums.retain_nonfinite = retain_nonfinite;
   }
@@ -125,8 +123,8 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
 void apply(const Plan& plan, const StepArgs& args, const Context& context) {
   const Decision decision = decide(*context.stats, args.tau);
   if (!decision.writes()) return;
-  const auto kernel = needs_wide_apply(decision, context.stats->grad_norm_sq, plan.numel) ? kernels().wide_apply
-                                                                                           : kernels().apply;
+  const auto kernel =
+      needs_wide_apply(decision, context.stats->grad_norm_sq, plan.numel) ? kernels().wide_apply : kernels().apply;
   auto* slots = static_cast<double*>(context.scratch);
   for_each_chunk(plan, context.num_threads, Direction::kBackward,
                  [&](Kind kind, const Row&, const Span& span, int64_t slot) {
@@ -141,10 +139,9 @@ void finish(const Plan& plan, const StepArgs& args, const Context& context) {
   *context.stats = settle(*context.stats, args.tau);
   const double factor = context.stats->rescale;
   if (factor == 1.0) return;
-  for_each_chunk(plan, context.num_threads, Direction::kForward,
-                 [&](Kind kind, const Row&, const Span& span, int64_t) {
-                   if (span.grad != nullptr) kernels().rescale(kind, span, factor);
-                 });
+  for_each_chunk(plan, context.num_threads, Direction::kForward, [&](Kind kind, const Row&, const Span& span, int64_t) {
+    if (span.grad != nullptr) kernels().rescale(kind, span, factor);
+  });
 }
 
 void probe(const Plan& plan, bool full, const Context& context) {

@@ -32,9 +32,7 @@ struct Accumulator {
     grad.add(grad_a + grad_b);
     dot_a = dot_b = ema_a = ema_b = grad_a = grad_b = VecF{};
   }
-  GRU_FAST_INLINE Sums total() const {
-    return {dot.total(), ema.total(), grad.total(), refused ? 1.0 : 0.0};
-  }
+  GRU_FAST_INLINE Sums total() const { return {dot.total(), ema.total(), grad.total(), refused ? 1.0 : 0.0}; }
 };
 
 // The new EMA of a block, on E's grid. Elements that would not be finite keep their old value: `refused` says so.
@@ -89,8 +87,8 @@ Sums reduce_span(const Span& span, float keep, float gain) {
   const char* grad = static_cast<const char*>(span.grad);
   const char* retain = static_cast<const char*>(span.retain);
   char* ema = static_cast<char*>(span.ema);
-  ReduceBlock<G, E, kHasGrad, M> block{
-      VecF{} + keep, VecF{} + gain, RoundingBits(span.rounding_key, span.tile_offset), Accumulator{}};
+  ReduceBlock<G, E, kHasGrad, M> block{VecF{} + keep, VecF{} + gain, RoundingBits(span.rounding_key, span.tile_offset),
+                                       Accumulator{}};
 
   int64_t i = 0;
   for (; i + kRunLength * kBlock <= span.numel; i += kRunLength * kBlock) {

@@ -34,8 +34,8 @@ using VecI = int32_t __attribute__((vector_size(kVectorBytes)));
 using VecD = double __attribute__((vector_size(kVectorBytes)));
 using HalfF = float __attribute__((vector_size(kVectorBytes / 2)));
 using HalfU = uint32_t __attribute__((vector_size(kVectorBytes / 2)));
-using Vec16 = uint16_t __attribute__((vector_size(kVectorBytes / 2)));       // kLanes 16-bit numbers
-using Wide16 = uint16_t __attribute__((vector_size(kVectorBytes)));          // kBlock 16-bit numbers
+using Vec16 = uint16_t __attribute__((vector_size(kVectorBytes / 2)));  // kLanes 16-bit numbers
+using Wide16 = uint16_t __attribute__((vector_size(kVectorBytes)));     // kBlock 16-bit numbers
 
 }  // namespace gru_fast::cpu::GRU_FAST_LEVEL
 
@@ -46,7 +46,7 @@ template <>
 struct Lanes<cpu::GRU_FAST_LEVEL::VecF> {
   using Uint = cpu::GRU_FAST_LEVEL::VecU;
   GRU_FAST_INLINE static Uint to_uint(cpu::GRU_FAST_LEVEL::VecF x) {
-    return (Uint)__builtin_convertvector(x, cpu::GRU_FAST_LEVEL::VecI);
+    return (Uint) __builtin_convertvector(x, cpu::GRU_FAST_LEVEL::VecI);
   }
 };
 
@@ -98,13 +98,15 @@ enum class Access { kRead, kWrite };
 
 template <Access A, int64_t kBytes>
 GRU_FAST_INLINE void prefetch_ahead(const void* block) {
-  const uintptr_t ahead = reinterpret_cast<uintptr_t>(block) + kPrefetchBytes;  // may lie beyond the tensor: a hint only
+  const uintptr_t ahead =
+      reinterpret_cast<uintptr_t>(block) + kPrefetchBytes;  // may lie beyond the tensor: a hint only
   for (int64_t line = 0; line < kBytes; line += 64) {
     __builtin_prefetch(reinterpret_cast<const void*>(ahead + line), A == Access::kWrite ? 1 : 0);
   }
 }
 
-// ---- blocks: kBlock elements of any dtype as two vectors of float32 --------------------------------------------------
+// ---- blocks: kBlock elements of any dtype as two vectors of float32
+// --------------------------------------------------
 
 struct Block {
   VecF a, b;
@@ -116,8 +118,7 @@ struct Block {
 enum class Order { kHalves, kEvenOdd };
 
 template <DType G, DType E>
-inline constexpr Order order_of =
-    G == DType::kBFloat16 && E == DType::kBFloat16 ? Order::kEvenOdd : Order::kHalves;
+inline constexpr Order order_of = G == DType::kBFloat16 && E == DType::kBFloat16 ? Order::kEvenOdd : Order::kHalves;
 
 GRU_FAST_INLINE VecF widen_half(Vec16 h) {
 #if defined(__AVX512F__)
@@ -197,7 +198,8 @@ GRU_FAST_INLINE bool any_nonfinite(Block x) {
 #endif
 }
 
-// ---- rounding to a dtype's grid --------------------------------------------------------------------------------------
+// ---- rounding to a dtype's grid
+// --------------------------------------------------------------------------------------
 
 template <DType T>
 GRU_FAST_INLINE VecF round_nearest(VecF x) {
@@ -253,12 +255,14 @@ struct RoundingBits {
       return {random & 0xffffu, random >> 16};
     } else {
       const Wide16 numbers = (Wide16)random;
-      return {__builtin_convertvector(lower<Vec16>(numbers), VecU), __builtin_convertvector(upper<Vec16>(numbers), VecU)};
+      return {__builtin_convertvector(lower<Vec16>(numbers), VecU),
+              __builtin_convertvector(upper<Vec16>(numbers), VecU)};
     }
   }
 };
 
-// ---- sums ------------------------------------------------------------------------------------------------------------
+// ---- sums
+// ------------------------------------------------------------------------------------------------------------
 
 // A float64 sum fed by short float32 runs.
 struct WideSum {
@@ -277,7 +281,8 @@ struct WideSum {
   }
 };
 
-// ---- dispatch --------------------------------------------------------------------------------------------------------
+// ---- dispatch
+// --------------------------------------------------------------------------------------------------------
 
 // Calls f.template operator()<G, E>() for the dtypes of `kind`.
 template <class F>
