@@ -21,9 +21,8 @@ namespace gru_fast {
 inline constexpr double kFloatMax = std::numeric_limits<float>::max();
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// ---- lanes
-// ----------------------------------------------------------------------------------------------------------- What the
-// templates below need to know of a lane type; cpu/vector.h specialises it for vectors.
+// ---- lanes ----------------------------------------------------------------------------------------------------------
+// What the templates below need to know of a lane type; cpu/vector.h specialises it for vectors.
 
 template <class T>
 struct Lanes;
@@ -50,8 +49,7 @@ GRU_FAST_HD typename Lanes<U>::Float float_of(U x) {
   return __builtin_bit_cast(typename Lanes<U>::Float, x);
 }
 
-// ---- rounding bits
-// ---------------------------------------------------------------------------------------------------
+// ---- rounding bits --------------------------------------------------------------------------------------------------
 
 GRU_FAST_HD uint64_t mix64(uint64_t x) {
   x ^= x >> 30;
@@ -88,8 +86,7 @@ GRU_FAST_HD uint32_t pair_bits(uint32_t key_lo, uint32_t key_hi, uint32_t pair) 
   return mix_pair(pair * kWeylStep + key_lo, key_hi);
 }
 
-// ---- 16-bit floats, held in 32-bit lanes
-// -----------------------------------------------------------------------------
+// ---- 16-bit floats, held in 32-bit lanes ----------------------------------------------------------------------------
 
 inline constexpr uint32_t kExponentMask = 0x7f800000u;
 
@@ -128,7 +125,7 @@ GRU_FAST_HD F round_float16_stochastic(F x, U random) {
   const U sign = bits_of(x) & 0x80000000u;
   const U magnitude = bits_of(x) & 0x7fffffffu;
   const U normal = (magnitude + (random >> 3)) & 0xffffe000u;
-  const F steps = float_of(magnitude) * (1.0f / kHalfQuantum) + Lanes<U>::to_float(random) * (1.0f / 65536.0f);
+  const F steps = float_of(magnitude) * (1.0f / kHalfQuantum) + Lanes<U>::to_float(random >> 3) * (1.0f / 8192.0f);
   const auto is_small = float_of(magnitude) < kHalfMinNormal;
   const F subnormal = Lanes<U>::to_float(Lanes<F>::to_uint(is_small ? steps : F{})) * kHalfQuantum;
   const F rounded = is_small ? subnormal : float_of(normal);
@@ -158,8 +155,7 @@ GRU_FAST_HD uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | ((rounded - (112u << 23)) >> 13));
 }
 
-// ---- sums
-// ------------------------------------------------------------------------------------------------------------
+// ---- sums -----------------------------------------------------------------------------------------------------------
 
 // float32 products are added in runs of at most kRunLength before they join a float64 sum: each run adds a relative
 // error below kRunLength * 2^-24, so that every sum is good to 1e-6 whatever its length.
@@ -187,8 +183,7 @@ GRU_FAST_HD bool needs_wide_sums(const Sums& sums, int64_t numel) {
            sums.ema_norm_sq <= kFloatMax && fabs(sums.dot) <= kFloatMax);
 }
 
-// ---- from sums to coefficients
-// ---------------------------------------------------------------------------------------
+// ---- from sums to coefficients --------------------------------------------------------------------------------------
 
 // Below this share of u the projected norm u - d^2/m has lost too many digits to clip by: apply measures it instead.
 inline constexpr double kCancellation = 1.0 / 64;

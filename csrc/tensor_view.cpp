@@ -149,20 +149,23 @@ dlpack::Tensor view_checked(py::handle object, const Label& where) {
   any_api() = api;
   dlpack::Tensor view;
   if (api->tensor_from_py_object(object.ptr(), &view) != 0) {
-    py::error_already_set cause;
-    const std::string layout = py::str(py::getattr(object, "layout", py::str("unknown layout"))).cast<std::string>();
-    type_error(where, "expected a dense (torch.strided) tensor, got " + layout + " " +
-                          std::string(Py_TYPE(object.ptr())->tp_name) + " (" +
-                          py::str(cause.value()).cast<std::string>() +
-                          "); build the layer with dense gradients (e.g. nn.Embedding(sparse=False))");
+    PyErr_Clear();  // torch's own message carries its C++ stack
+    const auto said = [&](const char* attribute) {
+      return py::str(py::getattr(object, attribute, py::str("unknown"))).cast<std::string>();
+    };
+    if (said("layout") == "torch.strided") {
+      value_error(where,
+                  "expected cpu or cuda memory, got " + said("device") + "; load the parameters before training");
+    }
+    type_error(where, "expected a dense (torch.strided) tensor, got " + said("layout") +
+                          "; build the layer with dense gradients (e.g. nn.Embedding(sparse=False))");
   }
   view.data = static_cast<char*>(view.data) + view.byte_offset;
   view.byte_offset = 0;
   return view;
 }
 
-// ---- overlap
-// ---------------------------------------------------------------------------------------------------------
+// ---- overlap --------------------------------------------------------------------------------------------------------
 
 struct Extent {
   uintptr_t begin, end;
@@ -210,25 +213,31 @@ uint64_t fingerprint_of(const std::vector<Extent>& extents) {
   return hash | 1;  // never the 0 that empty slots hold
 }
 
-// Two tensors that share memory would be read and written by different threads. Strided views with gaps may interleave
-// without sharing an element: of those only the ones that start at the same address are refused.
+// Two tensors that share memory would be read and written by different threads. A view with gaps may lie around another
+// tensor without sharing an element with it, so of two such views only those that start at the same address are refused.
 void check_overlap(std::vector<Extent>& extents, const py::object& names) {
   static PassedBefore passed;
   const uint64_t fingerprint = fingerprint_of(extents);
   if (passed.contains(fingerprint)) return;
   std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
-  for (size_t i = 1; i < extents.size(); ++i) {
-    const Extent &a = extents[i - 1], &b = extents[i];
-    if (b.begin >= a.end || !((a.dense && b.dense) || a.begin == b.begin)) continue;
-    const Label first{a.list, a.index, &names}, second{b.list, b.index, &names};
-    value_error(second, "expected memory of its own, but it overlaps " + first.text() +
-                            "; clone() one of them, and list a tied parameter once");
+  const Extent* previous = nullptr;
+  const Extent* farthest = nullptr;  // of the dense ones so far, the one that ends last
+  for (const Extent& extent : extents) {
+    const Extent* other = nullptr;
+    if (farthest != nullptr && extent.begin < farthest->end) other = farthest;
+    if (previous != nullptr && extent.begin == previous->begin) other = previous;
+    if (other != nullptr) {
+      const Label first{other->list, other->index, &names}, second{extent.list, extent.index, &names};
+      value_error(second, "expected memory of its own, but it overlaps " + first.text() +
+                              "; clone() one of them, and list a tied parameter once");
+    }
+    if (extent.dense && (farthest == nullptr || extent.end > farthest->end)) farthest = &extent;
+    previous = &extent;
   }
   passed.add(fingerprint);
 }
 
-// ---- one parameter
-// ---------------------------------------------------------------------------------------------------
+// ---- one parameter --------------------------------------------------------------------------------------------------
 
 void check_like_ema(const dlpack::Tensor& t, const Label& where, const dlpack::Tensor& ema) {
   if (!same_shape(t, ema)) {
@@ -238,6 +247,16 @@ void check_like_ema(const dlpack::Tensor& t, const Label& where, const dlpack::T
   if (t.device.type != ema.device.type || t.device.id != ema.device.id) {
     value_error(where, "expected " + device_name(ema.device) + " as its EMA, got " + device_name(t.device) +
                            "; move one of them (RetainEMA.to(device))");
+  }
+}
+
+// An expanded tensor has one element for many places: it can be read, not written.
+void check_writable(const dlpack::Tensor& t, const Label& where) {
+  for (int i = 0; t.strides != nullptr && i < t.ndim; ++i) {
+    if (t.shape[i] > 1 && t.strides[i] == 0) {
+      value_error(where, "expected one element for each place, got stride 0 in dimension " + std::to_string(i) +
+                             " of " + shape_name(t) + " (an expanded tensor); make it .contiguous()");
+    }
   }
 }
 
@@ -260,6 +279,7 @@ void add_row(Capture& out, std::vector<Extent>& extents, const RowInput& in, siz
                                "; one call works on one device");
   }
   const bool ema_contiguous = is_contiguous(ema), ema_dense = ema_contiguous || is_dense(ema);
+  if (!ema_dense) check_writable(ema, ema_label);
   add_extent(extents, ema, ema_dense, "ema", index);
 
   Row row{nullptr, nullptr, ema.data, numel_of(ema), 0, id, in.ema_is_current};
@@ -284,6 +304,7 @@ void add_row(Capture& out, std::vector<Extent>& extents, const RowInput& in, siz
     kind.grad = dtype;
     const bool contiguous = is_contiguous(t);
     alike = alike && (contiguous == ema_contiguous) && (contiguous || same_strides(t, ema));
+    if (!contiguous && std::strcmp(list, "grads") == 0) check_writable(t, label);
     add_extent(extents, t, contiguous || is_dense(t), list, index);
     return t.data;
   };

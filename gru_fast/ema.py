@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -326,31 +327,38 @@ def check_gamma(gamma: Any) -> float:
     return value
 
 
-def unique_params(params: Iterable[Any]) -> tuple[list[Tensor], list[str] | None, list[int]]:
-    """Parameters (each once), their names if they came as pairs, and their positions in the input."""
-    tensors: list[Tensor] = []
-    names: list[str] = []
-    rows: list[int] = []
-    known: set[int] = set()
+@dataclass(frozen=True)
+class UniqueParams:
+    """Parameters, each once; their names if they came as pairs; their places among the ``count`` that were given."""
+
+    tensors: list[Tensor]
+    names: list[str] | None
+    rows: list[int]
+    count: int
+
+
+def unique_params(params: Iterable[Any]) -> UniqueParams:
+    """Takes parameters or ``(name, parameter)`` pairs; a tied parameter that comes twice counts once."""
     if isinstance(params, Tensor):
         raise TypeError("params: expected an iterable of parameters, got a tensor; pass [tensor]")
+    found: dict[int, tuple[int, str | None, Tensor]] = {}
+    count = 0
     for row, item in enumerate(params):
         name, param = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
         if not isinstance(param, Tensor):
             hint = "; pass one flat list, not optimizer.param_groups" if isinstance(param, dict) else ""
             raise TypeError(f"params[{row}]: expected a torch.Tensor, got {type(param).__name__}{hint}")
-        if id(param) in known:
-            continue
-        known.add(id(param))
-        tensors.append(param)
-        rows.append(row)
-        if name is not None:
-            names.append(str(name))
-    return tensors, names if names and len(names) == len(tensors) else None, rows
+        found.setdefault(id(param), (row, name, param))
+        count += 1
+    rows = [row for row, _, _ in found.values()]
+    names = [name for _, name, _ in found.values() if name is not None]
+    tensors = [tensor for _, _, tensor in found.values()]
+    return UniqueParams(tensors, names if names and len(names) == len(tensors) else None, rows, count)
 
 
 def _named_params(params: Iterable[Any]) -> tuple[list[Tensor], list[str] | None]:
-    tensors, names, _ = unique_params(params)
+    unique = unique_params(params)
+    tensors, names = unique.tensors, unique.names
     if not tensors:
         raise ValueError("params: expected at least one parameter, got none (was a generator used up before?)")
     for row, param in enumerate(tensors):

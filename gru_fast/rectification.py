@@ -55,7 +55,7 @@ class Rectification:
 
     @property
     def norm_after(self) -> float:
-        """|g| after projection and clipping."""
+        """|g| after projection and clipping; in 16 bit an upper bound if g had to be scaled once more."""
         return self.norm_before if self.skipped else math.sqrt(self._values["out_norm_sq"])
 
     @property

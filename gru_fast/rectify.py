@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gru_fast._load import core
-from gru_fast.ema import RetainEMA, check_gamma, check_plain, unique_params
+from gru_fast.ema import RetainEMA, UniqueParams, check_gamma, check_plain, unique_params
 from gru_fast.ops import StepArgs, StepTensors, run_step
 from gru_fast.rectification import Rectification
 
@@ -55,7 +55,8 @@ def rectify_(
             taken as already up to date.
         error_if_nonfinite: raise ``RuntimeError`` naming the culprit when g or r holds NaN or Inf, with nothing
             changed. Otherwise such elements of r are not taken into e, a g that holds any is left untouched, and the
-            result says so (``nonfinite``). Costs a pass over the gradients and a host sync.
+            result says so (``nonfinite``). Costs a pass over the gradients and a host sync; the step is over all the
+            same, with its collected retain gradients dropped.
 
     Returns:
         A :class:`Rectification`; reading it synchronises, making it does not.
@@ -73,14 +74,14 @@ def rectify_(
     gamma, limit = check_gamma(gamma), check_tau(tau)
     if isinstance(ema, RetainEMA):
         return _with_retain_ema(params, ema, gamma, limit, retain_grads, error_if_nonfinite)
-    unique, names, rows = unique_params(params)
-    grads, tensors = _plain_tensors(unique, names, rows, ema, retain_grads)
+    unique = unique_params(params)
+    tensors = _plain_tensors(unique, ema, retain_grads)
     sixteen_bit = {e.device for e in tensors.ema if e.dtype != torch.float32}
     call = next(_calls) if sixteen_bit else 0
     rounding = {device: torch.full((1,), call, dtype=torch.int64, device=device) for device in sixteen_bit}
     args = StepArgs(1.0 - gamma, gamma, limit, all_or_nothing=error_if_nonfinite)
-    stats = run_step(tensors, args, rounding_steps=rounding, make_grad=_grad_maker(unique))
-    return _result(stats, error_if_nonfinite, grads, tensors.retain, names)
+    stats = run_step(tensors, args, rounding_steps=rounding, make_grad=_grad_maker(unique.tensors))
+    return _result(stats, error_if_nonfinite, tensors)
 
 
 def _with_retain_ema(
@@ -108,15 +109,15 @@ def _with_retain_ema(
         for folded in ema._fold_stats.values():
             stats[_RETAIN_NONFINITE] += folded[_RETAIN_NONFINITE].to(stats.device)
     ema._end_step()
-    return _result(stats, error_if_nonfinite, tensors.grads, tensors.retain, tensors.names)
+    return _result(stats, error_if_nonfinite, tensors)
 
 
 def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
     """``params`` must hold every parameter of the EMA, and no other that has a gradient."""
-    given = list(params)
-    if core.same_objects(given, ema._params):
+    given = params if isinstance(params, (list, Tensor)) else list(params)
+    if isinstance(given, list) and core.same_objects(given, ema._params):
         return
-    unique, _, _ = unique_params(given)
+    unique = unique_params(given).tensors
     known = ema._row_of
     for row, param in enumerate(unique):
         if id(param) not in known and (param.grad is not None or param.requires_grad):
@@ -136,31 +137,26 @@ def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
 
 
 def _plain_tensors(
-    params: Sequence[Tensor],
-    names: Sequence[str] | None,
-    rows: Sequence[int],
-    ema: Sequence[Tensor],
-    retain_grads: Sequence[Tensor | None] | None,
-) -> tuple[list[Tensor | None], StepTensors]:
-    count = rows[-1] + 1 if rows else 0
+    params: UniqueParams, ema: Sequence[Tensor], retain_grads: Sequence[Tensor | None] | None
+) -> StepTensors:
     for what, values in (("ema", ema), ("retain_grads", retain_grads)):
         if values is None and what == "retain_grads":
             continue
-        if not isinstance(values, Sequence):
+        if not isinstance(values, Sequence) or isinstance(values, str):
             raise TypeError(f"{what}: expected a RetainEMA or a list of tensors, got {type(values).__name__}")
-        if len(values) < count or (len(values) > count and len(rows) == count):
-            raise ValueError(f"{what}: expected {count} entries, one per parameter, got {len(values)}")
-    for row, param in zip(rows, params, strict=True):
+        if len(values) != params.count:
+            raise ValueError(f"{what}: expected {params.count} entries, one per parameter, got {len(values)}")
+    for row, param in zip(params.rows, params.tensors, strict=True):
         check_plain(param, f"params[{row}]")
-    grads = [param.grad for param in params]
-    tensors = StepTensors(
-        grads,
-        None if retain_grads is None else [retain_grads[row] for row in rows],
-        [ema[row] for row in rows],
+        if not isinstance(ema[row], Tensor):
+            raise TypeError(f"ema[{row}]: expected a torch.Tensor, got {type(ema[row]).__name__}")
+    return StepTensors(
+        [param.grad for param in params.tensors],
+        None if retain_grads is None else [retain_grads[row] for row in params.rows],
+        [ema[row] for row in params.rows],
         ema_is_current=retain_grads is None,
-        names=names,
+        names=params.names,
     )
-    return grads, tensors
 
 
 def _grad_maker(owners: Sequence[Tensor]) -> Any:
@@ -171,27 +167,19 @@ def _grad_maker(owners: Sequence[Tensor]) -> Any:
     return make
 
 
-def _result(
-    stats: Tensor,
-    error_if_nonfinite: bool,
-    grads: Sequence[Tensor | None],
-    retain: Sequence[Tensor | None] | None,
-    names: Sequence[str] | None,
-) -> Rectification:
+def _result(stats: Tensor, error_if_nonfinite: bool, tensors: StepTensors) -> Rectification:
     step = Rectification(stats)
     if error_if_nonfinite and step.nonfinite:
-        raise RuntimeError(_nonfinite_message(grads, retain, names))
+        raise RuntimeError(_nonfinite_message(tensors))
     return step
 
 
-def _nonfinite_message(
-    grads: Sequence[Tensor | None], retain: Sequence[Tensor | None] | None, names: Sequence[str] | None
-) -> str:
-    for what, tensors in (("grads", grads), ("retain_grads", retain or ())):
-        for row, tensor in enumerate(tensors):
+def _nonfinite_message(tensors: StepTensors) -> str:
+    for what, values in (("grads", tensors.grads), ("retain_grads", tensors.retain or ())):
+        for row, tensor in enumerate(values):
             count = 0 if tensor is None else int((~tensor.isfinite()).sum())
             if tensor is not None and count > 0:
-                name = "" if names is None else f' "{names[row]}"'
+                name = "" if tensors.names is None else f' "{tensors.names[row]}"'
                 return (
                     f"{what}[{row}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. "
                     "Skip this batch, lower the learning rate, or pass error_if_nonfinite=False to have it skipped"

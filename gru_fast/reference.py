@@ -130,7 +130,7 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, random: Tensor) -> T
         rounded = ((bits + random) & 0xFFFF0000).to(torch.int32).view(torch.float32)
     else:
         normal = ((bits + (random >> 3)) & 0xFFFFE000).to(torch.int32).view(torch.float32)
-        steps = torch.where(magnitude < 2.0**-14, magnitude, 0.0) * 2.0**24 + random.to(torch.float32) / 65536
+        steps = torch.where(magnitude < 2.0**-14, magnitude, 0.0) * 2.0**24 + (random >> 3).to(torch.float32) / 8192
         rounded = torch.where(magnitude < 2.0**-14, steps.floor() * 2.0**-24, normal).clamp(max=65504.0)
     return torch.where(sign, -rounded, rounded).to(dtype)
 

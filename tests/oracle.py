@@ -99,31 +99,32 @@ def ema_error(ema: Vector, retain: Vector, gamma: float, dtypes: Codes) -> Vecto
     return np.where(sixteen, error + place, error)
 
 
-def grad_error(before: Vector, ema: Vector, outcome: Outcome, dtypes: Codes) -> Vector:
+def grad_error(before: Vector, ema: Vector, outcome: Outcome, dtypes: Codes, *, rescaled: bool) -> Vector:
     """How far a written g may lie from the oracle's.
 
     * the sums are good to 1e-6 of |g||e|, so beta to about 3e-6 |g|/|e| and alpha to 3e-6;
     * near cos = -1 clipping divides by what the projection left, so these errors grow by |g| / left;
     * float32 arithmetic: alpha, beta, two products, a sum;
-    * rounding to g's dtype, half a place; a 16-bit g whose rounding went beyond tau is scaled once more and cut off:
-      its norm moves by at most one place (2 units), the cut by another (2 units).
+    * rounding to g's dtype, half a place (one unit);
+    * ``rescaled``: rounding went beyond tau, so all of g was scaled once more, by no more than the places of the
+      coarsest dtype in the list, and 16-bit elements were cut off, by one place (two units).
     """
+    if outcome.alpha == 1.0 and outcome.beta == 0.0 and not rescaled:
+        return np.zeros_like(before)
     ratio = math.sqrt(outcome.grad_norm_sq / outcome.ema_norm_sq) if outcome.conflict else 0.0
-    with np.errstate(over="ignore"):
-        inputs = np.abs(before) + ratio * np.abs(ema)
+    inputs = np.abs(before) + ratio * np.abs(ema)
+    norm = math.sqrt(dot_product(outcome.grad, outcome.grad))
     amplification = 1.0
     if outcome.clipped and outcome.conflict:
-        left = math.sqrt(dot_product(outcome.grad, outcome.grad)) / outcome.alpha
-        amplification += math.sqrt(outcome.grad_norm_sq) / left
-    sums = 3.0 * SUM_ERROR if outcome.alpha != 1.0 or outcome.beta != 0.0 else 0.0
-    arithmetic = 6.0 * UNIT["float32"] if sums else 0.0
-    error = outcome.alpha * inputs * (sums + arithmetic) * amplification
-    if not sums:
-        return error
-    unit = lookup(UNIT, dtypes)
-    places = np.where((dtypes != 0) & (outcome.alpha != 1.0), 5.0, 1.0)
+        amplification += math.sqrt(outcome.grad_norm_sq) * outcome.alpha / norm
+    error = outcome.alpha * inputs * (3.0 * SUM_ERROR + 6.0 * UNIT["float32"]) * amplification
+    units, quanta = lookup(UNIT, dtypes), lookup(QUANTUM, dtypes)
     written = np.abs(outcome.grad) + error
-    return error + places * (unit * written + lookup(QUANTUM, dtypes))
+    if not rescaled or norm == 0.0:
+        return error + units * written + quanta
+    moved = 2.0 * units.max(initial=0.0) + math.sqrt(len(before)) * quanta.max(initial=0.0) / norm
+    places = np.where(dtypes != 0, 3.0, 2.0)
+    return error + moved * written + places * (units * written + quanta)
 
 
 def lookup(table: dict[str, float], dtypes: Codes) -> Vector:

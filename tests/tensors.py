@@ -203,7 +203,9 @@ def check_step(
     check_sums(result, outcome)
     # Rows without a g cannot be written: the passes rectify the others with the coefficients of the whole.
     part = Outcome(**{**vars(outcome), "grad": np.where(has_grad, outcome.grad, 0.0)})
-    allowed = np.where(has_grad, grad_error(grad, stored, outcome, before.grad_dtypes()), 0.0)
+    allowed = np.where(
+        has_grad, grad_error(grad, stored, outcome, before.grad_dtypes(), rescaled=result.rescale != 1.0), 0.0
+    )
     written = after.grad64()
     assert_within(written, part.grad, allowed, "g")
     assert (bool(result.conflict), bool(result.degenerate)) == (outcome.conflict, outcome.degenerate)
@@ -233,6 +235,8 @@ def check_postconditions(before: Problem, after: Problem, result: Result, tau: f
         found = math.sqrt(result.out_norm_sq)
         assert abs(found - norm) <= allowed, f"says |g| = {found}, is {norm}"
         outcome = rectify(before.grad64(), ema, tau)
-        allowed = dot_product(grad_error(before.grad64(), ema, outcome, before.grad_dtypes()), np.abs(ema))
+        allowed = dot_product(
+            grad_error(before.grad64(), ema, outcome, before.grad_dtypes(), rescaled=result.rescale != 1.0), np.abs(ema)
+        )
         dot = dot_product(grad, ema)
         assert dot >= -allowed, f"<g, e> = {dot} after the step, at least {-allowed} expected"

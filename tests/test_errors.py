@@ -130,7 +130,10 @@ SHARED: dict[str, tuple[list[Tensor], list[Tensor] | None, list[Tensor], str]] =
     "one g twice": ([BUFFER[:4], BUFFER[:4]], None, [ones(4), ones(4)], r"grads\[[01]\].*overlaps grads\[[01]\]"),
     "overlapping views": ([BUFFER[:5], BUFFER[4:9]], None, [ones(5), ones(5)], r"grads\[1\].*overlaps grads\[0\]"),
     "one inside another": (
-        [BUFFER[:10], BUFFER[12:14], BUFFER[3:4]], None, [ones(10), ones(2), ones(1)], r"grads\[2\].*overlaps grads\[0\]"
+        [BUFFER[:10], BUFFER[12:14], BUFFER[3:4]],
+        None,
+        [ones(10), ones(2), ones(1)],
+        r"grads\[2\].*overlaps grads\[0\]",
     ),
     "an e inside a g": ([BUFFER[:10], ones(2)], None, [ones(10), BUFFER[8:10]], r"ema\[1\].*overlaps grads\[0\]"),
     "strided inside dense": ([BUFFER[:8], BUFFER[1:9:2]], None, [ones(8), ones(4)], r"grads\[1\].*overlaps grads\[0\]"),
@@ -349,7 +352,7 @@ def test_sparse_gradient_names_the_parameter() -> None:
     model[0].weight.grad = -torch.ones(3, 3)
     model[1](torch.tensor([1])).sum().backward()
     with pytest.raises(
-        TypeError, match=r'^grads\[1\] "1.weight": expected a dense .* sparse_coo.*nn.Embedding\(sparse=Fal'
+        TypeError, match=r'^grads\[1\] "1.weight": expected a dense .*sparse_coo.*nn.Embedding\(sparse=Fal'
     ) as caught:
         rectify_(model.parameters(), ema, 0.5)
     assert all(not e.any() for e in ema.tensors)

@@ -81,7 +81,10 @@ double wide_apply(Kind kind, const Span& span, double alpha, double beta) {
     for (int64_t i = 0; i < span.numel; ++i) {
       const double e = beta != 0.0 ? load_one<E>(span.ema, i) : 0.0f;
       const double g = load_one<G>(span.grad, i);
-      const double written = store_one<G>(span.grad, i, static_cast<float>(alpha * g + beta * e));
+      const double exact = __builtin_fma(beta, e, alpha * g);
+      constexpr double kLargest = largest_of(G);  // saturates: a finite gradient stays finite
+      const double bounded = exact > kLargest ? kLargest : exact < -kLargest ? -kLargest : exact;
+      const double written = store_one<G>(span.grad, i, static_cast<float>(bounded));
       norm_sq += written * written;
     }
     return norm_sq;
