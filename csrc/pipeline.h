@@ -20,10 +20,11 @@ enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16 };
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// The largest finite number of a dtype.
-constexpr double largest_of(DType dtype) {
-  return dtype == DType::kFloat16 ? 65504.0 : dtype == DType::kBFloat16 ? 0x1.fep127 : 0x1.fffffep127;
-}
+// The largest finite number of a dtype. A constant, not a function, so that device code may use it.
+template <DType T>
+inline constexpr double kLargest = T == DType::kFloat16    ? 65504.0
+                                   : T == DType::kBFloat16 ? 0x1.fep127
+                                                           : 0x1.fffffep127;
 
 // g and r share a dtype; e is float32 or that same dtype.
 struct Kind {

@@ -82,8 +82,8 @@ double wide_apply(Kind kind, const Span& span, double alpha, double beta) {
       const double e = beta != 0.0 ? load_one<E>(span.ema, i) : 0.0f;
       const double g = load_one<G>(span.grad, i);
       const double exact = __builtin_fma(beta, e, alpha * g);
-      constexpr double kLargest = largest_of(G);  // saturates: a finite gradient stays finite
-      const double bounded = exact > kLargest ? kLargest : exact < -kLargest ? -kLargest : exact;
+      // Saturates: a finite gradient stays finite.
+      const double bounded = exact > kLargest<G> ? kLargest<G> : exact < -kLargest<G> ? -kLargest<G> : exact;
       const double written = store_one<G>(span.grad, i, static_cast<float>(bounded));
       norm_sq += written * written;
     }

@@ -93,8 +93,8 @@ __device__ __forceinline__ void wide_apply(void* grad, const void* ema, double a
   for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
     const double g = unpack<G, 1>(load<G, 1, Reuse::kLater>(grad, at, true)).at[0];
     const double e = unpack<E, 1>(load<E, 1, Reuse::kNever>(ema, at, beta != 0.0)).at[0];
-    constexpr double kLargest = largest_of(G);  // saturates: a finite gradient stays finite
-    const double bounded = fmin(fmax(fma(beta, e, alpha * g), -kLargest), kLargest);
+    // Saturates: a finite gradient stays finite.
+    const double bounded = fmin(fmax(fma(beta, e, alpha * g), -kLargest<G>), kLargest<G>);
     const Unit<G, 1> packed = pack<G, 1>({round_nearest<G>(static_cast<float>(bounded))});
     store<G, 1>(grad, at, packed);
     const double x = unpack<G, 1>(packed).at[0];
