@@ -57,12 +57,14 @@ class Table {
     Capture captured = capture(grads, retain, ema, ema_is_current, ids, names);
     device_ = captured.device;
     mismatched_layouts_ = std::move(captured.mismatched_layouts);
+    missing_grads_ = std::move(captured.missing_grads);
     backend_ = backend_of(device_);
     plan_ = plan_chunks(captured.rows, captured.kinds, limits_of(device_, captured.rows));
   }
 
   size_t scratch_bytes() const { return std::max<size_t>(backend_.scratch_bytes(plan_), 1); }
   const std::vector<size_t>& mismatched_layouts() const { return mismatched_layouts_; }
+  const std::vector<size_t>& missing_grads() const { return missing_grads_; }
   int64_t numel() const { return plan_.numel; }
   size_t num_launches() const { return plan_.launches.size(); }
   int64_t num_chunks() const { return plan_.num_chunks; }
@@ -119,7 +121,7 @@ class Table {
   Plan plan_;
   dlpack::Device device_;
   Backend backend_;
-  std::vector<size_t> mismatched_layouts_;
+  std::vector<size_t> mismatched_layouts_, missing_grads_;
 };
 
 py::list plan_for_test(const std::vector<int64_t>& numels, const std::vector<int>& kinds, int64_t chunk_numel,
@@ -210,6 +212,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("scratch_bytes", &Table::scratch_bytes, "Bytes of scratch every pass needs.")
       .def_property_readonly("mismatched_layouts", &Table::mismatched_layouts,
                              "Rows whose tensors differ in memory layout; pass contiguous copies of those.")
+      .def_property_readonly("missing_grads", &Table::missing_grads, "Rows whose gradient is None.")
       .def_property_readonly("numel", &Table::numel, "Elements over all rows.")
       .def_property_readonly("num_launches", &Table::num_launches, "Kernel launches of one pass (CUDA).")
       .def_property_readonly("num_chunks", &Table::num_chunks, "Chunks over all launches.")

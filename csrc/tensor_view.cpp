@@ -309,6 +309,7 @@ void add_row(Capture& out, std::vector<Extent>& extents, const RowInput& in, siz
     return t.data;
   };
   row.grad = add_grad(in.grad, "grads");
+  if (in.grad.is_none()) out.missing_grads.push_back(index);
   row.retain = add_grad(in.retain, "retain_grads");
   if (!alike && row.numel > 0) out.mismatched_layouts.push_back(index);
   out.rows.push_back(row);

@@ -32,6 +32,7 @@ struct Capture {
   dlpack::Device device;
   // Rows whose tensors are not laid out alike in memory; they must be handed in again as copies that are.
   std::vector<size_t> mismatched_layouts;
+  std::vector<size_t> missing_grads;  // rows without a gradient
 };
 
 // `names`: None or one name per parameter, for messages. `ema_is_current`: one bool, or one per parameter. `ids`: None

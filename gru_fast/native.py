@@ -70,6 +70,7 @@ class NativePasses:
             table = core.Table(grads, retain, ema, ema_is_current, ids, names)
         self._table = table
         self._keep_alive = (grads, retain, ema)
+        self.missing_grads: list[int] = table.missing_grads
         device = ema[0].device
         self.stats = torch.empty(NUM_STATS, dtype=torch.float64, device=device) if stats is None else stats
         self._scratch = torch.empty(table.scratch_bytes, dtype=torch.uint8, device=device)
@@ -89,14 +90,14 @@ class NativePasses:
                 new_grads[row] = self._contiguous(grad)
             new_ema[row] = self._contiguous(new_ema[row])
             if new_retain is not None and (tensor := new_retain[row]) is not None:
-                new_retain[row] = tensor.contiguous()
+                new_retain[row] = tensor.detach().contiguous()
         return new_grads, new_retain, new_ema
 
     def _contiguous(self, tensor: Tensor) -> Tensor:
         """A contiguous tensor of the same values, written back to ``tensor`` after every pass if it is a copy."""
         if tensor.is_contiguous():
             return tensor
-        copy = tensor.contiguous()
+        copy = tensor.detach().contiguous()
         self._write_back.append((tensor, copy))
         return copy
 
@@ -130,5 +131,7 @@ class NativePasses:
         self._finish_copies()
 
     def _finish_copies(self) -> None:
-        for original, copy in self._write_back:
-            original.copy_(copy)
+        if self._write_back:
+            with torch.no_grad():
+                for original, copy in self._write_back:
+                    original.copy_(copy)

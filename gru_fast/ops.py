@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class Passes(Protocol):
     """One step's tensors on one device: :class:`~gru_fast.native.NativePasses` or the reference."""
 
     stats: Tensor
+    missing_grads: list[int]  # rows whose gradient is None
 
     def reduce(
         self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
@@ -128,24 +129,40 @@ def run_step(
         stats = torch.zeros(native.NUM_STATS, dtype=torch.float64)
         stats[6] = stats[8] = 1.0
         return stats
-    missing = [] if make_grad is None else [row for row, grad in enumerate(tensors.grads) if grad is None]
-    for row in missing:
-        if make_grad is not None and (len(devices) > 1 or tensors.ema[row].device.type != "cpu"):
-            tensors.grads[row] = make_grad(row)
-    missing = [row for row in missing if tensors.grads[row] is None]
     rounding = {} if rounding_steps is None else rounding_steps
     if len(devices) > 1:
+        _make_missing(tensors, make_grad, (row for row, grad in enumerate(tensors.grads) if grad is None))
         return _step_over_devices(tensors, args, devices, rounding)
-    passes = _passes(tensors, devices[0])
-    if not missing:
-        passes.step(args.keep, args.gain, args.tau, args.seed, rounding.get(devices[0]), args.all_or_nothing)
-        return passes.stats
-    passes.reduce(args.keep, args.gain, args.seed, rounding.get(devices[0]), args.all_or_nothing)
-    if make_grad is not None and _will_project(passes.stats):
-        for row in missing:
+    device = devices[0]
+    passes = _passes(tensors, device)
+    if passes.missing_grads and make_grad is not None:
+        if device.type == "cpu":
+            return _step_with_missing(tensors, args, passes, make_grad, rounding.get(device))
+        _make_missing(tensors, make_grad, passes.missing_grads)
+        passes = _passes(tensors, device)
+    passes.step(args.keep, args.gain, args.tau, args.seed, rounding.get(device), args.all_or_nothing)
+    return passes.stats
+
+
+def _make_missing(tensors: StepTensors, make_grad: Callable[[int], Tensor] | None, rows: Iterable[int]) -> None:
+    if make_grad is not None:
+        for row in rows:
             tensors.grads[row] = make_grad(row)
+
+
+def _step_with_missing(
+    tensors: StepTensors,
+    args: StepArgs,
+    passes: Passes,
+    make_grad: Callable[[int], Tensor],
+    rounding_step: Tensor | None,
+) -> Tensor:
+    """A step that looks at the sums before it makes the missing gradients."""
+    passes.reduce(args.keep, args.gain, args.seed, rounding_step, args.all_or_nothing)
+    if _will_project(passes.stats):
+        _make_missing(tensors, make_grad, passes.missing_grads)
         tensors.ema_is_current = True
-        passes = _passes(tensors, devices[0], passes.stats)
+        passes = _passes(tensors, tensors.ema[0].device, passes.stats)
     passes.apply(args.tau)
     passes.finish(args.tau)
     return passes.stats

@@ -22,7 +22,6 @@ _grad_of = attrgetter("grad")
 _calls = itertools.count()  # rounding steps of plain 16-bit EMA sequences, which keep no count of their own
 
 
-@torch.no_grad()
 def rectify_(
     params: Iterable[Tensor],
     ema: RetainEMA | Sequence[Tensor],

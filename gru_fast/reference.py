@@ -155,8 +155,10 @@ class ReferencePasses:
         self._is_current = [ema_is_current] * count if isinstance(ema_is_current, bool) else list(ema_is_current)
         self._ids = list(range(count)) if ids is None else list(ids)
         check_rows(self._grads, self._retain, self._ema, names)
+        self.missing_grads = [row for row, grad in enumerate(self._grads) if grad is None]
         self.stats = torch.zeros(NUM_STATS, dtype=torch.float64) if stats is None else stats
 
+    @torch.no_grad()
     def reduce(
         self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
     ) -> None:
@@ -192,6 +194,7 @@ class ReferencePasses:
         ema.copy_(torch.where(accepted, new, ema))
         return not bool(accepted.all())
 
+    @torch.no_grad()
     def apply(self, tau: float) -> None:
         dot, ema_norm_sq, grad_norm_sq, _, vetoed = self.stats[:5].tolist()
         decision = _decide(dot, ema_norm_sq, grad_norm_sq, vetoed, tau)
@@ -210,6 +213,7 @@ class ReferencePasses:
             written += _sum_of_products(grad, grad)
         self.stats[5] = written
 
+    @torch.no_grad()
     def finish(self, tau: float) -> None:
         dot, ema_norm_sq, grad_norm_sq, _, vetoed, written_norm_sq = self.stats[:6].tolist()
         decision = _decide(dot, ema_norm_sq, grad_norm_sq, vetoed, tau)
