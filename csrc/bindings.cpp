@@ -52,7 +52,7 @@ PlanLimits limits_of(dlpack::Device device, const std::vector<Row>& rows) {
 // One step's tensors, checked and cut into chunks. Holds raw pointers: the caller keeps the tensors alive and in place.
 class Table {
  public:
-  Table(py::sequence grads, py::object retain, py::sequence ema, py::object ema_is_current, py::object ids,
+  Table(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
         py::object names) {
     Capture captured = capture(grads, retain, ema, ema_is_current, ids, names);
     device_ = captured.device;
@@ -206,8 +206,12 @@ PYBIND11_MODULE(_core, m) {
   using py::arg;
   m.doc() = "The passes of gru_fast over lists of tensors. Use gru_fast.rectify_; this is what it stands on.";
 
+  py::class_<TensorList>(m, "TensorList",
+                         "Tensors of one's own, looked at once instead of every step; not to be resized.")
+      .def(py::init<py::sequence>(), arg("tensors"));
+
   py::class_<Table>(m, "Table", "One step's tensors on one device, checked and cut into chunks. Keep the lists alive.")
-      .def(py::init<py::sequence, py::object, py::sequence, py::object, py::object, py::object>(), arg("grads"),
+      .def(py::init<py::sequence, py::object, py::object, py::object, py::object, py::object>(), arg("grads"),
            arg("retain"), arg("ema"), arg("ema_is_current") = false, arg("ids") = py::none(), arg("names") = py::none())
       .def_property_readonly("scratch_bytes", &Table::scratch_bytes, "Bytes of scratch every pass needs.")
       .def_property_readonly("mismatched_layouts", &Table::mismatched_layouts,
@@ -230,6 +234,8 @@ PYBIND11_MODULE(_core, m) {
 
   m.attr("NUM_STATS") = kNumStats;
   m.attr("HAS_CUDA") = kHasCuda;
+  m.attr("CUDA_ARCHITECTURES") = kCudaArchitectures;  // constants: asking for them wakes no driver
+  m.attr("VERSION") = kVersion;
   m.def("build_info", &build_info, "How this module was built and what it runs on.");
   m.def("same_objects", &same_objects, "Whether two lists hold the very same objects.", arg("a"), arg("b"));
   m.def("use_vector_level", &use_vector_level, "Choose the CPU kernels' vector level (tests, benchmarks).",

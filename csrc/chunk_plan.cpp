@@ -48,12 +48,24 @@ PlanLimits cpu_limits(const std::vector<Row>& rows) {
   return {std::max<int64_t>(tiles, 1) * kRoundingTile, SIZE_MAX};
 }
 
-ChunkSpan locate_chunk(const Launch& launch, uint32_t chunk, int64_t chunk_numel) {
-  const auto after = std::upper_bound(launch.rows.begin(), launch.rows.end(), chunk,
-                                      [](uint32_t c, const Row& row) { return c < row.first_chunk; });
-  const size_t row = static_cast<size_t>(after - launch.rows.begin()) - 1;
-  const int64_t begin = static_cast<int64_t>(chunk - launch.rows[row].first_chunk) * chunk_numel;
-  return {row, begin, std::min(begin + chunk_numel, launch.rows[row].numel)};
+ChunkSpan locate_chunk(const Launch& launch, uint32_t chunk, int64_t chunk_numel, size_t hint) {
+  const std::vector<Row>& rows = launch.rows;
+  const auto holds = [&](size_t row) {
+    return row < rows.size() && rows[row].first_chunk <= chunk &&
+           (row + 1 == rows.size() || chunk < rows[row + 1].first_chunk);
+  };
+  size_t row = hint;
+  if (holds(hint + 1)) {
+    row = hint + 1;
+  } else if (hint > 0 && holds(hint - 1)) {
+    row = hint - 1;
+  } else if (!holds(hint)) {
+    const auto after =
+        std::upper_bound(rows.begin(), rows.end(), chunk, [](uint32_t c, const Row& r) { return c < r.first_chunk; });
+    row = static_cast<size_t>(after - rows.begin()) - 1;
+  }
+  const int64_t begin = static_cast<int64_t>(chunk - rows[row].first_chunk) * chunk_numel;
+  return {row, begin, std::min(begin + chunk_numel, rows[row].numel)};
 }
 
 }  // namespace gru_fast

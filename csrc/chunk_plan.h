@@ -20,12 +20,13 @@ Plan plan_chunks(const std::vector<Row>& rows, const std::vector<Kind>& kinds, c
 // hundred KB. A function of the sizes alone, which is what makes the sums independent of the thread count.
 PlanLimits cpu_limits(const std::vector<Row>& rows);
 
-// Where chunk number `chunk` of a launch lies: row `row`, elements [begin, end).
+// Where chunk number `chunk` of a launch lies: row `row`, elements [begin, end). `hint`: the row of a chunk nearby, where
+// the search starts.
 struct ChunkSpan {
   size_t row;
   int64_t begin;
   int64_t end;
 };
-ChunkSpan locate_chunk(const Launch& launch, uint32_t chunk, int64_t chunk_numel);
+ChunkSpan locate_chunk(const Launch& launch, uint32_t chunk, int64_t chunk_numel, size_t hint = 0);
 
 }  // namespace gru_fast

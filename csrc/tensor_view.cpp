@@ -207,8 +207,8 @@ class PassedBefore {
 uint64_t fingerprint_of(const std::vector<Extent>& extents) {
   uint64_t hash = extents.size();
   for (const Extent& e : extents) {
-    hash = (hash ^ e.begin) * 0x9e3779b97f4a7c15ull;
-    hash = ((hash ^ (hash >> 29)) ^ (e.end + (e.dense ? 1 : 0))) * 0xbf58476d1ce4e5b9ull;
+    const uint64_t item = e.begin * 0x9e3779b97f4a7c15ull + e.end * 2 + (e.dense ? 1 : 0);
+    hash = (hash ^ (hash >> 31) ^ item) * 0xbf58476d1ce4e5b9ull;
   }
   return hash | 1;  // never the 0 that empty slots hold
 }
@@ -261,15 +261,16 @@ void check_writable(const dlpack::Tensor& t, const Label& where) {
 }
 
 struct RowInput {
-  py::handle grad, retain, ema;
+  py::handle grad, retain;
+  py::handle ema;                   // or
+  const dlpack::Tensor* known_ema;  // from a TensorList; null otherwise
   bool ema_is_current;
 };
 
 void add_row(Capture& out, std::vector<Extent>& extents, const RowInput& in, size_t index, uint32_t id,
              const py::object& names) {
   const Label ema_label{"ema", index, &names};
-  if (in.ema.is_none()) type_error(ema_label, "expected a torch.Tensor, got None");
-  const dlpack::Tensor ema = view_checked(in.ema, ema_label);
+  const dlpack::Tensor ema = in.known_ema != nullptr ? *in.known_ema : view_checked(in.ema, ema_label);
   if (ema.device.type == dlpack::kCUDAHost)
     value_error(ema_label, "expected cpu or cuda memory, got pinned host memory");
   const DType ema_dtype = dtype_of(ema, ema_label);
@@ -365,10 +366,17 @@ void* helper_pointer(py::handle tensor, const char* what, uint8_t code, uint8_t 
   return t.data;
 }
 
-Capture capture(py::sequence grads, py::object retain, py::sequence ema, py::object ema_is_current, py::object ids,
+TensorList::TensorList(const py::sequence& tensors) : tensors_(tensors) {
+  static const py::object* no_names = new py::none();
+  views_.reserve(tensors_.size());
+  for (size_t i = 0; i < tensors_.size(); ++i) views_.push_back(view_checked(tensors_[i], Label{"ema", i, no_names}));
+}
+
+Capture capture(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
                 py::object names) {
-  const Items grad_items(grads, "grads"), ema_items(ema, "ema");
-  const size_t count = ema_items.size();
+  const TensorList* known_ema = py::isinstance<TensorList>(ema) ? ema.cast<const TensorList*>() : nullptr;
+  const Items grad_items(grads, "grads"), ema_items(known_ema != nullptr ? py::object(py::tuple()) : ema, "ema");
+  const size_t count = known_ema != nullptr ? known_ema->size() : ema_items.size();
   check_length(grad_items.size(), count, "grads");
   const bool has_retain = !retain.is_none(), has_ids = !ids.is_none(),
              per_row = !py::isinstance<py::bool_>(ema_is_current);
@@ -388,8 +396,10 @@ Capture capture(py::sequence grads, py::object retain, py::sequence ema, py::obj
   for (size_t i = 0; i < count; ++i) {
     const bool current = per_row ? current_items[i].ptr() == Py_True : ema_is_current.ptr() == Py_True;
     const auto id = has_ids ? id_items[i].cast<uint32_t>() : static_cast<uint32_t>(i);
-    add_row(out, extents, {grad_items[i], has_retain ? retain_items[i] : py::handle(Py_None), ema_items[i], current}, i,
-            id, names);
+    const RowInput input{grad_items[i], has_retain ? retain_items[i] : py::handle(Py_None),
+                         known_ema != nullptr ? py::handle() : ema_items[i],
+                         known_ema != nullptr ? &(*known_ema)[i] : nullptr, current};
+    add_row(out, extents, input, i, id, names);
   }
   check_overlap(extents, names);
   return out;

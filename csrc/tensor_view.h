@@ -24,6 +24,19 @@ void* current_stream(int device_id);
 void* helper_pointer(py::handle tensor, const char* what, uint8_t code, uint8_t bits, int64_t min_numel,
                      dlpack::Device device);
 
+// Tensors that stay what they are from step to step (the EMA of a RetainEMA), looked at once. Keeps them alive; nobody
+// else may hold them, or a resize would leave the views behind.
+class TensorList {
+ public:
+  explicit TensorList(const py::sequence& tensors);
+  size_t size() const { return views_.size(); }
+  const dlpack::Tensor& operator[](size_t i) const { return views_[i]; }
+
+ private:
+  py::tuple tensors_;
+  std::vector<dlpack::Tensor> views_;
+};
+
 // One step's gradients, retain gradients and EMA as rows. Every list has one entry per parameter; gradients may be
 // None.
 struct Capture {
@@ -37,7 +50,8 @@ struct Capture {
 
 // `names`: None or one name per parameter, for messages. `ema_is_current`: one bool, or one per parameter. `ids`: None
 // or one position per parameter (default: its index). Raises TypeError or ValueError naming the culprit.
-Capture capture(py::sequence grads, py::object retain, py::sequence ema, py::object ema_is_current, py::object ids,
+// `ema`: a TensorList or a sequence of tensors.
+Capture capture(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
                 py::object names);
 
 }  // namespace gru_fast

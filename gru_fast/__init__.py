@@ -22,6 +22,6 @@ from gru_fast.info import build_info
 from gru_fast.rectification import Rectification
 from gru_fast.rectify import rectify_
 
-__version__: str = core.build_info()["version"]
+__version__: str = core.VERSION
 
 __all__ = ["Rectification", "RetainEMA", "__version__", "build_info", "ops", "rectify_", "reference"]

@@ -7,6 +7,13 @@ import torch
 
 NUM_STATS: int
 HAS_CUDA: bool
+CUDA_ARCHITECTURES: str
+VERSION: str
+
+class TensorList:
+    """Tensors of one's own, looked at once instead of every step; not to be resized."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None: ...
 
 class Table:
     """One step's tensors on one device, checked and cut into chunks. Keep the lists alive."""
@@ -15,7 +22,7 @@ class Table:
         self,
         grads: Sequence[torch.Tensor | None],
         retain: Sequence[torch.Tensor | None] | None,
-        ema: Sequence[torch.Tensor],
+        ema: Sequence[torch.Tensor] | TensorList,
         ema_is_current: bool | Sequence[bool] = False,
         ids: Sequence[int] | None = None,
         names: Sequence[str] | None = None,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gru_fast import native
+from gru_fast.native import TensorList
 from gru_fast.ops import StepTensors, passes_for
 
 _FORMAT = 1  # of state_dict
@@ -57,7 +58,7 @@ class RetainEMA:
             for p, t in zip(self._params, _ema_dtypes(self._params, dtype, self._names), strict=True)
         ]
         self._seen = [False] * len(self._params)  # whether a retain gradient has ever come in
-        self._reset_rounding(0)
+        self._tensors_changed(0)
         self._step = -1
         self._end_step()
 
@@ -75,8 +76,8 @@ class RetainEMA:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The e of each parameter; modified in place by every step."""
-        return list(self._tensors)
+        """The e of each parameter, sharing memory with this object; modified in place by every step."""
+        return [e.detach() for e in self._tensors]
 
     @property
     def params(self) -> list[Tensor]:
@@ -226,7 +227,7 @@ class RetainEMA:
         tensors = StepTensors(
             grads, None if retain is None else list(retain), self._tensors, ema_is_current, names=self._names
         )
-        tensors.devices = self.devices
+        tensors.devices, tensors.known_ema = self._devices, self._known
         if all(self._seen) or all(g is not None for g in grads):
             return tensors
         used = [row for row, (seen, g) in enumerate(zip(self._seen, grads, strict=True)) if seen or g is not None]
@@ -242,10 +243,13 @@ class RetainEMA:
         self._inside = None
         self._step += 1
 
-    def _reset_rounding(self, value: int) -> None:
+    def _tensors_changed(self, rounding_step: int) -> None:
         self._devices = list(dict.fromkeys(e.device for e in self._tensors))
+        self._known = TensorList(self._tensors) if all(map(native.serves, self._devices)) else None
         devices = dict.fromkeys(e.device for e in self._tensors if e.dtype != torch.float32)
-        self._rounding = {device: torch.full((1,), value, dtype=torch.int64, device=device) for device in devices}
+        self._rounding = {
+            device: torch.full((1,), rounding_step, dtype=torch.int64, device=device) for device in devices
+        }
 
     # ---- keeping it --------------------------------------------------------------------------------------------------
 
@@ -255,7 +259,7 @@ class RetainEMA:
         for ema in self._tensors:
             ema.zero_()
         self._seen = [False] * len(self._params)
-        self._reset_rounding(0)
+        self._tensors_changed(0)
         self._step = -1
         self._end_step()
 
@@ -264,7 +268,7 @@ class RetainEMA:
         self._expect_between_steps("to")
         rounding = max((int(value) for value in self._rounding.values()), default=0)
         self._tensors = [e.to(device) for e in self._tensors]
-        self._reset_rounding(rounding)
+        self._tensors_changed(rounding)
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,7 +276,7 @@ class RetainEMA:
         self._expect_between_steps("state_dict")
         return {
             "format": _FORMAT,
-            "ema": list(self._tensors),
+            "ema": self.tensors,
             "names": self.names,
             "seen": list(self._seen),
             "step": self._step,
@@ -310,7 +314,7 @@ class RetainEMA:
         self._seen = [bool(seen) for seen in state["seen"]]
         self._seed = int(state["seed"])
         self._step = int(state["step"])
-        self._reset_rounding(int(state["rounding_step"]))
+        self._tensors_changed(int(state["rounding_step"]))
 
     def _expect_between_steps(self, what: str) -> None:
         if self._inside is not None or self._collected or self._stream_gamma is not None:

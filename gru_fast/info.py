@@ -9,8 +9,6 @@ import torch
 from gru_fast._load import core
 from gru_fast.ops import backend_name
 
-MEND_CUDA = "GRU_FAST_CUDA=pip pip install --force-reinstall --no-deps ."  # in a checkout; nvcc comes from PyPI
-
 
 def build_info() -> dict[str, Any]:
     """Versions, the vector level in use, the CUDA build or the reason why there is none, and every device with the

@@ -12,6 +12,7 @@ from torch import Tensor
 from gru_fast._load import core
 
 NUM_STATS: int = core.NUM_STATS
+TensorList = core.TensorList
 
 
 def serves(device: torch.device) -> bool:
@@ -20,7 +21,7 @@ def serves(device: torch.device) -> bool:
         return True
     if device.type != "cuda" or not core.HAS_CUDA or torch.version.cuda is None:
         return False
-    return runs_on(torch.cuda.get_device_capability(device), core.build_info()["cuda_architectures"])
+    return runs_on(torch.cuda.get_device_capability(device), core.CUDA_ARCHITECTURES)
 
 
 @functools.cache
@@ -62,9 +63,10 @@ class NativePasses:
         ids: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         stats: Tensor | None = None,
+        known_ema: TensorList | None = None,
     ) -> None:
         self._write_back: list[tuple[Tensor, Tensor]] = []
-        table = core.Table(grads, retain, ema, ema_is_current, ids, names)
+        table = core.Table(grads, retain, ema if known_ema is None else known_ema, ema_is_current, ids, names)
         if table.mismatched_layouts:
             grads, retain, ema = self._copies(table.mismatched_layouts, grads, retain, ema)
             table = core.Table(grads, retain, ema, ema_is_current, ids, names)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gru_fast import native, reference
+from gru_fast.native import TensorList
 
 NUM_SUMS = 5  # stats[:5] add up over devices after reduce
 VETOED = 4
@@ -55,6 +56,8 @@ class StepArgs:
     all_or_nothing: bool = False
 
 
+# nvcc comes from PyPI
+MEND_CUDA = "GRU_FAST_CUDA=pip pip install --force-reinstall --no-deps ."
 _warned_devices: set[str] = set()
 
 
@@ -70,8 +73,7 @@ def passes_for(device: torch.device) -> Callable[..., Passes]:
     if device.type not in _warned_devices:
         _warned_devices.add(device.type)
         mend = (
-            "reinstall on a machine with a CUDA toolkit, or with GRU_FAST_CUDA=pip "
-            "(`GRU_FAST_CUDA=pip pip install --force-reinstall --no-deps --no-cache-dir .`)"
+            f"see `gru-fast info`; to build them, in a checkout: {MEND_CUDA}"
             if device.type == "cuda"
             else "there are none for this device type yet"
         )
@@ -95,6 +97,7 @@ class StepTensors:
     ids: list[int] | None = None
     names: Sequence[str] | None = None
     devices: list[torch.device] | None = None  # of ema; found out when not given
+    known_ema: TensorList | None = None  # ema again, looked at before
 
     def select(self, rows: Sequence[int]) -> StepTensors:
         """The same for some of the parameters; ids keep naming their place in the whole list."""
@@ -177,6 +180,7 @@ def _passes(tensors: StepTensors, device: torch.device, stats: Tensor | None = N
         ids=tensors.ids,
         names=tensors.names,
         stats=stats,
+        known_ema=tensors.known_ema,
     )
 
 

@@ -148,6 +148,7 @@ class ReferencePasses:
         ids: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         stats: Tensor | None = None,
+        known_ema: object = None,
     ) -> None:
         count = len(ema)
         self._grads, self._ema = list(grads), list(ema)

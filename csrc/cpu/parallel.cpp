@@ -53,7 +53,7 @@ void parallel_for(int64_t count, int64_t grain, int num_threads, const std::func
   const int64_t pieces = (count + job.grain - 1) / job.grain;
   const auto threads = static_cast<unsigned>(std::clamp<int64_t>(pieces, 1, std::max(num_threads, 1)));
   if (threads == 1) {
-    Job::run(&job);
+    body(0, count);
   } else if (gomp_parallel() != nullptr) {
     gomp_parallel()(Job::run, &job, threads, 0);
   } else {

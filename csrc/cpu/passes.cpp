@@ -26,10 +26,11 @@ void for_each_chunk(const Plan& plan, int num_threads, Direction direction, Visi
     const auto threads = static_cast<int>(std::min<int64_t>(num_threads, useful_threads));
     const int64_t grain = std::clamp<int64_t>(count / (threads * 64), 1, 64);
     parallel_for(count, grain, threads, [&](int64_t begin, int64_t end) {
+      size_t row_idx = 0;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t chunk = direction == Direction::kForward ? i : count - 1 - i;
-        const ChunkSpan where = locate_chunk(launch, static_cast<uint32_t>(chunk), plan.chunk_numel);
-        const Row& row = launch.rows[where.row];
+        const ChunkSpan where = locate_chunk(launch, static_cast<uint32_t>(chunk), plan.chunk_numel, row_idx);
+        const Row& row = launch.rows[row_idx = where.row];
         const auto at = [&](auto* base, DType dtype) {
           using Pointer = decltype(base);
           using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;

@@ -286,9 +286,12 @@ struct WideSum {
 
   GRU_FAST_INLINE double total() const {
     const VecD both = low + high;
-    double sum = 0.0;
-    for (int i = 0; i < kLanes / 2; ++i) sum += both[i];
-    return sum;
+    double lanes[kLanes / 2];
+    store(lanes, both);
+    for (int half = kLanes / 4; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
   }
 };
 

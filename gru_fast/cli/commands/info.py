@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def report(info: dict[str, Any]) -> str:
     """The content of `build_info` for people to read."""
-    from gru_fast.info import MEND_CUDA
+    from gru_fast.ops import MEND_CUDA
 
     cpu, cuda = info["cpu"], info["cuda"]
     levels = ", ".join(cpu["available_levels"])
