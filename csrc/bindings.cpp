@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <optional>
+#include <algorithm>
 
 #include "build_info.h"
 #include "cpu/backend.h"

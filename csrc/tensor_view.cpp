@@ -69,11 +69,12 @@ std::string shape_name(const dlpack::Tensor& t) {
 // "grads[17] "layers.3.weight"": which tensor a message is about.
 struct Label {
   const char* list;
-  size_t index;
+  size_t index;  // in the list we were given, and in names
   const py::object* names;
+  size_t shown = index;  // in the list the user gave: differs where rows were left out
 
   std::string text() const {
-    std::string out = std::string(list) + "[" + std::to_string(index) + "]";
+    std::string out = std::string(list) + "[" + std::to_string(shown) + "]";
     if (!names->is_none()) out += " \"" + py::str((*names)[py::int_(index)]).cast<std::string>() + "\"";
     return out;
   }
@@ -213,25 +214,33 @@ uint64_t fingerprint_of(const std::vector<Extent>& extents) {
   return hash | 1;  // never the 0 that empty slots hold
 }
 
-// Two tensors that share memory would be read and written by different threads. A view with gaps may lie around another
-// tensor without sharing an element with it, so of two such views only those that start at the same address are refused.
+// A tensor that is written must not share memory with another: different threads would read and write it. Retain
+// gradients are only read and may share among themselves. A view with gaps may lie around another tensor without sharing
+// an element with it, so of two such views only those that start at the same address are refused.
 void check_overlap(std::vector<Extent>& extents, const py::object& names) {
   static PassedBefore passed;
   const uint64_t fingerprint = fingerprint_of(extents);
   if (passed.contains(fingerprint)) return;
   std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
   const Extent* previous = nullptr;
-  const Extent* farthest = nullptr;  // of the dense ones so far, the one that ends last
+  const Extent* farthest[2] = {};  // of the dense ones so far, the one that ends last: written, only read
   for (const Extent& extent : extents) {
+    const bool read_only = std::strcmp(extent.list, "retain_grads") == 0;
     const Extent* other = nullptr;
-    if (farthest != nullptr && extent.begin < farthest->end) other = farthest;
-    if (previous != nullptr && extent.begin == previous->begin) other = previous;
+    for (const Extent* candidate : farthest) {
+      const bool both_read = read_only && candidate == farthest[1];
+      if (candidate != nullptr && extent.begin < candidate->end && !both_read) other = candidate;
+    }
+    if (previous != nullptr && extent.begin == previous->begin && !(read_only && previous->list == extent.list)) {
+      other = previous;
+    }
     if (other != nullptr) {
       const Label first{other->list, other->index, &names}, second{extent.list, extent.index, &names};
       value_error(second, "expected memory of its own, but it overlaps " + first.text() +
                               "; clone() one of them, and list a tied parameter once");
     }
-    if (extent.dense && (farthest == nullptr || extent.end > farthest->end)) farthest = &extent;
+    const Extent*& last = farthest[read_only ? 1 : 0];
+    if (extent.dense && (last == nullptr || extent.end > last->end)) last = &extent;
     previous = &extent;
   }
   passed.add(fingerprint);
@@ -269,7 +278,7 @@ struct RowInput {
 
 void add_row(Capture& out, std::vector<Extent>& extents, const RowInput& in, size_t index, uint32_t id,
              const py::object& names) {
-  const Label ema_label{"ema", index, &names};
+  const Label ema_label{"ema", index, &names, id};
   const dlpack::Tensor ema = in.known_ema != nullptr ? *in.known_ema : view_checked(in.ema, ema_label);
   if (ema.device.type == dlpack::kCUDAHost)
     value_error(ema_label, "expected cpu or cuda memory, got pinned host memory");
@@ -289,12 +298,12 @@ void add_row(Capture& out, std::vector<Extent>& extents, const RowInput& in, siz
   const char* first_list = nullptr;
   const auto add_grad = [&](py::handle object, const char* list) -> void* {
     if (object.is_none()) return nullptr;
-    const Label label{list, index, &names};
+    const Label label{list, index, &names, id};
     const dlpack::Tensor t = view_checked(object, label);
     const DType dtype = dtype_of(t, label);
     check_like_ema(t, label, ema);
     if (first_list != nullptr && dtype != kind.grad) {
-      type_error(label, std::string("expected the dtype of ") + first_list + "[" + std::to_string(index) + "], got " +
+      type_error(label, std::string("expected the dtype of ") + first_list + "[" + std::to_string(id) + "], got " +
                             dtype_name(t.dtype) + "; both are gradients of one parameter");
     }
     if (ema_dtype != DType::kFloat32 && ema_dtype != dtype) {

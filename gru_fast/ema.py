@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gru_fast import native
+from gru_fast.checks import check_gamma, check_loss_scale
 from gru_fast.native import TensorList
 from gru_fast.ops import StepTensors, passes_for
 
@@ -58,7 +57,7 @@ class RetainEMA:
             for p, t in zip(self._params, _ema_dtypes(self._params, dtype, self._names), strict=True)
         ]
         self._seen = [False] * len(self._params)  # whether a retain gradient has ever come in
-        self._tensors_changed(0)
+        self._tensors_changed([])
         self._step = -1
         self._end_step()
 
@@ -122,9 +121,10 @@ class RetainEMA:
         """Inside, ``backward()`` accumulates retain gradients; outside, ``.grad`` is what it was. Nothing is copied.
 
         Enter it once per micro-batch: the gradients add up until :func:`gru_fast.rectify_` takes them. ``scale``: what
-        the loss was multiplied with (a number, or a ``torch.amp.GradScaler``); e holds unscaled gradients. With a scale
-        a step is all or nothing: NaN or Inf in any gradient leaves e and g untouched. An exception inside discards what
-        was collected.
+        the loss was multiplied with (a number, or a ``torch.amp.GradScaler``, whose ``get_scale()`` syncs on CUDA); e
+        holds unscaled gradients. With a scale a step is all or nothing: NaN or Inf in any gradient leaves e and g
+        untouched. The scaler itself sees only g: where ``step.skipped and not step.grad_nonfinite``, lower its scale
+        with ``scaler.update(scaler.get_scale() / 2)``. An exception inside discards what the step had collected.
         """
         self._enter("collect", scale)
         held = [p.grad for p in self._params]
@@ -136,6 +136,7 @@ class RetainEMA:
             self._collected = True
         except BaseException:
             self._retain = [None] * len(self._params)
+            self._collected = False
             raise
         finally:
             self._inside = None
@@ -147,8 +148,11 @@ class RetainEMA:
         """As :meth:`collect`, but each retain gradient goes into e as backward produces it, and is freed at once.
 
         The retain gradient never exists as a whole: peak memory is parameters + e + one set of gradients. Over several
-        micro-batches of a step e decays once. ``rectify_`` ends the step and must be given the same ``gamma``. NaN and
-        Inf are refused element by element (what backward had folded in before them stays).
+        micro-batches of a step e decays once. ``rectify_`` ends the step and must be given the same ``gamma``.
+
+        What has been folded in cannot be taken back: NaN and Inf are refused element by element, also with a ``scale``
+        (unlike :meth:`collect`, where such a step is all or nothing), and an exception inside leaves a step begun,
+        which ``rectify_`` or :meth:`reset` ends. For float16 with a loss scaler prefer :meth:`collect`.
         """
         gamma = check_gamma(gamma)
         if self._stream_gamma is not None and self._stream_gamma != gamma:
@@ -243,12 +247,16 @@ class RetainEMA:
         self._inside = None
         self._step += 1
 
-    def _tensors_changed(self, rounding_step: int) -> None:
+    def _tensors_changed(self, rounding_steps: Sequence[int]) -> None:
+        """Looks at e anew. ``rounding_steps``: one per device that holds a 16-bit e (else the largest serves all)."""
         self._devices = list(dict.fromkeys(e.device for e in self._tensors))
         self._known = TensorList(self._tensors) if all(map(native.serves, self._devices)) else None
-        devices = dict.fromkeys(e.device for e in self._tensors if e.dtype != torch.float32)
+        devices = list(dict.fromkeys(e.device for e in self._tensors if e.dtype != torch.float32))
+        if len(rounding_steps) != len(devices):
+            rounding_steps = [max(rounding_steps, default=0)] * len(devices)
         self._rounding = {
-            device: torch.full((1,), rounding_step, dtype=torch.int64, device=device) for device in devices
+            device: torch.full((1,), step, dtype=torch.int64, device=device)
+            for device, step in zip(devices, rounding_steps, strict=True)
         }
 
     # ---- keeping it --------------------------------------------------------------------------------------------------
@@ -259,14 +267,14 @@ class RetainEMA:
         for ema in self._tensors:
             ema.zero_()
         self._seen = [False] * len(self._params)
-        self._tensors_changed(0)
+        self._tensors_changed([])
         self._step = -1
         self._end_step()
 
     def to(self, device: torch.device | str | int) -> RetainEMA:
         """Moves e to ``device`` (it must lie where the gradients do). Returns itself."""
         self._expect_between_steps("to")
-        rounding = max((int(value) for value in self._rounding.values()), default=0)
+        rounding = [int(value) for value in self._rounding.values()]
         self._tensors = [e.to(device) for e in self._tensors]
         self._tensors_changed(rounding)
         return self
@@ -281,20 +289,20 @@ class RetainEMA:
             "seen": list(self._seen),
             "step": self._step,
             "seed": self._seed,
-            "rounding_step": max((int(value) for value in self._rounding.values()), default=0),
+            "rounding_steps": [int(value) for value in self._rounding.values()],
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up a saved state. Checks everything (number, names, shapes, dtypes) before it changes anything."""
         self._expect_between_steps("load_state_dict")
-        missing = {"format", "ema", "names", "seen", "step", "seed", "rounding_step"} - set(state)
+        missing = {"format", "ema", "names", "seen", "step", "seed", "rounding_steps"} - set(state)
         if missing:
             raise ValueError(f"state_dict: expected the keys of RetainEMA.state_dict(), missing {sorted(missing)}")
         if state["format"] != _FORMAT:
             raise ValueError(f"state_dict: expected format {_FORMAT}, got {state['format']}; upgrade gru_fast")
         saved = state["ema"]
-        if len(saved) != len(self):
+        if len(saved) != len(self) or len(state["seen"]) != len(self):
             raise ValueError(f"state_dict: expected {len(self)} parameters, got {len(saved)}: of another model?")
         if self._names is not None and state["names"] is not None and list(state["names"]) != self._names:
             row = next(i for i, (a, b) in enumerate(zip(self._names, state["names"], strict=True)) if a != b)
@@ -314,21 +322,14 @@ class RetainEMA:
         self._seen = [bool(seen) for seen in state["seen"]]
         self._seed = int(state["seed"])
         self._step = int(state["step"])
-        self._tensors_changed(int(state["rounding_step"]))
+        self._tensors_changed([int(value) for value in state["rounding_steps"]])
+
+    def __getstate__(self) -> Any:
+        raise TypeError("RetainEMA: cannot be copied or pickled, since it belongs to its parameters; save state_dict()")
 
     def _expect_between_steps(self, what: str) -> None:
         if self._inside is not None or self._collected or self._stream_gamma is not None:
             raise RuntimeError(f"{what}: this step's retain gradients are still pending; call it after rectify_")
-
-
-def check_gamma(gamma: Any) -> float:
-    """``gamma`` as a float in [0, 1], or an error."""
-    if isinstance(gamma, bool) or not isinstance(gamma, Real):
-        raise TypeError(f"gamma: expected a number in [0, 1], got {type(gamma).__name__}")
-    value = float(gamma)
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"gamma: expected a number in [0, 1] (the weight of the new retain gradient), got {value}")
-    return value
 
 
 @dataclass(frozen=True)
@@ -404,7 +405,4 @@ def _loss_scale(scale: Any) -> tuple[float, bool]:
     """The number that the loss was multiplied with, and whether there was one."""
     if scale is None:
         return 1.0, False
-    value = float(scale.get_scale() if hasattr(scale, "get_scale") else scale)
-    if not (math.isfinite(value) and value > 0.0):
-        raise ValueError(f"scale: expected a finite number above 0, got {value}")
-    return value, True
+    return check_loss_scale(scale.get_scale() if hasattr(scale, "get_scale") else scale, "scale"), True

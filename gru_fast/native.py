@@ -12,6 +12,7 @@ from torch import Tensor
 from gru_fast._load import core
 
 NUM_STATS: int = core.NUM_STATS
+HAS_CUDA: bool = core.HAS_CUDA
 TensorList = core.TensorList
 
 

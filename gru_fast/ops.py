@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gru_fast import native, reference
+from gru_fast.checks import check_gamma, check_loss_scale, check_tau
 from gru_fast.native import TensorList
 
 NUM_SUMS = 5  # stats[:5] add up over devices after reduce
@@ -72,11 +73,12 @@ def passes_for(device: torch.device) -> Callable[..., Passes]:
         return native.NativePasses
     if device.type not in _warned_devices:
         _warned_devices.add(device.type)
-        mend = (
-            f"see `gru-fast info`; to build them, in a checkout: {MEND_CUDA}"
-            if device.type == "cuda"
-            else "there are none for this device type yet"
-        )
+        mend = "there are none for this device type yet"
+        if device.type == "cuda" and native.HAS_CUDA:
+            major, minor = torch.cuda.get_device_capability(device)
+            mend = f"build for it, in a checkout: CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES={major}{minor} pip install ."
+        elif device.type == "cuda":
+            mend = f"see `gru-fast info`; to build them, in a checkout: {MEND_CUDA}"
         warnings.warn(
             f"gru_fast has no compiled kernels for {device.type} tensors in this build and uses the slower pure "
             f"PyTorch backend; {mend}",
@@ -245,6 +247,14 @@ def _new_stats(ema: Sequence[Tensor]) -> Tensor:
     return torch.empty(native.NUM_STATS, dtype=torch.float64, device=ema[0].device if ema else "cpu")
 
 
+def _check_rounding(ema: Sequence[Tensor], rounding_step: Tensor | None) -> None:
+    if rounding_step is None and any(e.dtype != torch.float32 for e in ema):
+        raise ValueError(
+            "rounding_step: expected an int64 tensor of one element beside a 16-bit ema, got None; without it every "
+            "call would round with the same bits"
+        )
+
+
 def _reduce_op(
     grads: list[Tensor],
     retain_grads: list[Tensor],
@@ -256,12 +266,15 @@ def _reduce_op(
 ) -> Tensor:
     if not ema:
         return torch.zeros(native.NUM_STATS, dtype=torch.float64)
+    gamma, loss_scale = check_gamma(gamma), check_loss_scale(loss_scale)
+    _check_rounding(ema, rounding_step)
     passes = passes_for(ema[0].device)(grads, retain_grads, ema)
     passes.reduce(1.0 - gamma, gamma / loss_scale, seed, rounding_step)
     return passes.stats.to(ema[0].device)
 
 
 def _apply_op(grads: list[Tensor], ema: list[Tensor], stats: Tensor, tau: float) -> None:
+    tau = check_tau(tau)
     if ema:
         passes = passes_for(ema[0].device)(grads, None, ema, ema_is_current=True, stats=stats)
         passes.apply(tau)
@@ -278,6 +291,8 @@ def _rectify_op(
     seed: int = 0,
     rounding_step: Tensor | None = None,
 ) -> Tensor:
+    gamma, tau, loss_scale = check_gamma(gamma), check_tau(tau), check_loss_scale(loss_scale)
+    _check_rounding(ema, rounding_step)
     rounding = None if rounding_step is None else {rounding_step.device: rounding_step}
     args = StepArgs(1.0 - gamma, gamma / loss_scale, tau, seed)
     stats = run_step(StepTensors(list(grads), list(retain_grads), list(ema)), args, rounding_steps=rounding)

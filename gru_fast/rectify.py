@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
-from numbers import Real
 from operator import attrgetter
 from typing import Any
 
@@ -13,11 +11,16 @@ import torch
 from torch import Tensor
 
 from gru_fast._load import core
-from gru_fast.ema import RetainEMA, UniqueParams, check_gamma, check_plain, unique_params
+from gru_fast.checks import check_gamma, check_tau
+from gru_fast.ema import RetainEMA, UniqueParams, check_plain, unique_params
 from gru_fast.ops import StepArgs, StepTensors, run_step
 from gru_fast.rectification import Rectification
 
 _RETAIN_NONFINITE = 3
+_NONFINITE_ELSEWHERE = (
+    "NaN or Inf in a retain gradient folded in by stream(), in the EMA, or where the EMA was updated (a loss scale far "
+    "below 1?); do not apply this step's gradients"
+)
 _grad_of = attrgetter("grad")
 _calls = itertools.count()  # rounding steps of plain 16-bit EMA sequences, which keep no count of their own
 
@@ -44,10 +47,12 @@ def rectify_(
     Args:
         params: the model's parameters, all of them; their ``.grad`` is g, modified in place. float32, bfloat16 or
             float16, any mix. A missing gradient counts as zeros and is made if the projection gives it a value (on
-            CUDA: whenever the parameter has had a retain gradient, since knowing would need a sync).
+            CUDA: whenever a RetainEMA has seen a retain gradient of it, and always for a plain list of tensors, since
+            knowing would need a sync).
         ema: e, modified in place: a :class:`RetainEMA` (its collected or streamed retain gradients are r; if there
             were none in this step e stays as it is), or a sequence of tensors, one per parameter, float32 or the
-            gradient's dtype.
+            gradient's dtype (a 16-bit one is rounded from a count of calls in this process: to resume bit for bit use
+            a RetainEMA).
         gamma: weight of the new retain gradient, in [0, 1].
         tau: largest norm of g afterwards, > 0; ``None`` or ``inf``: no clipping.
         retain_grads: r for a plain sequence, one per parameter, ``None`` entries counting as zeros. ``None``: e is
@@ -76,6 +81,11 @@ def rectify_(
     unique = unique_params(params)
     tensors = _plain_tensors(unique, ema, retain_grads)
     sixteen_bit = {e.device for e in tensors.ema if e.dtype != torch.float32}
+    if any(device.type == "cuda" for device in sixteen_bit) and torch.cuda.is_current_stream_capturing():
+        raise ValueError(
+            "ema: expected a RetainEMA while a CUDA graph is captured, got a list with 16-bit tensors: every replay "
+            "would round them with the same bits"
+        )
     call = next(_calls) if sixteen_bit else 0
     rounding = {device: torch.full((1,), call, dtype=torch.int64, device=device) for device in sixteen_bit}
     args = StepArgs(1.0 - gamma, gamma, limit, all_or_nothing=error_if_nonfinite)
@@ -101,6 +111,9 @@ def _with_retain_ema(
     args = StepArgs(
         1.0 - gamma, gamma / ema._scale, tau, ema._seed, all_or_nothing=error_if_nonfinite or ema._is_scaled
     )
+    if error_if_nonfinite and _folded_nonfinite(ema):
+        ema._end_step()
+        raise RuntimeError(_NONFINITE_ELSEWHERE)
     held = tensors.ids
     owners = ema._params if held is None else [ema._params[row] for row in held]
     stats = run_step(tensors, args, rounding_steps=ema._rounding, make_grad=_grad_maker(owners))
@@ -109,6 +122,10 @@ def _with_retain_ema(
             stats[_RETAIN_NONFINITE] += folded[_RETAIN_NONFINITE].to(stats.device)
     ema._end_step()
     return _result(stats, error_if_nonfinite, tensors)
+
+
+def _folded_nonfinite(ema: RetainEMA) -> bool:
+    return any(bool(stats[_RETAIN_NONFINITE]) for stats in (ema._fold_stats or {}).values())
 
 
 def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
@@ -179,20 +196,9 @@ def _nonfinite_message(tensors: StepTensors) -> str:
             count = 0 if tensor is None else int((~tensor.isfinite()).sum())
             if tensor is not None and count > 0:
                 name = "" if tensors.names is None else f' "{tensors.names[row]}"'
+                index = row if tensors.ids is None else tensors.ids[row]
                 return (
-                    f"{what}[{row}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. "
+                    f"{what}[{index}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. "
                     "Skip this batch, lower the learning rate, or pass error_if_nonfinite=False to have it skipped"
                 )
-    return "a retain gradient folded in by stream(), or the EMA itself, holds NaN or Inf; the gradients were left as is"
-
-
-def check_tau(tau: Any) -> float:
-    """``tau`` as a float above 0 (infinity for ``None``), or an error."""
-    if tau is None:
-        return math.inf
-    if isinstance(tau, bool) or not isinstance(tau, Real):
-        raise TypeError(f"tau: expected a number above 0 or None, got {type(tau).__name__}")
-    value = float(tau)
-    if not value > 0.0:
-        raise ValueError(f"tau: expected a number above 0 or None (no clipping), got {value}")
-    return value
+    return _NONFINITE_ELSEWHERE

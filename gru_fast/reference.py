@@ -292,3 +292,7 @@ def _check_tensor(tensor: Tensor, label: str, ema: Tensor, device: torch.device)
         raise ValueError(f"{label}: expected shape {tuple(ema.shape)} as its EMA, got {tuple(tensor.shape)}")
     if tensor.device != device:
         raise ValueError(f"{label}: expected {device}, got {tensor.device}")
+    if not label.startswith("retain") and any(
+        s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
+    ):
+        raise ValueError(f"{label}: expected one element for each place, got an expanded tensor; make it .contiguous()")

@@ -398,11 +398,11 @@ def test_reset_forgets_and_to_keeps() -> None:
     before = [e.clone() for e in ema.tensors]
     assert ema.to("cpu") is ema
     assert all(torch.equal(a, b) for a, b in zip(ema.tensors, before, strict=True))
-    assert ema.state_dict()["rounding_step"] == 1
+    assert ema.state_dict()["rounding_steps"] == [1]
     ema.reset()
     assert ema.step == 0
     assert all(not e.any() for e in ema.tensors)
-    assert ema.state_dict()["rounding_step"] == 0
+    assert ema.state_dict()["rounding_steps"] == [0]
 
 
 def test_memory_use() -> None:
@@ -478,9 +478,28 @@ def test_exception_inside_collect_discards_and_restores() -> None:
         out_of_memory()
     assert all(p.grad is g for p, g in zip(model.parameters(), held, strict=True))
     assert ema.pending_nbytes == 0
+    before = [e.clone() for e in ema.tensors]
+    gru_fast.rectify_(model.parameters(), ema, GAMMA)  # nothing was collected: e stays as it is
+    assert all(map(torch.equal, ema.tensors, before))
     with ema.collect():  # and it can go on
         loss(model, batches(1, 2)[0]).backward()
     assert gru_fast.rectify_(model.parameters(), ema, GAMMA).norm_ema > 0
+
+
+def test_copying_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled.*save state_dict\(\)"):
+        copy.deepcopy(gru_fast.RetainEMA(make_model().parameters()))
+
+
+def test_nonfinite_stream_raises_before_g_is_touched() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    ema = gru_fast.RetainEMA([weight])
+    with ema.stream(0.5):
+        (weight * torch.tensor([float("nan"), 1.0])).sum().backward()
+    weight.grad = torch.tensor([1.0, -1.0])
+    with pytest.raises(RuntimeError, match=r"folded in by stream\(\)"):
+        gru_fast.rectify_([weight], ema, 0.5, error_if_nonfinite=True)
+    assert torch.equal(weight.grad, torch.tensor([1.0, -1.0]))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,31 @@ def test_loss_scale_of_the_op_divides_retain_gradients() -> None:
         torch.testing.assert_close(e, 0.5 * r)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gamma": 1.5, "tau": 1.0}, "gamma: expected a number in"),
+        ({"gamma": 0.5, "tau": -1.0}, "tau: expected a number above 0"),
+        ({"gamma": 0.5, "tau": math.nan}, "tau: expected a number above 0"),
+        ({"gamma": 0.5, "tau": 1.0, "loss_scale": 0.0}, "loss_scale: expected a finite number above 0"),
+    ],
+)
+def test_bad_scalars_are_refused_before_anything_is_written(arguments: dict[str, float], message: str) -> None:
+    grads, retain, ema = problem()
+    before = [t.clone() for t in grads + ema]
+    with pytest.raises(ValueError, match=message):
+        torch.ops.gru_fast.rectify_(grads, retain, ema, **arguments)
+    assert all(map(torch.equal, grads + ema, before))
+
+
+def test_sixteen_bit_ema_needs_a_rounding_step() -> None:
+    grads, retain, ema = ([t.bfloat16() for t in tensors] for tensors in problem())
+    with pytest.raises(ValueError, match="rounding_step: expected an int64 tensor"):
+        torch.ops.gru_fast.rectify_(grads, retain, ema, 0.5, 1.0)
+    torch.ops.gru_fast.rectify_(grads, retain, ema, 0.5, 1.0, rounding_step=torch.zeros(1, dtype=torch.int64))
+    assert all(e.any() for e in ema)
+
+
 def test_empty_lists() -> None:
     step = gru_fast.Rectification(torch.ops.gru_fast.rectify_([], [], [], 0.5, 1.0))
     assert (step.norm_before, step.conflict, step.clipped, step.alpha) == (0.0, False, False, 1.0)

@@ -23,7 +23,7 @@ void for_each_chunk(const Plan& plan, int num_threads, Direction direction, Visi
   for (const Launch& launch : plan.launches) {
     const int64_t count = launch.num_chunks;
     const int64_t useful_threads = std::max<int64_t>(launch.numel / kMinNumelPerThread, 1);
-    const auto threads = static_cast<int>(std::min<int64_t>(num_threads, useful_threads));
+    const auto threads = static_cast<int>(std::clamp<int64_t>(num_threads, 1, useful_threads));
     const int64_t grain = std::clamp<int64_t>(count / (threads * 64), 1, 64);
     parallel_for(count, grain, threads, [&](int64_t begin, int64_t end) {
       size_t row_idx = 0;

@@ -1,0 +1,37 @@
+"""Checks of the scalars that every entry point takes."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+
+def check_gamma(gamma: Any) -> float:
+    """``gamma`` as a float in [0, 1], or an error."""
+    if isinstance(gamma, bool) or not isinstance(gamma, Real):
+        raise TypeError(f"gamma: expected a number in [0, 1], got {type(gamma).__name__}")
+    value = float(gamma)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"gamma: expected a number in [0, 1] (the weight of the new retain gradient), got {value}")
+    return value
+
+
+def check_tau(tau: Any) -> float:
+    """``tau`` as a float above 0 (infinity for ``None``), or an error."""
+    if tau is None:
+        return math.inf
+    if isinstance(tau, bool) or not isinstance(tau, Real):
+        raise TypeError(f"tau: expected a number above 0 or None, got {type(tau).__name__}")
+    value = float(tau)
+    if not value > 0.0:
+        raise ValueError(f"tau: expected a number above 0 or None (no clipping), got {value}")
+    return value
+
+
+def check_loss_scale(scale: Any, name: str = "loss_scale") -> float:
+    """``scale`` as a finite float above 0, or an error."""
+    value = float(scale)
+    if not (math.isfinite(value) and value > 0.0):
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return value
