@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ import gru_fast
 from gru_fast import _core
 
 
-class Form:
+class Form(ABC):
     """One way to compute the step. Built once per problem (untimed), then `step()` is timed.
 
     `step` works in place on the problem's g and e, reads its r, `gamma` and `tau`.
@@ -31,10 +32,11 @@ class Form:
         """Host memory one step needs beyond g, r and e: a form that cannot fit is left out."""
         return 0
 
+    @abstractmethod
     def step(self) -> None:
-        raise NotImplementedError
+        """One step on the problem's tensors."""
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027 - most forms have nothing to do here
         """Called after the problem's g and e were put back: forms with state of their own follow."""
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from gru_fast import native
 from gru_fast.checks import check_gamma, check_loss_scale
 from gru_fast.native import TensorList
-from gru_fast.ops import StepTensors, passes_for
+from gru_fast.ops import RETAIN_NONFINITE, StepTensors, passes_for
 
 _FORMAT = 1  # of state_dict
-_RETAIN_NONFINITE = 3  # index in the statistics of a pass
 
 
 class RetainEMA:
@@ -190,7 +189,7 @@ class RetainEMA:
         keep = 1.0 if self._folded[row] else 1.0 - self._stream_gamma
         gain = self._stream_gamma / self._scale
         passes.reduce(keep, gain, self._seed, self._rounding.get(ema.device))
-        self._fold_stats[ema.device][_RETAIN_NONFINITE] += passes.stats[_RETAIN_NONFINITE].to(ema.device)
+        self._fold_stats[ema.device][RETAIN_NONFINITE] += passes.stats[RETAIN_NONFINITE].to(ema.device)
         self._folded[row] = self._seen[row] = True
 
     def _enter(self, how: str, scale: Any) -> None:

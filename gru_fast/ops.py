@@ -20,6 +20,7 @@ from gru_fast.checks import check_gamma, check_loss_scale, check_tau
 from gru_fast.native import TensorList
 
 NUM_SUMS = 5  # stats[:5] add up over devices after reduce
+RETAIN_NONFINITE = 3
 VETOED = 4
 WRITTEN = 5  # stats[5] adds up after apply
 

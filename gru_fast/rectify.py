@@ -13,10 +13,9 @@ from torch import Tensor
 from gru_fast._load import core
 from gru_fast.checks import check_gamma, check_tau
 from gru_fast.ema import RetainEMA, UniqueParams, check_plain, unique_params
-from gru_fast.ops import StepArgs, StepTensors, run_step
+from gru_fast.ops import RETAIN_NONFINITE, StepArgs, StepTensors, run_step
 from gru_fast.rectification import Rectification
 
-_RETAIN_NONFINITE = 3
 _NONFINITE_ELSEWHERE = (
     "NaN or Inf in a retain gradient folded in by stream(), in the EMA, or where the EMA was updated (a loss scale far "
     "below 1?); do not apply this step's gradients"
@@ -119,13 +118,13 @@ def _with_retain_ema(
     stats = run_step(tensors, args, rounding_steps=ema._rounding, make_grad=_grad_maker(owners))
     if ema._fold_stats is not None:
         for folded in ema._fold_stats.values():
-            stats[_RETAIN_NONFINITE] += folded[_RETAIN_NONFINITE].to(stats.device)
+            stats[RETAIN_NONFINITE] += folded[RETAIN_NONFINITE].to(stats.device)
     ema._end_step()
     return _result(stats, error_if_nonfinite, tensors)
 
 
 def _folded_nonfinite(ema: RetainEMA) -> bool:
-    return any(bool(stats[_RETAIN_NONFINITE]) for stats in (ema._fold_stats or {}).values())
+    return any(bool(stats[RETAIN_NONFINITE]) for stats in (ema._fold_stats or {}).values())
 
 
 def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
