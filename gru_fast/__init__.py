@@ -11,8 +11,9 @@ In a training loop, with ``retain_loss`` on data to keep and ``unlearn_loss`` on
         optimizer.step()
         optimizer.zero_grad()
 
-Afterwards the gradient has no component that would raise the retain loss to first order. ``gru_fast.reference`` is the
-same in plain PyTorch, ``gru_fast.build_info()`` says what runs where.
+Afterwards the gradient has no component that would raise the retain loss to first order. ``gru_fast.measure`` looks on
+and changes nothing, ``gru_fast.reference`` is the same in plain PyTorch, ``gru_fast.unlearn`` has the objectives and
+trainers in the manner of ``transformers``, ``gru_fast.build_info()`` says what runs where.
 """
 
 from gru_fast import ops, reference
@@ -20,8 +21,8 @@ from gru_fast._load import core
 from gru_fast.ema import RetainEMA
 from gru_fast.info import build_info
 from gru_fast.rectification import Rectification
-from gru_fast.rectify import rectify_
+from gru_fast.rectify import measure, rectify_
 
 __version__: str = core.VERSION
 
-__all__ = ["Rectification", "RetainEMA", "__version__", "build_info", "ops", "rectify_", "reference"]
+__all__ = ["Rectification", "RetainEMA", "__version__", "build_info", "measure", "ops", "rectify_", "reference"]

@@ -35,3 +35,13 @@ def check_loss_scale(scale: Any, name: str = "loss_scale") -> float:
     if not (math.isfinite(value) and value > 0.0):
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
     return value
+
+
+def check_share(share: Any) -> float:
+    """``share`` as a finite float, or an error."""
+    if isinstance(share, bool) or not isinstance(share, Real):
+        raise TypeError(f"share: expected a number, got {type(share).__name__}")
+    value = float(share)
+    if not math.isfinite(value):
+        raise ValueError(f"share: expected a finite number, got {value}")
+    return value

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gru_fast import native
-from gru_fast.checks import check_gamma, check_loss_scale
+from gru_fast.checks import check_gamma, check_loss_scale, check_share
 from gru_fast.native import TensorList
 from gru_fast.ops import RETAIN_NONFINITE, StepTensors, passes_for
+from gru_fast.params import ema_dtypes, trainable_params
 
 _FORMAT = 1  # of state_dict
 
@@ -47,13 +47,13 @@ class RetainEMA:
         *,
         seed: int = 0,
     ) -> None:
-        named, self._names = _named_params(params)
+        named, self._names = trainable_params(params)
         self._params = named
         self._row_of = {id(param): row for row, param in enumerate(self._params)}
         self._seed = int(seed)
         self._tensors = [
             torch.zeros_like(p, dtype=t, requires_grad=False)
-            for p, t in zip(self._params, _ema_dtypes(self._params, dtype, self._names), strict=True)
+            for p, t in zip(self._params, ema_dtypes(self._params, dtype, self._names), strict=True)
         ]
         self._seen = [False] * len(self._params)  # whether a retain gradient has ever come in
         self._tensors_changed([])
@@ -66,6 +66,9 @@ class RetainEMA:
     _stream_gamma: float | None  # given to stream() in this step
     _folded: list[bool]  # which parameters stream() has taken in
     _fold_stats: dict[torch.device, Tensor] | None
+    _share: float  # of the collected retain gradients in the unlearning gradient, still to be added
+    _held: list[Tensor | None]  # what .grad was before the stream() block
+    _stream_share: float
     _scale: float
     _is_scaled: bool
     _inside: str | None  # "collect" or "stream" while in the block
@@ -116,7 +119,7 @@ class RetainEMA:
     # ---- retain gradients in -----------------------------------------------------------------------------------------
 
     @contextmanager
-    def collect(self, scale: Any = None) -> Iterator[RetainEMA]:
+    def collect(self, scale: Any = None, *, share: float = 0.0) -> Iterator[RetainEMA]:
         """Inside, ``backward()`` accumulates retain gradients; outside, ``.grad`` is what it was. Nothing is copied.
 
         Enter it once per micro-batch: the gradients add up until :func:`gru_fast.rectify_` takes them. ``scale``: what
@@ -124,8 +127,19 @@ class RetainEMA:
         holds unscaled gradients. With a scale a step is all or nothing: NaN or Inf in any gradient leaves e and g
         untouched. The scaler itself sees only g: where ``step.skipped and not step.grad_nonfinite``, lower its scale
         with ``scaler.update(scaler.get_scale() / 2)``. An exception inside discards what the step had collected.
+
+        ``share``: for an objective that contains ``share`` times this very retain loss. By the time ``rectify_`` looks
+        at it, g has ``share`` times the retain gradient added, unscaled: leave that term out of the unlearning loss and
+        save its forward and backward pass. The same in every micro-batch of a step.
         """
+        share = check_share(share)
+        if self._collected and share != self._share:
+            raise ValueError(
+                f"share: expected {self._share} as in the earlier micro-batches of this step, got {share}; give the "
+                "difference to the unlearning loss"
+            )
         self._enter("collect", scale)
+        self._share = share
         held = [p.grad for p in self._params]
         for param, retain in zip(self._params, self._retain, strict=True):
             param.grad = retain
@@ -143,7 +157,7 @@ class RetainEMA:
                 param.grad = grad
 
     @contextmanager
-    def stream(self, gamma: float, scale: Any = None) -> Iterator[RetainEMA]:
+    def stream(self, gamma: float, scale: Any = None, *, share: float = 0.0) -> Iterator[RetainEMA]:
         """As :meth:`collect`, but each retain gradient goes into e as backward produces it, and is freed at once.
 
         The retain gradient never exists as a whole: peak memory is parameters + e + one set of gradients. Over several
@@ -151,9 +165,12 @@ class RetainEMA:
 
         What has been folded in cannot be taken back: NaN and Inf are refused element by element, also with a ``scale``
         (unlike :meth:`collect`, where such a step is all or nothing), and an exception inside leaves a step begun,
-        which ``rectify_`` or :meth:`reset` ends. For float16 with a loss scaler prefer :meth:`collect`.
+        which ``rectify_`` or :meth:`discard` ends. For float16 with a loss scaler prefer :meth:`collect`.
+
+        ``share``: as for :meth:`collect`, but it may differ between micro-batches, and g has its share (of the gradient
+        as backward gives it, scaled or not) when the block is left.
         """
-        gamma = check_gamma(gamma)
+        gamma, share = check_gamma(gamma), check_share(share)
         if self._stream_gamma is not None and self._stream_gamma != gamma:
             raise ValueError(f"gamma: expected {self._stream_gamma} as earlier in this step, got {gamma}")
         self._enter("stream", scale)
@@ -162,7 +179,8 @@ class RetainEMA:
             self._fold_stats = {
                 device: torch.zeros(native.NUM_STATS, dtype=torch.float64, device=device) for device in self.devices
             }
-        held = [p.grad for p in self._params]
+        self._held = [p.grad for p in self._params]
+        self._stream_share = share
         for param in self._params:
             param.grad = None
         hooks = [p.register_post_accumulate_grad_hook(self._fold) for p in self._params]
@@ -172,8 +190,9 @@ class RetainEMA:
             self._inside = None
             for hook in hooks:
                 hook.remove()
-            for param, grad in zip(self._params, held, strict=True):
+            for param, grad in zip(self._params, self._held, strict=True):
                 param.grad = grad
+            self._held = []
 
     @torch.no_grad()
     def _fold(self, param: Tensor) -> None:
@@ -191,6 +210,13 @@ class RetainEMA:
         passes.reduce(keep, gain, self._seed, self._rounding.get(ema.device))
         self._fold_stats[ema.device][RETAIN_NONFINITE] += passes.stats[RETAIN_NONFINITE].to(ema.device)
         self._folded[row] = self._seen[row] = True
+        if self._stream_share != 0.0:
+            held = self._held[row]
+            if held is None:
+                # Not in place: autograd may have given two parameters gradients that share memory.
+                self._held[row] = retain * self._stream_share
+            else:
+                held.add_(retain, alpha=self._stream_share)
 
     def _enter(self, how: str, scale: Any) -> None:
         if self._inside is not None:
@@ -212,12 +238,28 @@ class RetainEMA:
         """The devices e lies on."""
         return self._devices
 
-    def _take(self, grads: list[Tensor | None], retain: Sequence[Tensor | None] | None) -> StepTensors:
-        """The tensors of the step that ends now; rows that can have no effect are left out."""
+    def _check_can_end(self, retain: Sequence[Tensor | None] | None) -> None:
         if self._inside is not None:
             raise RuntimeError(f"rectify_ inside {self._inside}(): call it after the block")
         if retain is not None and (self._collected or self._stream_gamma is not None):
             raise ValueError("retain_grads: expected None, since this step's retain gradients are in the EMA already")
+
+    @torch.no_grad()
+    def _add_share(self) -> None:
+        """g takes its share of the collected retain gradients."""
+        factor, self._share = self._share / self._scale, 0.0  # once, even if the step fails and is tried again
+        if factor == 0.0:
+            return
+        rows = [(param, r) for param, r in zip(self._params, self._retain, strict=True) if r is not None]
+        there = [(param.grad, r) for param, r in rows if param.grad is not None]
+        if there:
+            torch._foreach_add_([g for g, _ in there], [r for _, r in there], alpha=factor)
+        for param, r in rows:
+            if param.grad is None:
+                param.grad = r * factor
+
+    def _take(self, grads: list[Tensor | None], retain: Sequence[Tensor | None] | None) -> StepTensors:
+        """The tensors of the step that ends now; rows that can have no effect are left out."""
         ema_is_current: bool | list[bool] = False
         if self._stream_gamma is not None:
             ema_is_current = list(self._folded)
@@ -237,14 +279,19 @@ class RetainEMA:
         return tensors.select(used)
 
     def _end_step(self) -> None:
+        self._drop_pending()
+        self._step += 1
+
+    def _drop_pending(self) -> None:
         self._retain = [None] * len(self._params)
         self._collected = False
         self._stream_gamma = None
         self._folded = [False] * len(self._params)
         self._fold_stats = None
+        self._share, self._stream_share = 0.0, 0.0
+        self._held = []
         self._scale, self._is_scaled = 1.0, False
         self._inside = None
-        self._step += 1
 
     def _tensors_changed(self, rounding_steps: Sequence[int]) -> None:
         """Looks at e anew. ``rounding_steps``: one per device that holds a 16-bit e (else the largest serves all)."""
@@ -269,6 +316,15 @@ class RetainEMA:
         self._tensors_changed([])
         self._step = -1
         self._end_step()
+
+    def discard(self) -> None:
+        """Gives up the step in progress, for example after an error in backward: what it had collected is dropped.
+
+        What :meth:`stream` has folded into e stays there. The step does not count.
+        """
+        if self._inside is not None:
+            raise RuntimeError(f"discard inside {self._inside}(): call it after the block")
+        self._drop_pending()
 
     def to(self, device: torch.device | str | int) -> RetainEMA:
         """Moves e to ``device`` (it must lie where the gradients do). Returns itself."""
@@ -329,75 +385,6 @@ class RetainEMA:
     def _expect_between_steps(self, what: str) -> None:
         if self._inside is not None or self._collected or self._stream_gamma is not None:
             raise RuntimeError(f"{what}: this step's retain gradients are still pending; call it after rectify_")
-
-
-@dataclass(frozen=True)
-class UniqueParams:
-    """Parameters, each once; their names if they came as pairs; their places among the ``count`` that were given."""
-
-    tensors: list[Tensor]
-    names: list[str] | None
-    rows: list[int]
-    count: int
-
-
-def unique_params(params: Iterable[Any]) -> UniqueParams:
-    """Takes parameters or ``(name, parameter)`` pairs; a tied parameter that comes twice counts once."""
-    if isinstance(params, Tensor):
-        raise TypeError("params: expected an iterable of parameters, got a tensor; pass [tensor]")
-    found: dict[int, tuple[int, str | None, Tensor]] = {}
-    count = 0
-    for row, item in enumerate(params):
-        name, param = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
-        if not isinstance(param, Tensor):
-            hint = "; pass one flat list, not optimizer.param_groups" if isinstance(param, dict) else ""
-            raise TypeError(f"params[{row}]: expected a torch.Tensor, got {type(param).__name__}{hint}")
-        found.setdefault(id(param), (row, name, param))
-        count += 1
-    rows = [row for row, _, _ in found.values()]
-    names = [name for _, name, _ in found.values() if name is not None]
-    tensors = [tensor for _, _, tensor in found.values()]
-    return UniqueParams(tensors, names if names and len(names) == len(tensors) else None, rows, count)
-
-
-def _named_params(params: Iterable[Any]) -> tuple[list[Tensor], list[str] | None]:
-    unique = unique_params(params)
-    tensors, names = unique.tensors, unique.names
-    if not tensors:
-        raise ValueError("params: expected at least one parameter, got none (was a generator used up before?)")
-    for row, param in enumerate(tensors):
-        check_plain(param, f"params[{row}]" + ("" if names is None else f' "{names[row]}"'))
-    rows = [row for row, param in enumerate(tensors) if param.requires_grad]
-    if not rows:
-        raise ValueError(f"params: expected a trainable parameter, but all {len(tensors)} have requires_grad=False")
-    return [tensors[row] for row in rows], None if names is None else [names[row] for row in rows]
-
-
-def check_plain(tensor: Tensor, label: str) -> None:
-    """Refuses tensors whose memory is not their own to read: wrapper subclasses such as DTensor."""
-    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "to_local"):
-        raise TypeError(
-            f"{label}: expected a plain tensor, got {type(tensor).__name__}; sharded parameters are not supported yet "
-            "(train with DistributedDataParallel, or on one device)"
-        )
-
-
-def _ema_dtypes(params: Sequence[Tensor], dtype: torch.dtype | None, names: Sequence[str] | None) -> list[torch.dtype]:
-    known = (torch.float32, torch.bfloat16, torch.float16)
-    if dtype is not None and dtype not in known:
-        raise ValueError(f"dtype: expected torch.float32, torch.bfloat16, torch.float16 or None, got {dtype}")
-    for row, param in enumerate(params):
-        if param.dtype not in known:
-            label = f"params[{row}]" + ("" if names is None else f' "{names[row]}"')
-            raise TypeError(f"{label}: expected float32, bfloat16 or float16, got {param.dtype}; convert the model")
-    if dtype in (None, torch.float32):
-        return [torch.float32] * len(params)
-    if all(param.dtype != dtype for param in params):
-        found = ", ".join(sorted({str(param.dtype) for param in params}))
-        raise TypeError(
-            f"dtype: expected torch.float32 or the dtype of the gradients, got {dtype} for parameters of {found}"
-        )
-    return [param.dtype if param.dtype == dtype else torch.float32 for param in params]
 
 
 def _loss_scale(scale: Any) -> tuple[float, bool]:

@@ -23,6 +23,11 @@ NUM_SUMS = 5  # stats[:5] add up over devices after reduce
 RETAIN_NONFINITE = 3
 VETOED = 4
 WRITTEN = 5  # stats[5] adds up after apply
+UNWRITTEN = slice(6, 9)  # alpha, beta, rescale
+OUT_NORM_SQ = 9
+CONFLICT = 10
+CLIPPED_DEGENERATE = slice(11, 13)
+GRAD_NONFINITE = 13
 
 
 class Passes(Protocol):
@@ -150,6 +155,27 @@ def run_step(
     return passes.stats
 
 
+def run_measure(
+    tensors: StepTensors, args: StepArgs, *, rounding_steps: Mapping[torch.device, Tensor] | None = None
+) -> Tensor:
+    """The first pass of a step alone: e and the sums; statistics as of a step that wrote nothing. No host sync."""
+    devices = tensors.devices or list(dict.fromkeys(e.device for e in tensors.ema))
+    if not devices:
+        return run_step(tensors, args)
+    parts = _reduce_over_devices(tensors, args, devices, {} if rounding_steps is None else rounding_steps)
+    stats = parts[devices[0]].stats
+    dot, ema_norm_sq, grad_norm_sq = stats[0], stats[1], stats[2]
+    finite = torch.isfinite(dot) & torch.isfinite(ema_norm_sq) & torch.isfinite(grad_norm_sq)
+    conflict = finite & (stats[VETOED] == 0) & (dot < 0) & (ema_norm_sq > 0)
+    stats[WRITTEN] = 0.0
+    stats[UNWRITTEN] = stats.new_tensor([1.0, 0.0, 1.0])
+    stats[OUT_NORM_SQ] = grad_norm_sq
+    stats[CONFLICT] = conflict.to(stats.dtype)
+    stats[CLIPPED_DEGENERATE] = 0.0
+    stats[GRAD_NONFINITE] = (~finite).to(stats.dtype)
+    return stats
+
+
 def _make_missing(tensors: StepTensors, make_grad: Callable[[int], Tensor] | None, rows: Iterable[int]) -> None:
     if make_grad is not None:
         for row in rows:
@@ -197,6 +223,23 @@ def _step_over_devices(
     tensors: StepTensors, args: StepArgs, devices: Sequence[torch.device], rounding: Mapping[torch.device, Tensor]
 ) -> Tensor:
     """One step whose parameters lie on several devices: their sums meet between the passes."""
+    parts = _reduce_over_devices(tensors, args, devices, rounding)
+    for part in parts.values():
+        part.apply(args.tau)
+    _add_up(parts, slice(WRITTEN, WRITTEN + 1))
+    for part in parts.values():
+        part.finish(args.tau)
+    return parts[devices[0]].stats
+
+
+def _reduce_over_devices(
+    tensors: StepTensors, args: StepArgs, devices: Sequence[torch.device], rounding: Mapping[torch.device, Tensor]
+) -> dict[torch.device, Passes]:
+    """The first pass on every device; each part's sums are those of all."""
+    if len(devices) == 1:
+        only = _passes(tensors, devices[0])
+        only.reduce(args.keep, args.gain, args.seed, rounding.get(devices[0]), args.all_or_nothing)
+        return {devices[0]: only}
     rows_of: dict[torch.device, list[int]] = {device: [] for device in devices}
     for row, ema in enumerate(tensors.ema):
         rows_of[ema.device].append(row)
@@ -209,12 +252,7 @@ def _step_over_devices(
         for device, part in parts.items():
             part.reduce(args.keep, args.gain, args.seed, rounding.get(device))
     _add_up(parts, slice(0, NUM_SUMS))
-    for part in parts.values():
-        part.apply(args.tau)
-    _add_up(parts, slice(WRITTEN, WRITTEN + 1))
-    for part in parts.values():
-        part.finish(args.tau)
-    return parts[devices[0]].stats
+    return parts
 
 
 def _all_finite(tensors: StepTensors) -> bool:

@@ -27,7 +27,7 @@ _FIELDS = (
 
 
 class Rectification:
-    """The statistics of one :func:`gru_fast.rectify_`, over all parameters as one vector.
+    """The statistics of one :func:`gru_fast.rectify_` or :func:`gru_fast.measure`, over all parameters as one vector.
 
     Lazy: made without a host sync; the first attribute that is read fetches all of them. Ratios with a zero norm are
     NaN.
@@ -81,7 +81,9 @@ class Rectification:
     @property
     def cos_after(self) -> float:
         """cos(g, e) after: 0 after a projection, as before otherwise."""
-        return 0.0 if self.conflict and not self.degenerate else math.nan if self.degenerate else self.cos
+        if self.degenerate:
+            return math.nan
+        return 0.0 if self.conflict and self._values["beta"] != 0.0 else self.cos
 
     @property
     def angle_before(self) -> float:
@@ -95,7 +97,7 @@ class Rectification:
 
     @property
     def conflict(self) -> bool:
-        """<g, e> was negative, so g was projected."""
+        """<g, e> was negative, so g was projected (by :func:`gru_fast.measure`: would have been)."""
         return bool(self._values["conflict"])
 
     @property

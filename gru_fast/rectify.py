@@ -1,8 +1,9 @@
-"""``rectify_``: the map of one step of Gradient Rectified Unlearning."""
+"""``rectify_``: the map of one step of Gradient Rectified Unlearning; ``measure``: its first half, for looking on."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from gru_fast._load import core
 from gru_fast.checks import check_gamma, check_tau
-from gru_fast.ema import RetainEMA, UniqueParams, check_plain, unique_params
-from gru_fast.ops import RETAIN_NONFINITE, StepArgs, StepTensors, run_step
+from gru_fast.ema import RetainEMA
+from gru_fast.ops import RETAIN_NONFINITE, StepArgs, StepTensors, run_measure, run_step
+from gru_fast.params import UniqueParams, check_plain, unique_params
 from gru_fast.rectification import Rectification
 
 _NONFINITE_ELSEWHERE = (
@@ -77,6 +79,47 @@ def rectify_(
     gamma, limit = check_gamma(gamma), check_tau(tau)
     if isinstance(ema, RetainEMA):
         return _with_retain_ema(params, ema, gamma, limit, retain_grads, error_if_nonfinite)
+    return _with_plain_ema(params, ema, gamma, limit, retain_grads, error_if_nonfinite)
+
+
+def measure(
+    params: Iterable[Tensor],
+    ema: RetainEMA | Sequence[Tensor],
+    gamma: float,
+    *,
+    retain_grads: Sequence[Tensor | None] | None = None,
+) -> Rectification:
+    """What :func:`rectify_` would look at, with g left as it is: to log how a baseline conflicts with the retain data.
+
+    ``e <- (1 - gamma) * e + gamma * r`` and the sums, as in :func:`rectify_`, which is half of its work; nothing is
+    projected or clipped. It ends the step of a RetainEMA in the same way (a ``share`` of the retain gradient is added
+    to g). Arguments and errors as there.
+
+    Returns:
+        A :class:`Rectification` in which "after" equals "before" and nothing is ``clipped`` or ``degenerate``;
+        ``conflict`` says whether ``<g, e> < 0``.
+
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> w.grad = torch.tensor([1.0, -1.0])
+    >>> found = measure([w], [torch.zeros(2)], gamma=1.0, retain_grads=[torch.tensor([0.0, 2.0])])
+    >>> w.grad, found.conflict, round(found.angle_after)
+    (tensor([ 1., -1.]), True, 135)
+    """
+    gamma = check_gamma(gamma)
+    if isinstance(ema, RetainEMA):
+        return _with_retain_ema(params, ema, gamma, None, retain_grads)
+    return _with_plain_ema(params, ema, gamma, None, retain_grads)
+
+
+def _with_plain_ema(
+    params: Iterable[Tensor],
+    ema: Sequence[Tensor],
+    gamma: float,
+    tau: float | None,
+    retain_grads: Sequence[Tensor | None] | None,
+    error_if_nonfinite: bool = False,
+) -> Rectification:
+    """``tau`` None: measure only."""
     unique = unique_params(params)
     tensors = _plain_tensors(unique, ema, retain_grads)
     sixteen_bit = {e.device for e in tensors.ema if e.dtype != torch.float32}
@@ -87,7 +130,9 @@ def rectify_(
         )
     call = next(_calls) if sixteen_bit else 0
     rounding = {device: torch.full((1,), call, dtype=torch.int64, device=device) for device in sixteen_bit}
-    args = StepArgs(1.0 - gamma, gamma, limit, all_or_nothing=error_if_nonfinite)
+    args = StepArgs(1.0 - gamma, gamma, math.inf if tau is None else tau, all_or_nothing=error_if_nonfinite)
+    if tau is None:
+        return Rectification(run_measure(tensors, args, rounding_steps=rounding))
     stats = run_step(tensors, args, rounding_steps=rounding, make_grad=_grad_maker(unique.tensors))
     return _result(stats, error_if_nonfinite, tensors)
 
@@ -96,26 +141,33 @@ def _with_retain_ema(
     params: Iterable[Tensor],
     ema: RetainEMA,
     gamma: float,
-    tau: float,
+    tau: float | None,
     retain_grads: Sequence[Tensor | None] | None,
-    error_if_nonfinite: bool,
+    error_if_nonfinite: bool = False,
 ) -> Rectification:
+    """``tau`` None: measure only."""
     if ema._stream_gamma is not None and ema._stream_gamma != gamma:
         raise ValueError(f"gamma: expected {ema._stream_gamma} as given to stream(), got {gamma}")
     _check_same_params(params, ema)
-    grads: list[Tensor | None] = list(map(_grad_of, ema._params))
     if retain_grads is not None and len(retain_grads) != len(ema):
         raise ValueError(f"retain_grads: expected {len(ema)} entries, one per parameter, got {len(retain_grads)}")
+    ema._check_can_end(retain_grads)
+    ema._add_share()
+    grads: list[Tensor | None] = list(map(_grad_of, ema._params))
     tensors = ema._take(grads, retain_grads)
+    limit = math.inf if tau is None else tau
     args = StepArgs(
-        1.0 - gamma, gamma / ema._scale, tau, ema._seed, all_or_nothing=error_if_nonfinite or ema._is_scaled
+        1.0 - gamma, gamma / ema._scale, limit, ema._seed, all_or_nothing=error_if_nonfinite or ema._is_scaled
     )
     if error_if_nonfinite and _folded_nonfinite(ema):
         ema._end_step()
         raise RuntimeError(_NONFINITE_ELSEWHERE)
-    held = tensors.ids
-    owners = ema._params if held is None else [ema._params[row] for row in held]
-    stats = run_step(tensors, args, rounding_steps=ema._rounding, make_grad=_grad_maker(owners))
+    if tau is None:
+        stats = run_measure(tensors, args, rounding_steps=ema._rounding)
+    else:
+        held = tensors.ids
+        owners = ema._params if held is None else [ema._params[row] for row in held]
+        stats = run_step(tensors, args, rounding_steps=ema._rounding, make_grad=_grad_maker(owners))
     if ema._fold_stats is not None:
         for folded in ema._fold_stats.values():
             stats[RETAIN_NONFINITE] += folded[RETAIN_NONFINITE].to(stats.device)

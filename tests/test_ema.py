@@ -517,3 +517,128 @@ def test_nonfinite_stream_raises_before_g_is_touched() -> None:
 def test_bad_parameters_are_refused(params: Any, dtype: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         gru_fast.RetainEMA(params, dtype=dtype)
+
+
+# ---- share: the retain term of an objective, taken from r ------------------------------------------------------------
+
+
+def with_share(how: str, ema: gru_fast.RetainEMA, share: float) -> Any:
+    return ema.collect(share=share) if how == "collect" else ema.stream(GAMMA, share=share)
+
+
+@pytest.mark.parametrize("how", sorted(COLLECTORS))
+@pytest.mark.parametrize("forget_first", [False, True])
+def test_a_share_of_the_retain_gradient_equals_a_second_backward_pass(how: str, forget_first: bool) -> None:
+    once, twice = make_model(), make_model()
+    shared, plain = gru_fast.RetainEMA(once.parameters()), gru_fast.RetainEMA(twice.parameters())
+    for forget, retain in zip(batches(3, 1), batches(3, 2), strict=True):
+        for part_f, part_r in zip(forget.chunk(2), retain.chunk(2), strict=True):
+            if forget_first:
+                (-loss(once, part_f)).backward()
+            with with_share(how, shared, 0.7):
+                loss(once, part_r).backward()
+            if not forget_first:
+                (-loss(once, part_f)).backward()
+            with COLLECTORS[how](plain):
+                loss(twice, part_r).backward()
+            (0.7 * loss(twice, part_r) - loss(twice, part_f)).backward()
+        steps = [
+            gru_fast.rectify_(model.parameters(), ema, GAMMA, TAU) for model, ema in ((once, shared), (twice, plain))
+        ]
+        assert steps[0].norm_before == pytest.approx(steps[1].norm_before, rel=1e-5)
+        assert_all_close([p.grad for p in once.parameters()], [p.grad for p in twice.parameters()], rtol=1e-5)
+        assert_all_close(shared.tensors, plain.tensors)
+        once.zero_grad()
+        twice.zero_grad()
+
+
+@pytest.mark.parametrize("how", sorted(COLLECTORS))
+def test_a_share_makes_gradients_that_are_missing(how: str) -> None:
+    model = make_model()
+    expected = [0.5 * r for r in gradients(model, batches(1, 2)[0])]
+    ema = gru_fast.RetainEMA(model.parameters())
+    with with_share(how, ema, 0.5):
+        loss(model, batches(1, 2)[0]).backward()
+    step = gru_fast.rectify_(model.parameters(), ema, GAMMA)
+    assert step.cos == pytest.approx(1.0, abs=1e-6)
+    assert_all_close([p.grad for p in model.parameters()], expected)
+
+
+def test_a_share_may_differ_between_micro_batches_of_stream() -> None:
+    model = make_model()
+    first, second = batches(2, 2)
+    expected = [0.5 * a - 2.0 * b for a, b in zip(gradients(model, first), gradients(model, second), strict=True)]
+    ema = gru_fast.RetainEMA(model.parameters())
+    for x, share in ((first, 0.5), (second, -2.0)):
+        with ema.stream(GAMMA, share=share):
+            loss(model, x).backward()
+    assert_all_close([p.grad for p in model.parameters()], expected, rtol=1e-5)
+
+
+def test_collect_refuses_another_share_and_bad_ones() -> None:
+    model = make_model()
+    ema = gru_fast.RetainEMA(model.parameters())
+    with ema.collect(share=1.0):
+        loss(model, batches(1, 2)[0]).backward()
+    with (
+        pytest.raises(ValueError, match=r"share: expected 1.0 as in the earlier micro-batches"),
+        ema.collect(share=0.5),
+    ):
+        pass
+    gru_fast.rectify_(model.parameters(), ema, GAMMA)
+    with ema.collect(share=0.5):  # a new step
+        pass
+    with pytest.raises(ValueError, match="share: expected a finite number"), ema.stream(GAMMA, share=float("nan")):
+        pass
+    with pytest.raises(TypeError, match="share: expected a number"), ema.collect(share="1"):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_share_of_scaled_retain_gradients_is_unscaled() -> None:
+    model = make_model()
+    retain, forget = batches(1, 2)[0], batches(1, 1)[0]
+    expected = [g + r for g, r in zip(gradients(model, forget, -1.0), gradients(model, retain), strict=True)]
+    ema = gru_fast.RetainEMA(model.parameters())
+    with ema.collect(scale=1024.0, share=1.0):
+        (1024.0 * loss(model, retain)).backward()
+    (-loss(model, forget)).backward()  # g as after GradScaler.unscale_
+    gru_fast.rectify_(model.parameters(), ema, 0.0)  # gamma 0: e stays 0, g is left alone
+    assert_all_close([p.grad for p in model.parameters()], expected, rtol=1e-5)
+
+
+def test_a_share_is_added_once_even_if_the_step_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    retain = batches(1, 2)[0]
+    expected = gradients(model, retain)
+    ema = gru_fast.RetainEMA(model.parameters())
+    with ema.collect(share=1.0):
+        loss(model, retain).backward()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gru_fast.rectify.run_step", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            gru_fast.rectify_(model.parameters(), ema, GAMMA)
+    gru_fast.rectify_(model.parameters(), ema, GAMMA)
+    assert_all_close([p.grad for p in model.parameters()], expected)
+
+
+# ---- giving a step up ------------------------------------------------------------------------------------------------
+
+
+def test_discard_drops_the_step_in_progress(collector: Collector) -> None:
+    model = make_model()
+    ema = gru_fast.RetainEMA(model.parameters())
+    for x in batches(2, 2):
+        with collector(ema):
+            loss(model, x).backward()
+        ema.discard()
+        assert ema.pending_nbytes == 0
+        assert ema.step == 0
+        ema.state_dict()  # which is for between steps
+    if collector is COLLECTORS["collect"]:
+        assert all(not bool(e.any()) for e in ema.tensors)
+    with pytest.raises(RuntimeError, match=r"discard inside"), collector(ema):
+        ema.discard()
