@@ -1,0 +1,125 @@
+"""What unlearning adds to a Trainer's checkpoint folder, and whether such a folder fits the model at hand.
+
+Files here are written whole or not at all, and before Trainer writes ``trainer_state.json``: a folder that has a
+readable one is complete, whenever the run was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gru_fast.ema import RetainEMA
+
+GRU_STATE = "gru_state.pt"
+TRAINER_STATE = "trainer_state.json"  # Trainer's own, the last file of a checkpoint
+_FORMAT = 1  # of GRU_STATE
+_ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run: ``checkpoint-STEP`` with a readable ``trainer_state.json``, or None."""
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return None
+    found = [
+        (int(match[1]), path) for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    ]
+    return next((path for _, path in sorted(found, reverse=True) if _read_json(path / TRAINER_STATE) is not None), None)
+
+
+def save_gru_state(folder: str | Path, ema: RetainEMA, counts: Mapping[str, int]) -> None:
+    """Writes e, everything else of :meth:`RetainEMA.state_dict`, and ``counts`` of steps into ``folder``."""
+    path = Path(folder) / GRU_STATE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=GRU_STATE, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": _FORMAT, "ema": ema.state_dict(), "counts": dict(counts)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_gru_state(folder: str | Path, ema: RetainEMA) -> dict[str, int]:
+    """Takes what :func:`save_gru_state` wrote up into ``ema``; returns the counts.
+
+    Raises:
+        FileNotFoundError: the checkpoint has none.
+        ValueError, TypeError: not such a file, or of another model.
+    """
+    path = Path(folder) / GRU_STATE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; the checkpoint was saved without rectify or monitor (or with save_only_model): "
+            "resume it as it was, or start anew"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["format"] == _FORMAT
+        saved, counts = state["ema"], {str(name): int(count) for name, count in state["counts"].items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected what a GRU run saves, got something else ({error!r})") from error
+    if not known:
+        raise ValueError(f"{path}: expected format {_FORMAT}, got {state['format']}; upgrade gru_fast")
+    try:
+        ema.load_state_dict(saved)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: does not fit what is trained here; {error}") from error
+    return counts
+
+
+def check_fits(folder: str | Path, model: nn.Module) -> None:
+    """Refuses a checkpoint of another model in one line, where loading it would list every parameter, or only warn.
+
+    Compares what ``config.json`` says of the architecture, and the shapes of the weights that both have.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such checkpoint folder")
+    ours, theirs = getattr(model, "config", None), _read_json(folder / "config.json")
+    for name in _ARCHITECTURE if ours is not None and theirs is not None else ():
+        here, there = getattr(ours, name, None), theirs.get(name)
+        if here is not None and there is not None and here != there:
+            raise ValueError(
+                f"{folder}: checkpoint of another model: expected {name} {here}, got {there}; load the model that the "
+                "run started from"
+            )
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, shape in _saved_shapes(folder).items():
+        if name in shapes and shapes[name] != shape:
+            raise ValueError(
+                f'{folder}: checkpoint of another model: expected "{name}" of shape {shapes[name]}, got {shape}; load '
+                "the model that the run started from"
+            )
+
+
+def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a folder's safetensors files, from their headers."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file; None where it is missing or broken off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

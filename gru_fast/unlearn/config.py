@@ -1,0 +1,214 @@
+"""The settings of an unlearning run: a dataclass of a trainer's GRU switch, and one for all of ``UnlearnTrainer``.
+
+Defaults, help texts and choices of every setting live in the fields here (a method's own options in its file); flags,
+YAML keys and ``--help`` are derived from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from gru_fast.checks import check_gamma, check_tau
+from gru_fast.unlearn import methods
+from gru_fast.unlearn.methods import Method
+from gru_fast.unlearn.references import KL_POSITIONS
+
+EMA_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+RECTIFIERS = ("gru", "gdr")
+
+
+def setting(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
+    """A dataclass field with its help text and, where there are few values, its choices."""
+    return field(default=default, metadata={"help": text} | ({"choices": choices} if choices else {}))
+
+
+@dataclass
+class GRUOptions:
+    """What :class:`~gru_fast.unlearn.mixin.GRUMixin` does with the gradients of each step; see
+    :func:`gru_fast.rectify_`.
+
+    Raises:
+        ValueError: all wrong settings at once, each with its name and what to give instead.
+    """
+
+    rectify: bool = setting(True, "rectify the unlearning gradient (GRU); off: plain training on the objective")
+    rectifier: str = setting(
+        "gru",
+        "how rectify does it: gru, or, to compare with, gdr (gradient direction rectification, both ways; without the "
+        "moving average, so that gamma has no effect)",
+        RECTIFIERS,
+    )
+    gamma: float = setting(0.8, "weight of the new retain gradient in its moving average, in [0, 1]")
+    tau: float | None = setting(
+        None, "largest norm of the rectified gradient, above 0; none: no clipping. Trainer's own max_grad_norm is apart"
+    )
+    ema_dtype: str | None = setting(
+        None,
+        "dtype of the moving average: float32 (the default), or a 16-bit one for the parameters that have it",
+        (None, *EMA_DTYPES),
+    )
+    stream: bool = setting(
+        False,
+        "fold each retain gradient into the moving average as backward produces it: one gradient set less in memory",
+    )
+    monitor: bool = setting(
+        False,
+        "follow the retain gradient and log its angle to the unlearning gradient, changing nothing: one backward pass "
+        "more. For baselines; rectify logs the same by itself",
+    )
+    max_skipped_steps: int = setting(
+        10, "stop with an explanation after more than so many skipped steps in a row (NaN, Inf or nothing left)"
+    )
+
+    def __post_init__(self) -> None:
+        raise_all(self.gru_errors())
+
+    @property
+    def follows_retain(self) -> bool:
+        """Whether the retain gradient is computed in every step."""
+        return self.rectify or self.monitor
+
+    @property
+    def ema_gamma(self) -> float:
+        """gamma as the moving average takes it: 1, which is none, with GDR."""
+        return 1.0 if self.rectifier == "gdr" else self.gamma
+
+    @property
+    def ema_torch_dtype(self) -> torch.dtype | None:
+        """``ema_dtype`` as RetainEMA takes it."""
+        return None if self.ema_dtype is None else EMA_DTYPES[self.ema_dtype]
+
+    def gru_options(self) -> GRUOptions:
+        """The fields of this class alone."""
+        return GRUOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(GRUOptions)})
+
+    def gru_errors(self) -> list[str]:
+        """What is wrong with these fields, one line each."""
+        errors = [*_errors_of(lambda: check_gamma(self.gamma)), *_errors_of(lambda: check_tau(self.tau))]
+        if self.rectifier not in RECTIFIERS:
+            errors.append(f"rectifier: expected one of {', '.join(RECTIFIERS)}, got {self.rectifier!r}")
+        if self.ema_dtype is not None and self.ema_dtype not in EMA_DTYPES:
+            errors.append(f"ema_dtype: expected one of none, {', '.join(EMA_DTYPES)}, got {self.ema_dtype!r}")
+        if self.stream and not self.follows_retain:
+            errors.append("stream: expected rectify or monitor beside it, since nothing else has a retain gradient")
+        errors += _whole_number_errors("max_skipped_steps", self.max_skipped_steps, 0)
+        return errors
+
+
+def _errors_of(check: Callable[[], Any]) -> list[str]:
+    try:
+        check()
+    except (TypeError, ValueError) as error:
+        return [str(error)]
+    return []
+
+
+def _whole_number_errors(name: str, value: Any, at_least: int) -> list[str]:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        return [f"{name}: expected a whole number of at least {at_least}, got {value!r}"]
+    return []
+
+
+def raise_all(errors: list[str]) -> None:
+    """Raises ``ValueError`` with every line of ``errors``; returns if there are none."""
+    if len(errors) == 1:
+        raise ValueError(errors[0])
+    if errors:
+        raise ValueError(f"{len(errors)} wrong settings:\n" + "\n".join(f"- {error}" for error in errors))
+
+
+_training_fields = {f.name: f for f in dataclasses.fields(TrainingArguments)}
+
+
+def _other_default(name: str, default: Any) -> Any:
+    """A field of TrainingArguments with another default; its help text stays."""
+    return field(default=default, metadata=_training_fields[name].metadata)
+
+
+@dataclass
+class UnlearnConfig(GRUOptions, TrainingArguments):
+    """All settings of :class:`~gru_fast.unlearn.trainer.UnlearnTrainer`: those of ``TrainingArguments``, and these.
+
+    Where the paper is silent the defaults of ``TrainingArguments`` are replaced by the public GRU code's: a constant
+    learning rate, batches of 4 accumulated 8 times, weight decay 0.01, no clipping but GRU's own. Raises ``ValueError``
+    naming every wrong setting at once.
+
+    >>> UnlearnConfig("run", method="npo", method_options={"beta": 0.2}, rectify=True, gamma=0.8, tau=1.0)
+    """
+
+    rectify: bool = setting(False, "rectify the unlearning gradient (GRU); off: plain training on the objective")
+    method: str = setting("npo", "unlearning objective", tuple(methods.names()))
+    method_options: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "hyper-parameters of the method, by name; `gru-fast ls` shows them with their defaults"},
+    )
+    reference_batch_size: int = setting(
+        16, "sequences per forward pass while reference log-probabilities are computed, once before training"
+    )
+    kl_positions: str = setting(
+        "all",
+        "which positions of the retain rows a KL term averages over: all, prompt and padding included (as TOFU and the "
+        "public GRU code), or the attended ones",
+        KL_POSITIONS,
+    )
+
+    # TrainingArguments with other defaults
+    learning_rate: float = _other_default("learning_rate", 1e-5)
+    lr_scheduler_type: str = _other_default("lr_scheduler_type", "constant")
+    weight_decay: float = _other_default("weight_decay", 0.01)
+    num_train_epochs: float = _other_default("num_train_epochs", 5.0)
+    per_device_train_batch_size: int = _other_default("per_device_train_batch_size", 4)
+    gradient_accumulation_steps: int = _other_default("gradient_accumulation_steps", 8)
+    max_grad_norm: float = _other_default("max_grad_norm", 0.0)
+    logging_steps: float = _other_default("logging_steps", 1)
+    ddp_find_unused_parameters: bool | None = _other_default("ddp_find_unused_parameters", False)
+    remove_unused_columns: bool | None = _other_default("remove_unused_columns", False)
+    report_to: str | list[str] | None = field(default="none", metadata=_training_fields["report_to"].metadata)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method_options, str):  # from a command line
+            with contextlib.suppress(json.JSONDecodeError):  # what it is not, is reported below
+                self.method_options = json.loads(self.method_options)
+        errors = self.gru_errors() + self._unlearn_errors()
+        try:
+            TrainingArguments.__post_init__(self)
+        except ValueError as error:
+            errors.append(str(error))
+        raise_all(errors)
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory: bool = False  # there is nothing to pin for: torch would only warn
+
+    def make_method(self) -> Method:
+        """The method with its options."""
+        return methods.make(self.method, self.method_options)
+
+    def _unlearn_errors(self) -> list[str]:
+        errors = []
+        if self.method_options is not None and not isinstance(self.method_options, dict):
+            errors.append(f"method_options: expected name: value pairs, got {self.method_options!r}")
+        else:
+            errors += _errors_of(self.make_method)
+        errors += _whole_number_errors("reference_batch_size", self.reference_batch_size, 1)
+        if self.kl_positions not in KL_POSITIONS:
+            errors.append(f"kl_positions: expected one of {', '.join(KL_POSITIONS)}, got {self.kl_positions!r}")
+        if self.remove_unused_columns:
+            errors.append("remove_unused_columns: expected False, since a batch holds its parts, not a model's inputs")
+        if self.stream and self.fp16:
+            errors.append(
+                "stream: not with fp16, where an overflow could not be taken back out of the moving average; use bf16, "
+                "or leave stream off"
+            )
+        return errors

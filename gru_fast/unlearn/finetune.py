@@ -1,0 +1,74 @@
+"""Fine-tuning before unlearning: the model that is to forget, and the one retrained without what it should forget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+
+from gru_fast.unlearn.data import Encoded, SequenceCollator
+
+_inherited = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+
+
+def _default(name: str, default: Any) -> Any:
+    """A field of TrainingArguments with another default; its help text stays."""
+    return dataclasses.field(default=default, metadata=_inherited[name].metadata)
+
+
+@dataclass
+class FinetuneConfig(TrainingArguments):
+    """``transformers.TrainingArguments`` with the defaults of the original TOFU code.
+
+    5 epochs in batches of 32, AdamW with weight decay 0.01, the learning rate rising over the first epoch and falling
+    linearly to 0 after it. Its peak is 1e-5 for Llama-2-7B; Phi-1.5 takes 2e-5.
+
+    >>> FinetuneConfig("runs/tofu-full", learning_rate=2e-5)
+    """
+
+    learning_rate: float = _default("learning_rate", 1e-5)
+    lr_scheduler_type: str = _default("lr_scheduler_type", "linear")
+    warmup_steps: float = _default("warmup_steps", 0.2)  # below 1 it is a share of all steps: 1 epoch of 5
+    weight_decay: float = _default("weight_decay", 0.01)
+    num_train_epochs: float = _default("num_train_epochs", 5.0)
+    per_device_train_batch_size: int = _default("per_device_train_batch_size", 4)
+    gradient_accumulation_steps: int = _default("gradient_accumulation_steps", 8)
+    logging_steps: float = _default("logging_steps", 10)
+    remove_unused_columns: bool | None = _default("remove_unused_columns", False)
+    report_to: str | list[str] | None = dataclasses.field(default="none", metadata=_inherited["report_to"].metadata)
+    dataloader_pin_memory: bool = _default("dataloader_pin_memory", True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns: expected False, since rows are tokenized already")
+        if self.dataloader_pin_memory and self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is nothing to pin for: torch would only warn
+
+
+def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded], tokenizer: Any) -> Trainer:
+    """A Trainer on the mean negative log-likelihood per label token.
+
+    The mean is over all label tokens of a step, as transformers takes it; the original code took the mean of the
+    micro-batches' means.
+
+    Args:
+        model: a causal LM.
+        rows: ``{"input_ids", "labels"}``, -100 where a label is not learned.
+        tokenizer: of the model; saved with it. It has a padding token.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one row to fine-tune on, got an empty set")
+    return Trainer(
+        model=model,
+        args=config,
+        train_dataset=rows,
+        data_collator=SequenceCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+    )

@@ -1,0 +1,31 @@
+"""NPO, held near the model before unlearning on the data to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from gru_fast.unlearn.batch import Batch
+from gru_fast.unlearn.methods.base import Method, hyper, register
+from gru_fast.unlearn.methods.npo import npo_loss
+
+
+@register("npo_kl", title="NPO+KL")
+@dataclass(frozen=True)
+class NPOKL(Method):
+    """``NPO + kl_weight * KL_r``: KL(p_ref, p) on the retain rows, see
+    :func:`~gru_fast.unlearn.references.kl_divergence`."""
+
+    parts: ClassVar[tuple[str, ...]] = ("forget", "retain")
+    reference_log_probs: ClassVar[tuple[str, ...]] = ("forget",)
+    reference_model: ClassVar[bool] = True
+    beta: float = hyper(0.1, "inverse temperature of NPO", above=0.0)
+    kl_weight: float = hyper(1.0, "weight of the KL divergence on the retain data", at_least=0.0)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        return npo_loss(batch.forget, self.beta)
+
+    def retain_loss(self, batch: Batch) -> Tensor:
+        return self.kl_weight * batch.retain_kl

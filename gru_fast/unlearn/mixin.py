@@ -1,0 +1,340 @@
+"""``GRUMixin``: the rectification of every step, for any ``Trainer`` subclass with an unlearning and a retain loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from gru_fast.ema import RetainEMA
+from gru_fast.rectification import Rectification
+from gru_fast.rectify import measure, rectify_
+from gru_fast.unlearn.checkpoint import load_gru_state, save_gru_state
+from gru_fast.unlearn.config import GRUOptions
+from gru_fast.unlearn.gdr import gdr_
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base  # what super() will be
+else:
+    _Base = object
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
+_AVERAGED = (
+    "cos",
+    "cos_after",
+    "angle_before",
+    "angle_after",
+    "norm_before",
+    "norm_after",
+    "norm_ema",
+    "conflict",
+    "clipped",
+)
+
+
+@dataclasses.dataclass
+class StepCounts:
+    """Steps that were not applied, over the whole run."""
+
+    skipped: int = 0  # NaN or Inf
+    degenerate: int = 0  # nothing was left: g was exactly opposite to e
+    in_a_row: int = 0  # of either kind, up to now
+    applied: int = 0
+
+
+class GRUMixin(_Base):
+    """Puts Gradient Rectified Unlearning in front of a ``transformers.Trainer`` subclass::
+
+        class GRUGradDiff(GRUMixin, GradDiff):
+            gru = GRUOptions(gamma=0.8, tau=1.0)
+
+    ``compute_loss(model, inputs)`` of the class behind it is the whole unlearning objective, whose gradient is g.
+    ``inputs["retain"]`` is the data to keep, and ``compute_retain_loss(model, retain_inputs)``, or where there is none
+    the model's own loss, gives r: the manner of the unified framework's trainers. Every optimizer step then goes
+    through :func:`gru_fast.rectify_`; gradient accumulation, mixed precision, checkpoints and resuming are those of
+    Trainer. Both losses must be means, which are divided by the number of accumulated micro-batches.
+
+    The options come from the constructor's ``gru=`` (a :class:`GRUOptions`, or a mapping of its fields), else from the
+    class attribute, else from ``args`` if it is an :class:`UnlearnConfig`. They have a name of their own since the
+    methods behind it have a gamma of theirs.
+
+    A step with NaN or Inf in g or r, or of which nothing is left, is not applied: weights and moments of the optimizer
+    stay (with a float16 loss scaler, it lowers its scale). Logged with the training loss, as means since the last log:
+    ``retain_loss``, ``cos``, ``cos_after``, ``angle_before``, ``angle_after`` (degrees), ``norm_before``,
+    ``norm_after``, ``norm_ema``, ``conflict`` and ``clipped`` (share of the steps), and the counts so far ``skipped``
+    and ``degenerate``. A value that does not exist (no angle without a norm) is left out.
+
+    Not with DeepSpeed or FSDP, whose gradients are not in ``param.grad``.
+    """
+
+    gru: GRUOptions | Mapping[str, Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        classes = cls.__mro__
+        if Trainer in classes and classes.index(Trainer) < classes.index(GRUMixin):
+            raise TypeError(f"{cls.__name__}: name GRUMixin first among the base classes, or it changes nothing")
+
+    def __init__(self, *args: Any, gru: GRUOptions | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gru_options = _resolve_options(self.gru if gru is None else gru, self.args)
+        self.gru_counts = StepCounts()
+        self.gru_share = 0.0  # of this micro-batch's retain gradient that g gets without compute_loss
+        self.gru_retain_loss: Tensor | None = None  # of this micro-batch, no gradient
+        self._ema: RetainEMA | None = None
+        self._step_share: float | None = None  # of the step in progress, where all its micro-batches must agree
+        self._steps: list[Rectification] = []  # since the last log
+        self._last_step: Rectification | None = None
+        self._noted: dict[str, list[Tensor]] = {}
+        self._check_supported()
+        self.add_callback(_GRUCallback(self))
+
+    # ---- for subclasses ----------------------------------------------------------------------------------------------
+
+    def retain_loss_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """The retain loss of a micro-batch, a mean; r is its gradient."""
+        if not isinstance(inputs, Mapping) or inputs.get("retain") is None:
+            got = ", ".join(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            raise ValueError(f'batch: expected a part "retain" (GRU needs data to keep in every batch), got {got}')
+        part = inputs["retain"]
+        if isinstance(part, Mapping) and all(name in part for name in _MODEL_INPUTS):
+            part = {name: part[name] for name in _MODEL_INPUTS}  # collators add indices and the like
+        own = getattr(self, "compute_retain_loss", None)
+        return model(**part).loss if own is None else own(model, part)
+
+    def retain_share_of(self, inputs: Mapping[str, Any]) -> float:
+        """How much of the very loss of :meth:`retain_loss_of` the objective contains.
+
+        What ``self.gru_share`` says of it then, ``compute_loss`` leaves out: g gets it from r.
+        """
+        return 0.0
+
+    @property
+    def retain_ema(self) -> RetainEMA:
+        """The moving average of retain gradients, made when first asked for."""
+        if self._ema is None:
+            model = self.accelerator.unwrap_model(self.model)
+            self._ema = RetainEMA(model.named_parameters(), self.gru_options.ema_torch_dtype, seed=self.args.seed)
+        return self._ema
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Has the mean of ``value`` over the micro-batches since the last log logged as ``name``."""
+        held = self._noted.setdefault(name, [])
+        value = value.detach().float()
+        if held:
+            held[0] += value
+            held[1] += 1
+        else:
+            self._noted[name] = [value.clone(), torch.ones_like(value)]
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch: r, then g. The last of a step ends with the rectification of what they have added up to."""
+        if not self.gru_options.follows_retain:
+            return super().training_step(model, inputs, *args, **kwargs)
+        try:
+            inputs = self._prepare_inputs(inputs)
+            self._take_retain_gradient(model, inputs)
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        except BaseException:
+            self._give_up_step()
+            raise
+        finally:
+            self.gru_share, self.gru_retain_loss = 0.0, None
+        if self.accelerator.sync_gradients:
+            self._end_step()
+        return loss
+
+    def _take_retain_gradient(self, model: nn.Module, inputs: Any) -> None:
+        options, ema = self.gru_options, self.retain_ema
+        scaler = self.accelerator.scaler
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # optimizers with two sets of weights
+            self.optimizer.train()
+        with self.compute_loss_context_manager():
+            loss = self.retain_loss_of(model, inputs).mean()  # a mean over devices under DataParallel
+        self.gru_share = self._agreed_share(self.retain_share_of(inputs))
+        share = self.gru_share
+        with ema.stream(options.ema_gamma, scaler, share=share) if options.stream else ema.collect(scaler, share=share):
+            self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+        self.gru_retain_loss = loss.detach()
+        self.note("retain_loss", self.gru_retain_loss)
+
+    def _agreed_share(self, share: float) -> float:
+        """The share that can be taken from r: with stream() each micro-batch's own, else one for the whole step."""
+        if self.gru_options.stream:
+            return share
+        if self._step_share is None:
+            self._step_share = share
+            if self.accelerator.num_processes > 1:  # all processes add the same mean of r
+                tensor = torch.tensor([share], dtype=torch.float64, device=self.accelerator.device)
+                torch.distributed.broadcast(tensor, src=0)
+                self._step_share = float(tensor)
+        return self._step_share
+
+    def _end_step(self) -> None:
+        options, ema = self.gru_options, self.retain_ema
+        params = [param for param in self.model.parameters() if param.requires_grad]
+        self._step_share = None
+        with self._unscaled(params):
+            if not options.rectify:
+                step = measure(params, ema, options.ema_gamma)
+            elif options.rectifier == "gdr":
+                step = gdr_(params, ema, options.tau)
+            else:
+                step = rectify_(params, ema, options.gamma, options.tau)
+        self._steps.append(step)
+        if not options.rectify:
+            return
+        self._last_step = step
+        if not (step.nonfinite or step.degenerate):
+            self.gru_counts.applied += 1
+            self.gru_counts.in_a_row = 0
+            return
+        self._withhold(params)
+        self.gru_counts.skipped += step.nonfinite
+        self.gru_counts.degenerate += step.degenerate
+        self.gru_counts.in_a_row += 1
+        if self.gru_counts.in_a_row > options.max_skipped_steps:
+            raise RuntimeError(self._why_stopped(f"more than max_skipped_steps={options.max_skipped_steps} in a row"))
+
+    @contextmanager
+    def _unscaled(self, params: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, g is free of a loss scaler's factor. Outside it has it again, since Trainer takes it off once."""
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            yield
+            return
+        scale = scaler.get_scale()  # a power of 2: nothing is rounded
+        _scale_gradients_(params, 1.0 / scale)
+        yield
+        _scale_gradients_(params, scale)
+
+    def _withhold(self, params: Sequence[Tensor]) -> None:
+        """Sees to it that the optimizer does not apply this step: no update, no decay, no new moments."""
+        if self.accelerator.scaler is None:
+            for param in params:
+                param.grad = None
+            return
+        # A scaler that has seen no gradient refuses to step. Shown an infinite one it skips, and lowers its scale.
+        first = params[0]
+        first.grad = torch.full_like(first, math.inf)
+
+    def _give_up_step(self) -> None:
+        self._step_share = None
+        if self._ema is not None:
+            self._ema.discard()
+
+    def _why_stopped(self, what: str) -> str:
+        counts, step = self.gru_counts, self._last_step
+        why = "in the checkpoint this run was resumed from"
+        if step is not None and step.degenerate:
+            why = (
+                "the unlearning gradient was exactly opposite to the retain gradients' average; are the rows to forget "
+                "among those to keep?"
+            )
+        elif step is not None:
+            where = "unlearning" if step.grad_nonfinite else "retain"
+            why = f"NaN or Inf in the {where} gradient; lower learning_rate, or train in bfloat16 or float32"
+        return (
+            f"no step can be applied: {what} were skipped ({counts.skipped} with NaN or Inf, {counts.degenerate} "
+            f"degenerate, {counts.applied} applied before). The last: {why}"
+        )
+
+    def _check_supported(self) -> None:
+        options = self.gru_options
+        if not options.follows_retain:
+            return
+        name = type(self).__name__
+        if self.is_deepspeed_enabled:
+            raise ValueError(f"{name}: GRU does not work with DeepSpeed, which keeps the gradients to itself; use DDP")
+        if self.is_fsdp_enabled:
+            raise ValueError(f"{name}: GRU does not work with FSDP's sharded parameters yet; use DDP")
+        if options.stream and self.args.world_size > 1:
+            raise ValueError("stream: not with several processes yet, whose retain gradients must be averaged first")
+        if str(getattr(self.args.optim, "value", self.args.optim)) in {"lomo", "adalomo"}:
+            raise ValueError(f"optim: expected one that steps after backward, got {self.args.optim}")
+
+    # ---- logs --------------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Trainer's log; with a training loss in it, the statistics since the last one are added."""
+        if "loss" in logs:
+            logs = {**logs, **self._collected_logs()}
+        super().log(logs, *args, **kwargs)
+
+    def _collected_logs(self) -> dict[str, float]:
+        logs: dict[str, float] = {}
+        for name, (total, count) in self._noted.items():
+            mean = total / count
+            if self.accelerator.num_processes > 1:
+                mean = self.accelerator.reduce(mean, reduction="mean")
+            logs[name] = float(mean)
+        for name in _AVERAGED:
+            values = [float(getattr(step, name)) for step in self._steps]
+            finite = [value for value in values if math.isfinite(value)]
+            if finite:
+                logs[name] = sum(finite) / len(finite)
+        if self.gru_options.rectify:
+            logs["skipped"], logs["degenerate"] = self.gru_counts.skipped, self.gru_counts.degenerate
+        self._forget_logs()
+        return {name: value for name, value in logs.items() if math.isfinite(value)}
+
+    def _forget_logs(self) -> None:
+        self._noted, self._steps = {}, []
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Trainer's, with e beside: what a resumed run needs to go on bit for bit."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.gru_options.follows_retain and self.args.should_save:
+            save_gru_state(output_dir, self.retain_ema, dataclasses.asdict(self.gru_counts))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.gru_options.follows_retain:
+            self.gru_counts = StepCounts(**load_gru_state(checkpoint, self.retain_ema))
+
+
+class _GRUCallback(TrainerCallback):
+    """Begins and ends the book-keeping of a training run."""
+
+    def __init__(self, trainer: GRUMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer._give_up_step()  # of a run that was interrupted
+        self._trainer._forget_logs()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        counts = self._trainer.gru_counts
+        if self._trainer.gru_options.rectify and counts.in_a_row > 0 and counts.applied == 0:
+            raise RuntimeError(self._trainer._why_stopped(f"all {counts.in_a_row} steps"))
+
+
+def _scale_gradients_(params: Sequence[Tensor], factor: float) -> None:
+    grads = [param.grad for param in params if param.grad is not None]
+    if grads:
+        torch._foreach_mul_(grads, factor)
+
+
+def _resolve_options(given: GRUOptions | Mapping[str, Any] | None, args: Any) -> GRUOptions:
+    if given is None:
+        return args.gru_options() if isinstance(args, GRUOptions) else GRUOptions()
+    if isinstance(given, GRUOptions):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"gru: expected GRUOptions or a mapping of its fields, got {type(given).__name__}")
+    known = [field.name for field in dataclasses.fields(GRUOptions)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f'gru: expected some of {", ".join(known)}, got "{unknown[0]}"')
+    return GRUOptions(**given)

@@ -1,0 +1,364 @@
+"""The model before unlearning: its log-probabilities, computed once and kept, and its logits where KL needs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from gru_fast.unlearn.batch import label_scores
+from gru_fast.unlearn.data import Encoded, SequenceCollator, UnlearnDataset
+from gru_fast.unlearn.hidden import hidden_states
+
+KL_POSITIONS = ("all", "attended")  # what kl_divergence is averaged over
+_FORMAT = 1  # of the file
+_SAMPLES = 64  # elements of each parameter that a fingerprint looks at
+
+
+class ReferenceLogProbs:
+    """Sum of log p over the label tokens of each sequence, under the model before unlearning (-NLL_i,ref).
+
+    NPO and DPO read nothing else of that model: one pass before training replaces a second model in memory. Values are
+    kept by the content of the sequence (ids and labels), so that the pairs of all epochs share them, and a store of
+    other data is noticed when it is read.
+
+    >>> store = ReferenceLogProbs.compute(model, dataset, ["forget"], epochs=5, pad_token_id=0)  # doctest: +SKIP
+    >>> store.save("run/reference_log_probs.json")  # doctest: +SKIP
+    >>> dataset.attach(store)[0]["forget"]["reference_log_probs"]  # doctest: +SKIP
+    -41.25
+    """
+
+    def __init__(self, log_probs: Mapping[str, float], parts: Iterable[str], model: str) -> None:
+        """``log_probs`` by :func:`content_hash`; ``parts`` covered; ``model``: its :func:`fingerprint`."""
+        self._log_probs = dict(log_probs)
+        self.parts = tuple(parts)
+        self.model = model
+
+    @classmethod
+    def compute(
+        cls,
+        model: nn.Module,
+        dataset: UnlearnDataset,
+        parts: Sequence[str],
+        epochs: int = 1,
+        batch_size: int = 8,
+        pad_token_id: int = 0,
+        *,
+        progress: bool = True,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> ReferenceLogProbs:
+        """Scores every sequence that ``dataset`` gives out for ``parts`` in epochs 0..epochs-1, each once.
+
+        Args:
+            model: a causal LM as it is before unlearning (adapters included, as they are). Run without gradients and in
+                eval mode; its modes come back.
+            dataset: see :class:`~gru_fast.unlearn.data.UnlearnDataset`. Its epoch is left alone.
+            parts: of its items, as in ``Method.reference_log_probs``.
+            epochs: how many the training will have; part of an epoch counts as one.
+            batch_size: sequences per forward pass; they are sorted by length, longest first.
+            pad_token_id: for the padding; never scored.
+            progress: whether to show a progress bar.
+            autocast: makes the context to run the model in, for example ``trainer.compute_loss_context_manager``: use
+                the one of the training, so that the log-ratios start at 0.
+
+        Every process of a distributed run computes all of them: the forward pass over the data costs less than a
+        fraction of an epoch, and nothing has to be exchanged.
+
+        Raises:
+            ValueError: a part that the data does not have; a model that gives NaN or Inf.
+        """
+        rows = _rows_to_score(dataset, parts, epochs)
+        keys = sorted(rows, key=lambda key: len(rows[key]["input_ids"]), reverse=True)
+        collate = SequenceCollator(pad_token_id)
+        device = next(model.parameters()).device
+        log_probs: dict[str, float] = {}
+        with frozen(model), _progress_bar(len(keys), shown=progress) as advance:
+            for start in range(0, len(keys), batch_size):
+                some = keys[start : start + batch_size]
+                batch = {name: tensor.to(device) for name, tensor in collate([rows[key] for key in some]).items()}
+                with autocast():
+                    scores = label_scores(_logits(model, batch), batch["labels"])
+                log_probs.update(zip(some, scores.sequence_log_probs.tolist(), strict=True))
+                advance(len(some))
+        broken = sum(not math.isfinite(value) for value in log_probs.values())
+        if broken:
+            raise ValueError(
+                f"reference_log_probs: the model gives NaN or Inf for {broken} of {len(log_probs)} sequences before "
+                "any training; load it in bfloat16 or float32"
+            )
+        return cls(log_probs, parts, fingerprint(model))
+
+    def __len__(self) -> int:
+        return len(self._log_probs)
+
+    def __contains__(self, row: Encoded) -> bool:
+        return content_hash(row) in self._log_probs
+
+    def __getitem__(self, row: Encoded) -> float:
+        """Sum of log p of a sequence."""
+        try:
+            return self._log_probs[content_hash(row)]
+        except KeyError:
+            raise ValueError(
+                f"reference_log_probs: none for a sequence of {len(row['input_ids'])} tokens among the {len(self)} "
+                "kept; they belong to other data, another seed, or fewer epochs: compute them anew"
+            ) from None
+
+    def missing(self, dataset: UnlearnDataset, epochs: int = 1) -> int:
+        """How many sequences that ``dataset`` gives out in ``epochs`` are not here, for the parts covered."""
+        return sum(key not in self._log_probs for key in _rows_to_score(dataset, self.parts, epochs))
+
+    def merge(self, other: ReferenceLogProbs) -> ReferenceLogProbs:
+        """Both together, for example those of training and of evaluation data. They must be of one model."""
+        if other.model != self.model:
+            raise ValueError(_other_model("reference_log_probs", self.model, other.model))
+        parts = dict.fromkeys((*self.parts, *other.parts))
+        return ReferenceLogProbs({**self._log_probs, **other._log_probs}, parts, self.model)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a JSON file, whole or not at all: a run killed meanwhile leaves the old file."""
+        content = {"format": _FORMAT, "model": self.model, "parts": self.parts, "log_probs": self._log_probs}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(content, file, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> ReferenceLogProbs:
+        """Reads what :meth:`save` wrote, bit for bit.
+
+        ``model``: the model before unlearning, which must be the one the file was made with. None when it cannot be
+        asked, because it has been trained since (a checkpoint's own file).
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not such a file, or one of another model.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; expected reference log-probabilities of this run")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ValueError(f"{path}: expected format {_FORMAT}, got {content['format']}; upgrade gru_fast")
+            store = cls({str(k): float(v) for k, v in content["log_probs"].items()}, content["parts"], content["model"])
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: expected a file of ReferenceLogProbs.save(), got something else ({error!r})"
+            ) from error
+        if model is not None and (found := fingerprint(model)) != store.model:
+            raise ValueError(_other_model(str(path), found, store.model))
+        return store
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} sequences, {', '.join(self.parts)}, model {self.model[:8]})"
+
+
+class ReferenceModel:
+    """Logits or hidden states of the model as it was when this was made, for methods that compare with it.
+
+    What is frozen is shared with the model in training; of what is trainable a copy is kept, in its dtype, beside it.
+    So LoRA costs a copy of the adapters only, and new adapters, which change nothing yet, not even that: they are
+    switched off. Make it before training, and before a checkpoint is loaded into the model.
+
+    Args:
+        model: a causal LM or a peft model around one, not wrapped for distributed training.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._adapters_off = _is_peft(model) and _adapters_are_new(model)
+        trainable = {} if self._adapters_off else {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._copies = {name: param.detach().clone() for name, param in trainable.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the copy."""
+        return sum(copy.numel() * copy.element_size() for copy in self._copies.values())
+
+    def logits(self, part: Mapping[str, Tensor]) -> Tensor:
+        """(B, T, V) for ``input_ids`` and ``attention_mask`` (B, T): no gradient, eval mode, the caller's autocast."""
+        with self._as_it_was():
+            return _logits(self._model, part, self._copies)
+
+    def hidden_states(self, part: Mapping[str, Tensor], layer: int) -> Tensor:
+        """(B, T, D) output of a layer, from 0, see :func:`gru_fast.unlearn.hidden.hidden_states`; as :meth:`logits`."""
+        with self._as_it_was():
+            return hidden_states(self._model, part, layer, params=self._copies)
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Frozen, new adapters off. The copies go into the call itself."""
+        with ExitStack() as stack:
+            stack.enter_context(frozen(self._model))
+            if self._adapters_off:
+                stack.enter_context(_same_trainable(self._model))
+                stack.enter_context(self._model.disable_adapter())  # type: ignore[operator]
+            yield
+
+    def __repr__(self) -> str:
+        kept = "adapters off" if self._adapters_off else f"{self.nbytes:,} bytes of copies"
+        return f"{type(self).__name__}({type(self._model).__name__}, {kept})"
+
+
+def kl_divergence(logits: Tensor, reference_logits: Tensor, positions: Tensor | None = None) -> Tensor:
+    """KL(p_ref, p): ``mean over positions of sum over the vocabulary of p_ref * (log p_ref - log p)``, in nats.
+
+    Args:
+        logits: (B, T, V), any float dtype, of the model in training. The softmax is taken in float32 at least.
+        reference_logits: (B, T, V), of the model before unlearning; no gradient flows into it.
+        positions: (B, T), nonzero where a position counts, for example the attention mask. None: all of them, prompt
+            and padding included, as in the public GRU code, TOFU and the unified framework. There the public GRU code
+            pads every row to 500 tokens, and so makes the term several times smaller than padding to the longest row
+            of the batch (the others, and this project's collators).
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits), at least 0 to rounding.
+    """
+    if logits.shape != reference_logits.shape:
+        raise ValueError(
+            f"reference_logits: expected shape {tuple(logits.shape)} as logits, got {tuple(reference_logits.shape)}"
+        )
+    if positions is not None:
+        if positions.shape != logits.shape[:-1]:
+            raise ValueError(f"positions: expected shape {tuple(logits.shape[:-1])}, got {tuple(positions.shape)}")
+        counted = positions.bool()
+        logits, reference_logits = logits[counted], reference_logits[counted]
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    log_p = F.log_softmax(logits, dim=-1, dtype=dtype).flatten(0, -2)
+    log_ref = F.log_softmax(reference_logits.detach(), dim=-1, dtype=dtype).flatten(0, -2)
+    return F.kl_div(log_p, log_ref, reduction="batchmean", log_target=True)
+
+
+def content_hash(row: Encoded) -> str:
+    """128-bit hash of a sequence's ids and labels, as 32 hex digits."""
+    ids, labels = array("q", row["input_ids"]), array("q", row["labels"])
+    digest = hashlib.blake2b(len(ids).to_bytes(8, "little"), digest_size=16)
+    digest.update(ids.tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """Hash of a model: name, shape, dtype and 64 evenly spaced elements of every parameter, as 32 hex digits.
+
+    Tells models and training states apart at no cost; not made to find a single altered weight. New LoRA adapters
+    are left out: their random half differs from run to run and has no effect.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    skip_adapters = _is_peft(model) and _adapters_are_new(model)
+    for name, param in model.named_parameters():
+        if skip_adapters and _is_lora(name):
+            continue
+        flat = param.detach().flatten()
+        count = min(_SAMPLES, flat.numel())
+        rows = torch.arange(count, device=flat.device) * max(flat.numel() - 1, 0) // max(count - 1, 1)
+        digest.update(f"{name} {tuple(param.shape)} {param.dtype} ".encode())
+        digest.update(flat[rows].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside: no gradients, eval mode. Afterwards every module is in the mode it had, whatever the mixture."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _same_trainable(model: nn.Module) -> Iterator[None]:
+    """Afterwards the same parameters are trainable: where peft switches adapters on again, it makes them all so."""
+    trainable = [(param, param.requires_grad) for param in model.parameters()]
+    try:
+        yield
+    finally:
+        for param, was in trainable:
+            param.requires_grad_(was)
+
+
+def _logits(model: nn.Module, part: Mapping[str, Tensor], params: Mapping[str, Tensor] | None = None) -> Tensor:
+    inputs = {"input_ids": part["input_ids"], "attention_mask": part["attention_mask"], "use_cache": False}
+    output = functional_call(model, dict(params), args=(), kwargs=inputs) if params else model(**inputs)
+    return output.logits
+
+
+def _rows_to_score(dataset: UnlearnDataset, parts: Iterable[str], epochs: int) -> dict[str, Encoded]:
+    """The distinct sequences of the parts in epochs 0..epochs-1, by content."""
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    rows: dict[str, Encoded] = {}
+    for part in parts:
+        for epoch in range(1 if part == "forget" else epochs):  # only what is drawn changes with the epoch
+            for index in range(len(dataset)):
+                row = dataset.encoded(part, index, epoch)
+                rows.setdefault(content_hash(row), row)
+    return rows
+
+
+@contextmanager
+def _progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
+    if not shown:
+        yield lambda _: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc="Reference log-probabilities", unit="seq") as bar:
+        yield bar.update
+
+
+def _other_model(what: str, expected: str, got: str) -> str:
+    return (
+        f"{what}: expected reference log-probabilities of the model before unlearning (fingerprint {expected[:8]}), "
+        f"got those of another model ({got[:8]}); delete them to have them computed anew"
+    )
+
+
+def _is_peft(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
+
+
+def _is_lora(name: str) -> bool:
+    return "lora_" in name
+
+
+def _adapters_are_new(model: nn.Module) -> bool:
+    """Whether the model is LoRA that has no effect yet: nothing else is trainable, one factor of each pair is 0."""
+    for name, param in model.named_parameters():
+        if not _is_lora(name):
+            if param.requires_grad:
+                return False
+            continue
+        # peft starts from B = 0, and from A = 0 in embeddings; other kinds (DoRA's magnitudes) are not looked into.
+        if "lora_B." in name or "lora_embedding_A." in name:
+            if bool(param.detach().any()):
+                return False
+        elif not ("lora_A." in name or "lora_embedding_B." in name):
+            return False
+    return True

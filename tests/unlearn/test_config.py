@@ -1,0 +1,126 @@
+"""UnlearnConfig and GRUOptions: defaults, help, and every wrong setting named at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from gru_fast.unlearn import GRUOptions, UnlearnConfig
+from gru_fast.unlearn.methods import names
+
+
+def make(**settings: Any) -> UnlearnConfig:
+    return UnlearnConfig("unused", **{"use_cpu": True, **settings})
+
+
+def test_defaults_are_those_of_the_public_code() -> None:
+    config = make()
+    assert (config.learning_rate, config.lr_scheduler_type.value, config.weight_decay) == (1e-5, "constant", 0.01)
+    assert (config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps) == (
+        5,
+        4,
+        8,
+    )
+    assert (config.rectify, config.gamma, config.tau, config.monitor, config.stream) == (False, 0.8, None, False, False)
+    assert (config.max_grad_norm, config.report_to, config.remove_unused_columns) == (0.0, [], False)
+    assert not config.follows_retain
+    assert GRUOptions().rectify, "the mixin's switch is on when somebody asks for it"
+
+
+def test_every_field_has_its_help_and_choices_where_there_are_few() -> None:
+    """Flags, YAML keys and --help are made from the fields."""
+    for field in dataclasses.fields(UnlearnConfig):
+        assert field.metadata.get("help"), field.name
+    choices = {f.name: f.metadata["choices"] for f in dataclasses.fields(UnlearnConfig) if "choices" in f.metadata}
+    assert choices["method"] == tuple(names())
+    assert choices["ema_dtype"] == (None, "float32", "bfloat16", "float16")
+    assert choices["kl_positions"] == ("all", "attended")
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"^9 wrong settings:") as caught:
+        make(
+            method="nqo",
+            gamma=1.5,
+            tau=0.0,
+            ema_dtype="int8",
+            stream=True,
+            max_skipped_steps=-1,
+            reference_batch_size=0,
+            kl_positions="some",
+            logging_steps=1.5,
+        )
+    text = str(caught.value)
+    for said in (
+        "gamma: expected a number in [0, 1]",
+        "tau: expected a number above 0 or None",
+        "ema_dtype: expected one of none, float32, bfloat16, float16, got 'int8'",
+        "stream: expected rectify or monitor beside it",
+        "max_skipped_steps: expected a whole number of at least 0, got -1",
+        f'method: expected one of {", ".join(names())}, got "nqo", did you mean "npo"?',
+        "reference_batch_size: expected a whole number of at least 1, got 0",
+        "kl_positions: expected one of all, attended, got 'some'",
+        "logging_steps must be an integer",
+    ):
+        assert said in text, said
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"gamma": 1.5}, r"^gamma: expected a number in \[0, 1\]"),
+        ({"gamma": "0.8"}, r"^gamma: expected a number in \[0, 1\], got str"),
+        ({"method_options": {"bta": 1.0}}, r'^method_options: npo takes beta, got "bta"; did you mean "beta"\?'),
+        ({"method_options": {"beta": -1.0}}, r"^npo.beta: expected a number above 0"),
+        ({"method_options": [1]}, r"^method_options: expected name: value pairs"),
+        ({"method_options": "{beta"}, r"^method_options: expected name: value pairs"),
+        ({"remove_unused_columns": True}, r"^remove_unused_columns: expected False"),
+        ({"rectify": True, "stream": True, "fp16": True}, r"^stream: not with fp16"),
+    ],
+)
+def test_one_wrong_setting_is_one_line(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match) as caught:
+        make(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_method_options_reach_the_method_as_mapping_or_json() -> None:
+    assert make(method_options={"beta": 0.3}).make_method().beta == 0.3
+    assert make(method_options='{"beta": 0.3}').make_method().beta == 0.3
+
+
+def test_options_of_the_mixin_are_a_part_of_the_config() -> None:
+    config = make(rectify=True, gamma=0.1, tau=2, ema_dtype="bfloat16", stream=True, max_skipped_steps=3)
+    options = config.gru_options()
+    assert options == GRUOptions(gamma=0.1, tau=2, ema_dtype="bfloat16", stream=True, max_skipped_steps=3)
+    assert options.ema_torch_dtype is torch.bfloat16
+    assert isinstance(config, transformers.TrainingArguments)
+
+
+def test_wrong_options_of_the_mixin_are_named() -> None:
+    with pytest.raises(ValueError, match=r"^2 wrong settings:\n- gamma: .*\n- tau: "):
+        GRUOptions(gamma=-0.1, tau=-1.0)
+
+
+def test_it_survives_its_own_dictionary(tmp_path: Path) -> None:
+    """Trainer's loggers, and the saved run, go through to_dict."""
+    config = make(method_options={"beta": 0.2}, rectify=True, tau=0.01)
+    again = UnlearnConfig(**{f.name: config.to_dict()[f.name] for f in dataclasses.fields(UnlearnConfig) if f.init})
+    assert again.to_dict() == config.to_dict()
+    assert '"gamma": 0.8' in config.to_json_string()
+
+
+def test_methods_and_data_need_no_transformers() -> None:
+    code = (
+        "import sys, gru_fast.unlearn, gru_fast.unlearn.methods as m; m.names(); "
+        "assert 'transformers' not in sys.modules; gru_fast.unlearn.nothing"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "AttributeError: module 'gru_fast.unlearn' has no attribute 'nothing'" in done.stderr
