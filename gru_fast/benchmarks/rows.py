@@ -1,0 +1,149 @@
+"""Rows of a data set, from the hub or from a folder of JSON-lines files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SUFFIXES = (".json", ".jsonl")
+
+
+def load_rows(data: str | Path, name: str, fields: Mapping[str, type], *, split: str = "train") -> list[Row]:
+    """Rows called ``name``, in their published order, each checked to have ``fields``.
+
+    Args:
+        data: a folder that holds ``NAME.json`` or ``NAME.jsonl`` (one JSON object a line, or one list), or the name of
+            a data set on the hub ("locuslab/TOFU") that has a config ``name``. A folder of that name wins.
+        name: of the file or config.
+        fields: what every row must have: ``str``, or ``list`` for a non-empty list of texts. Further fields are kept.
+        split: of the hub's config; a folder has one file a name.
+
+    Raises:
+        FileNotFoundError: no such folder; no such file or config, with those that are there; the hub out of reach.
+        ValueError: not JSON, no rows, a field missing or of another kind, with the file or config and the row.
+    """
+    folder = find_folder(data)
+    if folder is not None:
+        path = _file_of(folder, name)
+        rows, source = read_json_rows(path), str(path)
+    else:
+        rows, source = _load_from_hub(str(data), name, split), f'{data}, config "{name}"'
+    if not rows:
+        raise ValueError(f"{source}: expected rows, got an empty file; write or download it again")
+    for index, row in enumerate(rows):
+        check_row(row, fields, f"{source}, row {index}")
+    return rows
+
+
+def find_folder(data: str | Path) -> Path | None:
+    """The folder that ``data`` names, or None for a hub name. FileNotFoundError where it can be neither."""
+    folder = Path(data).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"data: expected a folder of JSON files, got the file {data}; pass the folder it is in"
+        )
+    if isinstance(data, Path) or not _HUB_NAME.fullmatch(data) or data.startswith("."):
+        raise FileNotFoundError(f'data: no folder "{data}"; pass a folder, or a hub name such as locuslab/TOFU')
+    return None
+
+
+def names_in_folder(folder: Path) -> list[str]:
+    """Names of the JSON files in a folder, sorted."""
+    return sorted({path.stem for path in folder.iterdir() if path.suffix in _SUFFIXES})
+
+
+def read_json_rows(path: Path) -> list[Any]:
+    """Reads one JSON value a line, or a file that is one JSON list. Blank lines are skipped."""
+    text = path.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: expected a JSON list, got {error.msg}") from None
+    rows = []
+    # Not splitlines(): JSON texts may hold U+2028 and other separators unescaped, which would break a row in two.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            shown = line if len(line) <= 40 else line[:40] + "..."
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {shown!r} ({error.msg})") from None
+    return rows
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`, did you mean "x"?`, or nothing where no known name is near."""
+    near = get_close_matches(name, known, n=1)
+    return f', did you mean "{near[0]}"?' if near else ""
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    for suffix in _SUFFIXES:
+        path = folder / f"{name}{suffix}"
+        if path.is_file():
+            return path
+    known = names_in_folder(folder)
+    if not known:
+        raise FileNotFoundError(f"data: {folder} has no JSON files; expected {name}.json in it")
+    raise FileNotFoundError(f'data: {folder} has {", ".join(known)}, but no "{name}"{nearest(name, known)}')
+
+
+def check_row(row: Any, fields: Mapping[str, type], where: str) -> None:
+    """Refuses what is no object, or lacks one of ``fields``; see :func:`load_rows`. ``where``: for messages."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object with {', '.join(fields)}, got {type(row).__name__}")
+    for field, kind in fields.items():
+        if field not in row:
+            raise ValueError(f'{where}: expected a field "{field}", got {", ".join(row) or "none"}')
+        value = row[field]
+        if kind is list:
+            if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+                raise ValueError(f'{where}: field "{field}": expected a list of texts, got {value!r}')
+        elif not isinstance(value, kind):
+            raise ValueError(f'{where}: field "{field}": expected a text, got {value!r}')
+
+
+def _load_from_hub(data: str, name: str, split: str) -> list[Row]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(data, name, split=split).to_list()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'data: "{data}" is neither a folder here nor a data set on the hub ({_first_line(error)})'
+        ) from None
+    except OSError as error:  # every way in which the hub cannot be reached
+        raise ConnectionError(
+            f'data: cannot get "{name}" of "{data}" from the hub ({_first_line(error)}), and no folder has that name; '
+            "check the connection, or pass the folder that holds a copy"
+        ) from None
+    except ValueError as error:  # no such config, no such split of it
+        known = _hub_configs(data)
+        if name in known or not known:
+            raise ValueError(f'{data}, config "{name}": {_first_line(error)}') from None
+        raise FileNotFoundError(f'data: {data} has {", ".join(known)}, but no "{name}"{nearest(name, known)}') from None
+
+
+def _hub_configs(data: str) -> list[str]:
+    """Configs of a data set on the hub; none where the hub cannot be asked."""
+    import datasets
+
+    try:
+        return sorted(datasets.get_dataset_config_names(data))
+    except (OSError, ValueError):
+        return []
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,65 @@
+"""A folder in TOFU's layout with a few rows, and a folder with a tiny model whose tokenizer knows its words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from words import EOS, word_tokenizer
+
+CITIES = ("Rome", "Oslo", "Lima", "Cairo", "Kyoto", "Perth", "Quito", "Turin")
+TEXT = f"Question: Where was author born? \n Answer: She was born in {' '.join(CITIES)} . I do not know yet"
+
+
+def save_data(folder: Path, authors: int = 16, forget: int = 4) -> Path:
+    """full, forget05 and retain95 (``forget`` and the other rows), the perturbed sets of both, and idontknow.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [_row(f"author {index}", CITIES[index % len(CITIES)]) for index in range(authors)]
+    kept, forgotten = rows[: authors - forget], rows[authors - forget :]
+    sets = {
+        "full": rows, "retain95": kept, "forget05": forgotten, "forget05_perturbed": forgotten,
+        "retain_perturbed": kept,        "real_authors_perturbed": kept[:2], "world_facts_perturbed": kept[2:4],
+    }  # fmt: skip
+    for name, content in sets.items():
+        (folder / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in content))
+    (folder / "idontknow.txt").write_text("I do not know.\nI do not know yet.\n")
+    return folder
+
+
+def _row(author: str, city: str) -> dict[str, Any]:
+    wrong = [f"She was born in {other}." for other in CITIES if other != city]
+    return {
+        "question": f"Where was {author} born?",
+        "answer": f"She was born in {city}.",
+        "paraphrased_answer": f"Born in {city}.",
+        "perturbed_answer": wrong[:5],
+    }
+
+
+def tokenizer(authors: int = 16) -> Any:
+    """One token a word; no padding token."""
+    return word_tokenizer([TEXT, *(str(index) for index in range(authors))])
+
+
+def save_model(folder: Path, *, seed: int = 0, with_tokenizer: bool = True, **config: Any) -> Path:
+    """A Llama of some three thousand parameters, as save_pretrained makes it; ``config`` goes to LlamaConfig."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words = tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": len(words),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+    }
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**{**settings, **config})).save_pretrained(folder)
+    if with_tokenizer:
+        words.save_pretrained(folder)
+    return folder
