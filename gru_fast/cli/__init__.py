@@ -4,7 +4,8 @@ HELP                    one line for the list of commands; the module's docstrin
 add_arguments(parser)   its own arguments
 run(args) -> int        the work; returns the exit status. Heavy imports belong in here.
 
-A new file there is a new command; nothing else needs to know.
+A new file there is a new command; nothing else needs to know. Every command is imported to list it, so what stands at
+the top of its file must be light; `add_arguments` is called for the chosen command alone and may import what it needs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module, metadata
 
 from gru_fast.cli import commands
@@ -24,8 +26,14 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
-    args = _parser().parse_args(argv)
+    argv = [_dashed(text) for text in (sys.argv[1:] if argv is None else argv)]
+    # Only the first word can be the command: before it there are flags without a value.
+    command = next((text for text in argv if not text.startswith("-")), "")
     try:
+        parser, subparsers = _parsers(command)
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            _reject(subparsers[args.command], unknown)
         status: int = args.run(args)
         sys.stdout.flush()  # a closed pipe shows here, not at exit
     except BrokenPipeError:  # `gru-fast info | head -1`
@@ -34,27 +42,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if args.traceback:
+        if "--traceback" in argv:
             raise
-        text = " ".join(str(error).split()) or "no further word"
-        print(f"gru-fast {args.command}: {type(error).__name__}: {text}", file=sys.stderr)
+        print(f"gru-fast {command}: {type(error).__name__}: {_line(error)}", file=sys.stderr)
         return EXIT_FAILURE
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers(command: str) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the commands. Only ``command`` has its arguments: some import much to make them."""
     parser = argparse.ArgumentParser(prog="gru-fast", description="Gradient Rectified Unlearning for PyTorch.")
     parser.add_argument("--version", action="version", version=f"gru-fast {metadata.version('gru_fast')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    found = {}
     for module_info in pkgutil.iter_modules(commands.__path__):
-        command = import_module(f"{commands.__name__}.{module_info.name}")
-        subparser = subparsers.add_parser(
-            module_info.name.replace("_", "-"),
-            help=command.HELP,
-            description=command.__doc__,
+        name = module_info.name.replace("_", "-")
+        module = import_module(f"{commands.__name__}.{module_info.name}")
+        found[name] = subparser = subparsers.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # an option that is added later must not change what a script says
         )
-        command.add_arguments(subparser)
+        if name == command:
+            module.add_arguments(subparser)
         subparser.add_argument("--traceback", action="store_true", help="show where an error came from")
-        subparser.set_defaults(run=command.run)
-    return parser
+        subparser.set_defaults(run=module.run)
+    return parser, found
+
+
+def _dashed(text: str) -> str:
+    """`--max_length=5` as `--max-length=5`: both spellings of a flag are taken."""
+    if not text.startswith("--"):
+        return text
+    name, equals, value = text.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _reject(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+    """Ends with status 2 and a line on the arguments that nobody knows, each flag with the nearest there is."""
+    flags = _flags(parser)
+    said = []
+    for text in unknown:
+        near = get_close_matches(text.partition("=")[0], flags, n=1) if text.startswith("-") else []
+        said.append(f"{text} (did you mean {near[0]}?)" if near else text)
+    parser.error(f"unknown arguments: {', '.join(said)}")
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    """All flags of a parser, and of the parsers under it."""
+    found = [flag for action in parser._actions for flag in action.option_strings]
+    nested = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return found + [flag for parsers in nested for below in parsers.values() for flag in _flags(below)]
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, on one line; a package that is not there, with the way to get it."""
+    text = " ".join(str(error).split()) or "no further word"
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("gru_fast"):
+        text += ". Commands that work on models need the extra packages: pip install 'gru_fast[unlearn]'"
+    return text

@@ -1,0 +1,80 @@
+"""Teach a model TOFU: all of it (the model that is to forget), or what is left without a forget split (retrained).
+
+    gru-fast finetune --model microsoft/phi-1_5 --data ../tofu --subset full
+    gru-fast finetune --config tofu-phi-finetune --subset retain95
+
+Leaves a run folder, as gru-fast unlearn does. The model of --subset full is where unlearning starts; that of retain95
+is what a model that has forgotten forget05 should look like, and Forget Quality compares with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gru_fast.benchmarks.tofu import SUBSETS, TofuOptions
+
+HELP = "teach a model TOFU, or TOFU without a forget split"
+
+_shared = {field.name: field for field in dataclasses.fields(TofuOptions)}
+
+
+def _same(name: str) -> Any:
+    """A field as gru-fast unlearn has it."""
+    return field(default=_shared[name].default, metadata=_shared[name].metadata)
+
+
+@dataclass
+class TofuFinetuneOptions:
+    """Which rows to learn."""
+
+    subset: str = field(
+        default="full", metadata={"help": f"what to learn: {', '.join(SUBSETS)}, or another split of the folder"}
+    )
+    data: str = _same("data")
+    max_length: int = _same("max_length")
+
+    def __post_init__(self) -> None:
+        TofuOptions(data=self.data, max_length=self.max_length)  # its checks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from gru_fast.cli import options, training
+
+    training.add_flags(parser)
+    options.add(parser, *_classes())
+
+
+def run(args: argparse.Namespace) -> int:
+    from gru_fast.benchmarks.tofu import finetuning_data
+    from gru_fast.cli import options, training
+    from gru_fast.unlearn.finetune import finetune_trainer
+
+    training.take_saved_config(args)
+    instances = options.resolve(args, *_classes(), fill=_fill)
+    model, data, config = instances
+    if args.print_config:
+        print(options.config_text(instances, args), end="")
+        return 0
+    if training.already_done(args, instances):
+        return 0
+    tokenizer, template = training.load_tokenizer(args, instances)
+    rows = finetuning_data(tokenizer, template, data.subset, data.data, data.max_length)
+    trainer = finetune_trainer(training.load_model(instances, tokenizer), config, rows, tokenizer)
+    facts = {"command": "finetune", "benchmark": "tofu", "subset": data.subset, "model": model.model}
+    return training.train(args, instances, trainer, facts)
+
+
+def _classes() -> tuple[type, ...]:
+    from gru_fast.models import ModelOptions
+    from gru_fast.unlearn.finetune import FinetuneConfig
+
+    return ModelOptions, TofuFinetuneOptions, FinetuneConfig
+
+
+def _fill(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A folder named by what the run is."""
+    return {"output_dir": f"runs/tofu-{values['subset']}"}

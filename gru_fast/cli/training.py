@@ -1,0 +1,120 @@
+"""What the commands that train have in common: the run folder, going on after a stop, the last word."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gru_fast import runs
+from gru_fast.cli import options
+from gru_fast.unlearn.checkpoint import last_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """`--resume` and `--overwrite-output-dir`."""
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --output-dir from its last checkpoint, with its own config.yaml unless --config is "
+        "given; without a checkpoint it begins again. Checkpoints are written every --save-steps",
+    )
+    parser.add_argument("--overwrite-output-dir", action="store_true", help="clear --output-dir of the run in it")
+
+
+def take_saved_config(args: argparse.Namespace) -> None:
+    """With `--resume` and no `--config`, the run's own options."""
+    folder = getattr(args, "output_dir", None)
+    if args.resume and not args.config and folder and runs.is_run(folder):
+        args.config = str(Path(folder) / runs.CONFIG)
+
+
+def already_done(args: argparse.Namespace, instances: Sequence[Any]) -> bool:
+    """Looks at the output folder before anything is loaded; True if `--resume` finds a run that has finished.
+
+    Raises:
+        FileExistsError: a folder that is not empty.
+        ValueError: a folder to be cleared that has the model in it.
+    """
+    folder = instances[-1].output_dir
+    if instances[-1].process_index != 0:
+        return False
+    model = Path(instances[0].model).expanduser().resolve()
+    if args.overwrite_output_dir and Path(folder).resolve() in {model, *model.parents}:
+        raise ValueError(f"--overwrite-output-dir would clear --model {model}; choose another --output-dir")
+    runs.check_folder(folder, resume=args.resume, overwrite=args.overwrite_output_dir)
+    if not (args.resume and runs.is_run(folder) and runs.read_run(folder).complete):
+        return False
+    print(f"{folder}: this run has finished; nothing to resume")
+    return True
+
+
+def load_tokenizer(args: argparse.Namespace, instances: Sequence[Any]) -> tuple[Any, Any]:
+    """Tokenizer and template. The template's name goes into the options, which are then all known.
+
+    Raises:
+        ValueError: `--resume` with other options than the run's.
+    """
+    from gru_fast import models
+
+    model, config = instances[0], instances[-1]
+    tokenizer = models.load_tokenizer(model)
+    template = models.load_template(model, tokenizer)
+    model.template = template.name
+    if config.process_index == 0:
+        text = options.config_text(instances)
+        runs.check_folder(config.output_dir, text, resume=args.resume, overwrite=args.overwrite_output_dir)
+    return tokenizer, template
+
+
+def load_model(instances: Sequence[Any], tokenizer: Any) -> Any:
+    """The model, ready to train; a new LoRA adapter is drawn with the run's seed."""
+    from transformers import set_seed
+
+    from gru_fast import models
+
+    set_seed(instances[-1].seed)
+    model = models.load_model(instances[0], train=True)
+    models.check_vocabulary(model, tokenizer)
+    return model
+
+
+def train(args: argparse.Namespace, instances: Sequence[Any], trainer: Trainer, facts: Mapping[str, Any]) -> int:
+    """Makes the run folder, trains, and says what came of it. ``instances``: all options, the trainer's last."""
+    config = instances[-1]
+    checkpoint = None
+    if config.process_index == 0:
+        checkpoint = runs.start(
+            config.output_dir,
+            options.config_text(instances, args),
+            resume=args.resume,
+            overwrite=args.overwrite_output_dir,
+        )
+        if args.resume:
+            print(f"{config.output_dir}: {f'going on from {checkpoint.name}' if checkpoint else 'no checkpoint yet'}")
+    elif args.resume:
+        checkpoint = last_checkpoint(config.output_dir)
+    try:
+        result = runs.train(trainer, facts, checkpoint)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command with --resume goes on in {config.output_dir}", file=sys.stderr)
+        raise
+    if trainer.is_world_process_zero():
+        print(_last_word(config.output_dir, result))
+    return 0
+
+
+def _last_word(folder: str, result: Mapping[str, Any]) -> str:
+    pace = result["seconds_per_step"]
+    parts = [
+        f"{result['steps']} steps in {result['seconds']:.1f} s",
+        f"{pace:.3g} s per step" if pace else "",
+        f"peak memory {result['peak_memory_bytes'] / 2**20:.0f} MiB ({result['memory_of']})",
+        f"{result['skipped']} skipped" if result["skipped"] else "",
+    ]
+    return f"{folder}: {', '.join(part for part in parts if part)}"

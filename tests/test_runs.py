@@ -1,0 +1,122 @@
+"""Run folders: what is written when, what is read back, and which folders are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gru_fast import runs
+
+CONFIG = "# options\ngamma: 0.8\nlogging_steps: 1\noutput_dir: somewhere\n"
+
+
+def test_a_new_run_can_be_read_at_once(tmp_path: Path) -> None:
+    assert runs.start(tmp_path / "a" / "run", CONFIG) is None
+    run = runs.read_run(tmp_path / "a" / "run")
+    assert (run.name, run.complete, run.result, run.log, run.evaluations) == ("run", False, None, [], {})
+    assert run.config == {"gamma": 0.8, "logging_steps": 1, "output_dir": "somewhere"}
+    assert run.environment["versions"]["torch"]
+    assert run.environment["started"]
+
+
+def test_log_of_the_last_complete_checkpoint_until_the_run_has_its_own(tmp_path: Path) -> None:
+    runs.start(tmp_path, CONFIG)
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        runs.write_json(tmp_path / f"checkpoint-{step}" / "trainer_state.json", {"log_history": [{"step": step}]})
+    (tmp_path / "checkpoint-11" / "trainer_state.json").write_text('{"log')  # killed while it was written
+    assert runs.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert runs.read_run(tmp_path).log == [{"step": 10}]
+    runs.write_json(tmp_path / "trainer_state.json", {"log_history": [{"step": 12}]})
+    assert runs.read_run(tmp_path).log == [{"step": 12}]
+
+
+def test_result_and_evaluations(tmp_path: Path) -> None:
+    runs.start(tmp_path, CONFIG)
+    runs.write_json(tmp_path / "run.json", {"steps": 3})
+    runs.write_json(tmp_path / "eval" / "tofu-forget05" / "summary.json", {"model_utility": 0.5})
+    run = runs.read_run(tmp_path)
+    assert (run.complete, run.result) == (True, {"steps": 3})
+    assert run.evaluations == {"tofu-forget05": {"model_utility": 0.5}}
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        runs.read_run(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: ["), ("config.yaml", "- a"), ("run.json", "{")])
+def test_broken_files_are_named(tmp_path: Path, name: str, text: str) -> None:
+    runs.start(tmp_path, CONFIG)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=name):
+        runs.read_run(tmp_path)
+
+
+def test_folder_with_something_else_is_never_cleared(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    for settings in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(FileExistsError, match="is not empty: it has no run of gru-fast in it"):
+            runs.start(tmp_path, CONFIG, **settings)
+    assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        runs.start(tmp_path / "thesis.tex", CONFIG)
+
+
+def test_folder_with_a_run(tmp_path: Path) -> None:
+    runs.start(tmp_path, CONFIG)
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(FileExistsError, match="--resume goes on with its run, --overwrite-output-dir clears it"):
+        runs.start(tmp_path, CONFIG)
+    runs.start(tmp_path, CONFIG, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "environment.json"]
+
+
+def test_resume_keeps_the_record_and_adds_to_it(tmp_path: Path) -> None:
+    runs.start(tmp_path, CONFIG)
+    first = runs.read_run(tmp_path).environment
+    other_place = CONFIG.replace("somewhere", "elsewhere").replace("logging_steps: 1", "logging_steps: 5")
+    assert runs.start(tmp_path, other_place, resume=True) is None
+    run = runs.read_run(tmp_path)
+    assert run.config["logging_steps"] == 1  # the file is the one of the start
+    assert run.environment["started"] == first["started"]
+    assert len(run.environment["resumed"]) == 1
+
+
+def test_resume_with_other_options_names_them(tmp_path: Path) -> None:
+    runs.start(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=r"has gamma 0.8, not 0.5; tau None, not 1.0\. Leave these options out"):
+        runs.start(tmp_path, CONFIG.replace("0.8", "0.5") + "tau: 1.0\n", resume=True)
+
+
+def test_resume_of_nothing_is_a_start(tmp_path: Path) -> None:
+    assert runs.start(tmp_path / "new", CONFIG, resume=True) is None
+    assert runs.is_run(tmp_path / "new")
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    runs.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"a": object()})
+    with pytest.raises(UnicodeEncodeError):
+        runs.write_text(path, "\ud800")  # fails while it writes
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_written_files_are_as_open_as_others(tmp_path: Path) -> None:
+    runs.write_text(tmp_path / "ours", "")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_environment_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [os.path.join("bin", "gru-fast"), "unlearn", "--run-name", "two words"])  # noqa: PTH118
+    found = runs.environment()
+    assert found["command"] == "gru-fast unlearn --run-name 'two words'"
+    assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40
