@@ -9,6 +9,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "tensor_view.h"
+#include "vector_view.h"
 
 #ifdef GRU_FAST_HAS_CUDA
 #include "cuda/backend.h"
@@ -29,13 +30,25 @@ struct Backend {
   void (*reduce)(const Plan&, const StepArgs&, const Context&);
   void (*apply)(const Plan&, const StepArgs&, const Context&);
   void (*finish)(const Plan&, const StepArgs&, const Context&);
+  void (*blend)(const Plan&, const BlendArgs&, const Context&);
   void (*probe)(const Plan&, bool, const Context&);
+
+  size_t (*vector_scratch_bytes)(const VectorPlan&);
+  void (*vector_reduce)(const VectorPlan&, const VectorArgs&, const Context&);
+  void (*vector_measure)(const VectorPlan&, const VectorArgs&, const Context&);
+  void (*vector_add)(const VectorPlan&, const VectorArgs&, const Context&);
 };
 
 Backend backend_of(dlpack::Device device) {
-  if (device.type == dlpack::kCPU) return {cpu::scratch_bytes, cpu::reduce, cpu::apply, cpu::finish, cpu::probe};
+  if (device.type == dlpack::kCPU) {
+    return {cpu::scratch_bytes, cpu::reduce,        cpu::apply,  cpu::finish,  cpu::blend,
+            cpu::probe,         cpu::scratch_bytes, cpu::reduce, cpu::measure, cpu::add};
+  }
 #ifdef GRU_FAST_HAS_CUDA
-  if (device.type == dlpack::kCUDA) return {cuda::scratch_bytes, cuda::reduce, cuda::apply, cuda::finish, cuda::probe};
+  if (device.type == dlpack::kCUDA) {
+    return {cuda::scratch_bytes, cuda::reduce,        cuda::apply,  cuda::finish,  cuda::blend,
+            cuda::probe,         cuda::scratch_bytes, cuda::reduce, cuda::measure, cuda::add};
+  }
 #endif
   throw py::value_error(
       "no native kernels for this device in this build (GRU_FAST_CUDA decides); use gru_fast.reference");
@@ -46,7 +59,32 @@ PlanLimits limits_of(dlpack::Device device, const std::vector<Row>& rows) {
   if (device.type == dlpack::kCUDA) return cuda::limits();
 #endif
   (void)device;
-  return cpu_limits(rows);
+  return cpu_limits(total_numel(rows));
+}
+
+PlanLimits limits_of(dlpack::Device device, const std::vector<VectorRow>& rows) {
+#ifdef GRU_FAST_HAS_CUDA
+  if (device.type == dlpack::kCUDA) return cuda::vector_limits();
+#endif
+  (void)device;
+  return cpu_limits(total_numel(rows));
+}
+
+Context context_on(dlpack::Device device, py::handle stats, py::handle scratch, size_t scratch_bytes,
+                   py::handle rounding_step, int num_threads) {
+  return {static_cast<Stats*>(helper_pointer(stats, "stats", dlpack::kFloat, 64, kNumStats, device)),
+          helper_pointer(scratch, "scratch", dlpack::kUInt, 8, static_cast<int64_t>(scratch_bytes), device),
+          rounding_step.is_none()
+              ? nullptr
+              : static_cast<int64_t*>(helper_pointer(rounding_step, "rounding_step", dlpack::kInt, 64, 1, device)),
+          num_threads,
+          device.id,
+          device.type == dlpack::kCUDA ? current_stream(device.id) : nullptr};
+}
+
+[[noreturn]] void refuse_layouts(const char* list, size_t row) {
+  throw py::value_error(std::string(list) + "[" + std::to_string(row) +
+                        "]: its tensors are laid out differently in memory; pass contiguous copies");
 }
 
 // One step's tensors, checked and cut into chunks. Holds raw pointers: the caller keeps the tensors alive and in place.
@@ -103,25 +141,83 @@ class Table {
   }
 
   Context context(py::handle stats, py::handle scratch, py::handle rounding_step, int num_threads) const {
-    if (!mismatched_layouts_.empty()) {
-      throw py::value_error("grads[" + std::to_string(mismatched_layouts_[0]) +
-                            "]: its tensors are laid out differently in memory; pass contiguous copies");
-    }
-    const auto bytes = static_cast<int64_t>(scratch_bytes());
-    return {static_cast<Stats*>(helper_pointer(stats, "stats", dlpack::kFloat, 64, kNumStats, device_)),
-            helper_pointer(scratch, "scratch", dlpack::kUInt, 8, bytes, device_),
-            rounding_step.is_none()
-                ? nullptr
-                : static_cast<int64_t*>(helper_pointer(rounding_step, "rounding_step", dlpack::kInt, 64, 1, device_)),
-            num_threads,
-            device_.id,
-            device_.type == dlpack::kCUDA ? current_stream(device_.id) : nullptr};
+    if (!mismatched_layouts_.empty()) refuse_layouts("grads", mismatched_layouts_[0]);
+    return context_on(device_, stats, scratch, scratch_bytes(), rounding_step, num_threads);
   }
 
   Plan plan_;
   dlpack::Device device_;
   Backend backend_;
   std::vector<size_t> mismatched_layouts_, missing_grads_;
+};
+
+// One unit's tensors of task vector rectified unlearning. Holds raw pointers, as Table does.
+class UnitTable {
+ public:
+  UnitTable(py::sequence learned, py::sequence origin, py::object total, py::object own, py::sequence mean,
+            py::object names) {
+    auto captured = capture_vectors(learned, origin, total, own, mean, names);
+    device_ = captured.device;
+    mismatched_layouts_ = std::move(captured.mismatched_layouts);
+    backend_ = backend_of(device_);
+    plan_ = plan_chunks(captured.rows, captured.kinds, limits_of(device_, captured.rows));
+  }
+
+  size_t scratch_bytes() const { return std::max<size_t>(backend_.vector_scratch_bytes(plan_), 1); }
+  const std::vector<size_t>& mismatched_layouts() const { return mismatched_layouts_; }
+
+  void reduce(py::handle stats, py::handle scratch, int num_threads) const {
+    run(backend_.vector_reduce, {}, stats, scratch, num_threads);
+  }
+  void measure(py::handle stats, py::handle scratch, int num_threads) const {
+    run(backend_.vector_measure, {}, stats, scratch, num_threads);
+  }
+  void add(py::handle stats, py::handle scratch, double weight, bool normalize, bool restore, int num_threads) const {
+    run(backend_.vector_add, {weight, normalize, restore}, stats, scratch, num_threads);
+  }
+
+ private:
+  template <class Pass>
+  void run(Pass pass, const VectorArgs& args, py::handle stats, py::handle scratch, int num_threads) const {
+    if (!mismatched_layouts_.empty()) refuse_layouts("params", mismatched_layouts_[0]);
+    const Context where = context_on(device_, stats, scratch, scratch_bytes(), py::none(), num_threads);
+    const py::gil_scoped_release nogil;
+    pass(plan_, args, where);
+  }
+
+  VectorPlan plan_;
+  dlpack::Device device_;
+  Backend backend_;
+  std::vector<size_t> mismatched_layouts_;
+};
+
+// The tensors of out <- x_weight * x + y_weight * y. Holds raw pointers, as Table does.
+class BlendTable {
+ public:
+  BlendTable(py::sequence out, py::sequence x, py::sequence y, const std::string& x_name, const std::string& y_name,
+             py::object names) {
+    auto captured = capture_blend(out, {x, x_name}, {y, y_name}, names);
+    device_ = captured.device;
+    mismatched_layouts_ = std::move(captured.mismatched_layouts);
+    pass_ = backend_of(device_).blend;
+    plan_ = plan_chunks(captured.rows, captured.kinds, limits_of(device_, captured.rows));
+  }
+
+  const std::vector<size_t>& mismatched_layouts() const { return mismatched_layouts_; }
+
+  void run(float x_weight, float y_weight, int num_threads) const {
+    if (!mismatched_layouts_.empty()) refuse_layouts("params", mismatched_layouts_[0]);
+    void* stream = device_.type == dlpack::kCUDA ? current_stream(device_.id) : nullptr;
+    const Context where{nullptr, nullptr, nullptr, num_threads, device_.id, stream};
+    const py::gil_scoped_release nogil;
+    pass_(plan_, BlendArgs{x_weight, y_weight}, where);
+  }
+
+ private:
+  Plan plan_;
+  dlpack::Device device_;
+  void (*pass_)(const Plan&, const BlendArgs&, const Context&);
+  std::vector<size_t> mismatched_layouts_;
 };
 
 py::list plan_for_test(const std::vector<int64_t>& numels, const std::vector<int>& kinds, int64_t chunk_numel,
@@ -132,7 +228,7 @@ py::list plan_for_test(const std::vector<int64_t>& numels, const std::vector<int
     rows.push_back({nullptr, nullptr, nullptr, numels[i], 0, static_cast<uint32_t>(i), 0});
     row_kinds.push_back({static_cast<DType>(kinds.at(i) / 3), static_cast<DType>(kinds.at(i) % 3)});
   }
-  const PlanLimits limits = chunk_numel > 0 ? PlanLimits{chunk_numel, max_rows} : cpu_limits(rows);
+  const PlanLimits limits = chunk_numel > 0 ? PlanLimits{chunk_numel, max_rows} : cpu_limits(total_numel(rows));
   const Plan plan = plan_chunks(rows, row_kinds, limits);
   py::list launches;
   for (const Launch& launch : plan.launches) {
@@ -231,6 +327,27 @@ PYBIND11_MODULE(_core, m) {
            arg("keep"), arg("gain"), arg("tau"), arg("seed"), arg("all_or_nothing"), arg("num_threads"))
       .def("probe", &Table::probe, "Bench: the bare memory traffic of reduce (and apply if full).", arg("full"),
            arg("stats"), arg("scratch"), arg("num_threads"));
+
+  py::class_<UnitTable>(m, "UnitTable",
+                        "One unit's tensors of task vector rectified unlearning, on one device. Keep the lists alive.")
+      .def(py::init<py::sequence, py::sequence, py::object, py::object, py::sequence, py::object>(), arg("learned"),
+           arg("origin"), arg("total"), arg("own"), arg("mean"), arg("names") = py::none())
+      .def_property_readonly("scratch_bytes", &UnitTable::scratch_bytes)
+      .def_property_readonly("mismatched_layouts", &UnitTable::mismatched_layouts)
+      .def("reduce", &UnitTable::reduce, "The sums of T and r into stats[0:3].", arg("stats"), arg("scratch"),
+           arg("num_threads"))
+      .def("measure", &UnitTable::measure, "|T~|^2 into stats[5] where stats[0:3] cannot tell it.", arg("stats"),
+           arg("scratch"), arg("num_threads"))
+      .def("add", &UnitTable::add, "Adds the rectified T to mean, takes learned back to origin; completes stats.",
+           arg("stats"), arg("scratch"), arg("weight"), arg("normalize"), arg("restore"), arg("num_threads"));
+
+  py::class_<BlendTable>(m, "BlendTable",
+                         "The tensors of out <- x_weight * x + y_weight * y on one device. Keep the lists alive.")
+      .def(py::init<py::sequence, py::sequence, py::sequence, const std::string&, const std::string&, py::object>(),
+           arg("out"), arg("x"), arg("y"), arg("x_name"), arg("y_name"), arg("names") = py::none())
+      .def_property_readonly("mismatched_layouts", &BlendTable::mismatched_layouts)
+      .def("run", &BlendTable::run, "Writes out. A y_weight of 0 leaves y unread.", arg("x_weight"), arg("y_weight"),
+           arg("num_threads"));
 
   m.attr("NUM_STATS") = kNumStats;
   m.attr("HAS_CUDA") = kHasCuda;

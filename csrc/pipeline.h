@@ -47,20 +47,28 @@ struct Row {
 static_assert(sizeof(Row) == 40);
 
 // Rows of one Kind whose table fits one launch, cut into chunks of `Plan::chunk_numel` elements (the last of a row is
-// shorter). Chunks are numbered from 0 in row order; rows are never empty.
-struct Launch {
-  Kind kind;
-  std::vector<Row> rows;
+// shorter). Chunks are numbered from 0 in row order; rows are never empty. Templates, because task_vector.h has rows of
+// its own.
+template <class RowT, class KindT>
+struct LaunchOf {
+  using RowType = RowT;
+  using KindType = KindT;
+  KindT kind;
+  std::vector<RowT> rows;
   uint32_t num_chunks;
   int64_t numel;
 };
 
-struct Plan {
-  std::vector<Launch> launches;
+template <class LaunchT>
+struct PlanOf {
+  std::vector<LaunchT> launches;
   int64_t chunk_numel;  // a divisor or a multiple of kRoundingTile
   int64_t num_chunks;   // over all launches
   int64_t numel;        // over all launches
 };
+
+using Launch = LaunchOf<Row, Kind>;
+using Plan = PlanOf<Launch>;
 
 // Rounding bits are keyed by (seed, step, row id, element / kRoundingTile) and then by position in the tile, so they do
 // not depend on chunks, threads or device.
@@ -96,6 +104,11 @@ struct StepArgs {
   bool all_or_nothing = false;  // NaN or Inf anywhere in g or r leaves every tensor as it is (loss scaling)
 };
 
+struct BlendArgs {
+  float x_weight;
+  float y_weight;  // 0: y is not read
+};
+
 // Where a backend works. `stats`, `scratch` and `rounding_step` live on the device of the rows.
 struct Context {
   Stats* stats;
@@ -115,5 +128,10 @@ struct Context {
 //
 // A step is reduce, apply, finish. With several devices or processes the fields dot .. vetoed are summed between the
 // first two, written_norm_sq between the last two.
+//
+//   void blend(const Plan&, const BlendArgs&, const Context&)   out <- x_weight * x + y_weight * y, rounded to nearest
+//
+// where Row::grad is out, Row::retain is x, both Kind::grad, and Row::ema is y, Kind::ema, which is only read.
+// task_vector.h lists what it asks for.
 
 }  // namespace gru_fast

@@ -66,6 +66,50 @@ class Table:
     ) -> None: ...
     def probe(self, full: bool, stats: torch.Tensor, scratch: torch.Tensor, num_threads: int) -> None: ...
 
+class UnitTable:
+    """One unit's tensors of task vector rectified unlearning, on one device. Keep the lists alive."""
+
+    def __init__(
+        self,
+        learned: Sequence[torch.Tensor],
+        origin: Sequence[torch.Tensor],
+        total: Sequence[torch.Tensor | None] | None,
+        own: Sequence[torch.Tensor | None] | None,
+        mean: Sequence[torch.Tensor],
+        names: Sequence[str] | None = None,
+    ) -> None: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def mismatched_layouts(self) -> list[int]: ...
+    def reduce(self, stats: torch.Tensor, scratch: torch.Tensor, num_threads: int) -> None: ...
+    def measure(self, stats: torch.Tensor, scratch: torch.Tensor, num_threads: int) -> None: ...
+    def add(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        weight: float,
+        normalize: bool,
+        restore: bool,
+        num_threads: int,
+    ) -> None: ...
+
+class BlendTable:
+    """The tensors of out <- x_weight * x + y_weight * y on one device. Keep the lists alive."""
+
+    def __init__(
+        self,
+        out: Sequence[torch.Tensor],
+        x: Sequence[torch.Tensor],
+        y: Sequence[torch.Tensor],
+        x_name: str,
+        y_name: str,
+        names: Sequence[str] | None = None,
+    ) -> None: ...
+    @property
+    def mismatched_layouts(self) -> list[int]: ...
+    def run(self, x_weight: float, y_weight: float, num_threads: int) -> None: ...
+
 def build_info() -> dict[str, Any]: ...
 def same_objects(a: list[Any], b: list[Any]) -> bool: ...
 def use_vector_level(name: str) -> None: ...

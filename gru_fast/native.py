@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,32 @@ def runs_on(capability: tuple[int, int], architectures: str) -> bool:
     return False
 
 
+_Entry = TypeVar("_Entry", Tensor, "Tensor | None")
+
+
+class _Copies:
+    """Contiguous stand-ins for tensors that are laid out in another way; those that were written go back."""
+
+    def __init__(self) -> None:
+        self._written: list[tuple[Tensor, Tensor]] = []
+
+    def of(self, values: Sequence[_Entry], rows: Sequence[int], *, written: bool) -> list[_Entry]:
+        """The list with contiguous tensors in ``rows``."""
+        out: list[Any] = list(values)
+        for row in rows:
+            tensor = out[row]
+            if tensor is not None and not tensor.is_contiguous():
+                out[row] = copy = tensor.detach().contiguous()
+                if written:
+                    self._written.append((tensor, copy))
+        return out
+
+    def write_back(self) -> None:
+        with torch.no_grad():
+            for original, copy in self._written:
+                original.copy_(copy)
+
+
 class NativePasses:
     """One step's tensors on one device, as a table of pointers.
 
@@ -66,10 +93,12 @@ class NativePasses:
         stats: Tensor | None = None,
         known_ema: TensorList | None = None,
     ) -> None:
-        self._write_back: list[tuple[Tensor, Tensor]] = []
+        self._copies = _Copies()
         table = core.Table(grads, retain, ema if known_ema is None else known_ema, ema_is_current, ids, names)
-        if table.mismatched_layouts:
-            grads, retain, ema = self._copies(table.mismatched_layouts, grads, retain, ema)
+        if rows := table.mismatched_layouts:
+            grads = self._copies.of(grads, rows, written=True)
+            ema = self._copies.of(ema, rows, written=True)
+            retain = None if retain is None else self._copies.of(retain, rows, written=False)
             table = core.Table(grads, retain, ema, ema_is_current, ids, names)
         self._table = table
         self._keep_alive = (grads, retain, ema)
@@ -79,37 +108,12 @@ class NativePasses:
         self._scratch = torch.empty(table.scratch_bytes, dtype=torch.uint8, device=device)
         self._threads = torch.get_num_threads()
 
-    def _copies(
-        self,
-        rows: Sequence[int],
-        grads: Sequence[Tensor | None],
-        retain: Sequence[Tensor | None] | None,
-        ema: Sequence[Tensor],
-    ) -> tuple[list[Tensor | None], list[Tensor | None] | None, list[Tensor]]:
-        new_grads, new_ema = list(grads), list(ema)
-        new_retain = None if retain is None else list(retain)
-        for row in rows:
-            if (grad := new_grads[row]) is not None:
-                new_grads[row] = self._contiguous(grad)
-            new_ema[row] = self._contiguous(new_ema[row])
-            if new_retain is not None and (tensor := new_retain[row]) is not None:
-                new_retain[row] = tensor.detach().contiguous()
-        return new_grads, new_retain, new_ema
-
-    def _contiguous(self, tensor: Tensor) -> Tensor:
-        """A contiguous tensor of the same values, written back to ``tensor`` after every pass if it is a copy."""
-        if tensor.is_contiguous():
-            return tensor
-        copy = tensor.detach().contiguous()
-        self._write_back.append((tensor, copy))
-        return copy
-
     def reduce(
         self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
     ) -> None:
         """``e <- keep * e + gain * r`` and the sums of the step, into ``stats[:5]``."""
         self._table.reduce(self.stats, self._scratch, rounding_step, keep, gain, seed, all_or_nothing, self._threads)
-        self._finish_copies()
+        self._copies.write_back()
 
     def apply(self, tau: float) -> None:
         """``g <- alpha * g + beta * e`` as ``stats[:5]`` ask for; |g|^2 as written into ``stats[5]``."""
@@ -118,7 +122,7 @@ class NativePasses:
     def finish(self, tau: float) -> None:
         """Rescales g where that is needed and completes ``stats``."""
         self._table.finish(self.stats, self._scratch, tau, self._threads)
-        self._finish_copies()
+        self._copies.write_back()
 
     def step(
         self,
@@ -131,10 +135,73 @@ class NativePasses:
     ) -> None:
         """:meth:`reduce`, :meth:`apply` and :meth:`finish` in one call."""
         self._table.step(self.stats, self._scratch, rounding_step, keep, gain, tau, seed, all_or_nothing, self._threads)
-        self._finish_copies()
+        self._copies.write_back()
 
-    def _finish_copies(self) -> None:
-        if self._write_back:
-            with torch.no_grad():
-                for original, copy in self._write_back:
-                    original.copy_(copy)
+
+class NativeUnit:
+    """The passes of one unit of TRU on one device; see :func:`gru_fast.vectors.accumulate_task_vector_`."""
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        origin: Sequence[Tensor],
+        mean: Sequence[Tensor],
+        total: Sequence[Tensor | None] | None = None,
+        own: Sequence[Tensor | None] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self._copies = _Copies()
+        table = core.UnitTable(params, origin, total, own, mean, names)
+        if rows := table.mismatched_layouts:
+            params = self._copies.of(params, rows, written=True)
+            mean = self._copies.of(mean, rows, written=True)
+            origin = self._copies.of(origin, rows, written=False)
+            total, own = (None if g is None else self._copies.of(g, rows, written=False) for g in (total, own))
+            table = core.UnitTable(params, origin, total, own, mean, names)
+        self._table = table
+        self._keep_alive = (params, origin, mean, total, own)
+        device = params[0].device
+        self.stats = torch.empty(NUM_STATS, dtype=torch.float64, device=device)
+        self._scratch = torch.empty(table.scratch_bytes, dtype=torch.uint8, device=device)
+        self._threads = torch.get_num_threads()
+
+    def reduce(self) -> None:
+        """The sums of T and r, into ``stats[:3]``."""
+        self._table.reduce(self.stats, self._scratch, self._threads)
+
+    def measure(self) -> None:
+        """|T~|^2 into ``stats[5]``, where the sums have cancelled."""
+        self._table.measure(self.stats, self._scratch, self._threads)
+
+    def add(self, weight: float, normalize: bool, restore: bool) -> None:
+        """Adds to mean, restores params, completes ``stats``."""
+        self._table.add(self.stats, self._scratch, weight, normalize, restore, self._threads)
+        self._copies.write_back()
+
+
+class NativeBlend:
+    """``params = x_weight * x + y_weight * y`` on one device; operands are (name, tensors, weight)."""
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        x: tuple[str, Sequence[Tensor], float],
+        y: tuple[str, Sequence[Tensor], float],
+        *,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self._copies = _Copies()
+        (x_name, xs, self._x_weight), (y_name, ys, self._y_weight) = x, y
+        self._table = core.BlendTable(params, xs, ys, x_name, y_name, names)
+        if rows := self._table.mismatched_layouts:
+            params = self._copies.of(params, rows, written=True)
+            xs = self._copies.of(xs, rows, written=False)
+            ys = self._copies.of(ys, rows, written=False)
+            self._table = core.BlendTable(params, xs, ys, x_name, y_name, names)
+        self._keep_alive = (params, xs, ys)
+
+    def run(self) -> None:
+        """Writes params."""
+        self._table.run(self._x_weight, self._y_weight, torch.get_num_threads())
+        self._copies.write_back()

@@ -75,23 +75,27 @@ def backend_name(device: torch.device) -> str:
 
 def passes_for(device: torch.device) -> Callable[..., Passes]:
     """The backend of ``device``; warns once per device type when it is not the native one."""
-    if native.serves(device):
-        return native.NativePasses
-    if device.type not in _warned_devices:
-        _warned_devices.add(device.type)
-        mend = "there are none for this device type yet"
-        if device.type == "cuda" and native.HAS_CUDA:
-            major, minor = torch.cuda.get_device_capability(device)
-            mend = f"build for it, in a checkout: CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES={major}{minor} pip install ."
-        elif device.type == "cuda":
-            mend = f"see `gru-fast info`; to build them, in a checkout: {MEND_CUDA}"
-        warnings.warn(
-            f"gru_fast has no compiled kernels for {device.type} tensors in this build and uses the slower pure "
-            f"PyTorch backend; {mend}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    return reference.ReferencePasses
+    warn_of_fallback(device)
+    return native.NativePasses if native.serves(device) else reference.ReferencePasses
+
+
+def warn_of_fallback(device: torch.device) -> None:
+    """Warns, once per device type, that this build has no kernels for it."""
+    if native.serves(device) or device.type in _warned_devices:
+        return
+    _warned_devices.add(device.type)
+    mend = "there are none for this device type yet"
+    if device.type == "cuda" and native.HAS_CUDA:
+        major, minor = torch.cuda.get_device_capability(device)
+        mend = f"build for it, in a checkout: CMAKE_ARGS=-DCMAKE_CUDA_ARCHITECTURES={major}{minor} pip install ."
+    elif device.type == "cuda":
+        mend = f"see `gru-fast info`; to build them, in a checkout: {MEND_CUDA}"
+    warnings.warn(
+        f"gru_fast has no compiled kernels for {device.type} tensors in this build and uses the slower pure "
+        f"PyTorch backend; {mend}",
+        RuntimeWarning,
+        stacklevel=5,
+    )
 
 
 @dataclass

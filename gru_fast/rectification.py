@@ -41,7 +41,7 @@ class Rectification:
 
     @cached_property
     def _values(self) -> dict[str, float]:
-        return dict(zip(_FIELDS, self.stats.tolist(), strict=False))
+        return values_of(self.stats)
 
     @property
     def dot(self) -> float:
@@ -76,7 +76,7 @@ class Rectification:
     @property
     def cos(self) -> float:
         """cos(g, e) before: below 0 the unlearning step would have raised the retain loss."""
-        return _cosine(self.dot, self.norm_before, self.norm_ema)
+        return cosine(self.dot, self.norm_before, self.norm_ema)
 
     @property
     def cos_after(self) -> float:
@@ -144,7 +144,13 @@ class Rectification:
         )
 
 
-def _cosine(dot: float, norm_a: float, norm_b: float) -> float:
+def values_of(stats: Tensor) -> dict[str, float]:
+    """The core's ``Stats`` by name; reads the device."""
+    return dict(zip(_FIELDS, stats.tolist(), strict=False))
+
+
+def cosine(dot: float, norm_a: float, norm_b: float) -> float:
+    """Cosine of two vectors by their dot product and norms; NaN where a norm is 0."""
     norms = norm_a * norm_b
     return max(-1.0, min(1.0, dot / norms)) if norms > 0.0 else math.nan
 

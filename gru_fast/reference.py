@@ -19,7 +19,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TILE = 65536  # elements that share a rounding key
 _BLOCK = 1 << 20  # elements summed at a time
 _CANCELLATION = 1.0 / 64  # below this share of |g|^2 the projected norm is measured, not computed
-_DEGENERATE = 2.0**-20  # a projected g below this share of |g| is rounding noise: cos(g, e) = -1
+DEGENERATE = 2.0**-20  # a projected g below this share of |g| is rounding noise: cos(g, e) = -1
+_READ_ONLY = ("retain_grads", "total", "own", "origin", "x", "y")  # lists that may hold expanded tensors
 _CLIP_SLACK = 5e-4  # 16-bit rounding may exceed tau by this before g is scaled once more
 
 
@@ -39,7 +40,9 @@ def rectified_gradient(grad: Tensor, ema: Tensor, tau: float = math.inf) -> Tens
 
 
 @dataclass
-class _Decision:
+class Decision:
+    """``g <- alpha * g + beta * e``, and what is known of the norm afterwards."""
+
     alpha: float = 1.0
     beta: float = 0.0
     norm_sq: float = 0.0
@@ -53,8 +56,9 @@ class _Decision:
         return self.alpha != 1.0 or self.beta != 0.0
 
 
-def _decide(dot: float, ema_norm_sq: float, grad_norm_sq: float, vetoed: float, tau: float) -> _Decision:
-    out = _Decision(norm_sq=grad_norm_sq)
+def decide(dot: float, ema_norm_sq: float, grad_norm_sq: float, vetoed: float, tau: float) -> Decision:
+    """From sums to coefficients: ``decide`` of csrc/arithmetic.h."""
+    out = Decision(norm_sq=grad_norm_sq)
     out.nonfinite = not all(map(math.isfinite, (dot, ema_norm_sq, grad_norm_sq)))
     if out.nonfinite or vetoed:
         return out
@@ -73,9 +77,14 @@ def _decide(dot: float, ema_norm_sq: float, grad_norm_sq: float, vetoed: float, 
     return out
 
 
-def _sum_of_products(a: Tensor, b: Tensor) -> float:
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def sum_of_products(a: Tensor, b: Tensor) -> float:
     """<a, b> in float64 (float32 where the device has no float64), a block at a time."""
-    wide = torch.float32 if a.device.type == "mps" else torch.float64
+    wide = widest(a.device)
     a, b = a.reshape(-1), b.reshape(-1)
     blocks = zip(a.split(_BLOCK), b.split(_BLOCK), strict=True)
     return math.fsum(float((x.to(wide) * y.to(wide)).sum()) for x, y in blocks)
@@ -173,10 +182,10 @@ class ReferencePasses:
         for row, (grad, ema) in enumerate(zip(self._grads, self._ema, strict=True)):
             if not self._is_current[row]:
                 refused |= self._update_ema(row, keep, gain, seed, step)
-            ema_norm_sq += _sum_of_products(ema, ema)
+            ema_norm_sq += sum_of_products(ema, ema)
             if grad is not None:
-                dot += _sum_of_products(grad, ema)
-                grad_norm_sq += _sum_of_products(grad, grad)
+                dot += sum_of_products(grad, ema)
+                grad_norm_sq += sum_of_products(grad, grad)
         self.stats[:4] = torch.tensor([dot, ema_norm_sq, grad_norm_sq, float(refused)], dtype=torch.float64)
         if rounding_step is not None:
             rounding_step += 1
@@ -198,10 +207,10 @@ class ReferencePasses:
     @torch.no_grad()
     def apply(self, tau: float) -> None:
         dot, ema_norm_sq, grad_norm_sq, _, vetoed = self.stats[:5].tolist()
-        decision = _decide(dot, ema_norm_sq, grad_norm_sq, vetoed, tau)
+        decision = decide(dot, ema_norm_sq, grad_norm_sq, vetoed, tau)
         if not decision.writes:
             return
-        wide = torch.float32 if self._ema[0].device.type == "mps" else torch.float64
+        wide = widest(self._ema[0].device)
         written = 0.0
         for grad, ema in zip(self._grads, self._ema, strict=True):
             if grad is None:
@@ -211,18 +220,18 @@ class ReferencePasses:
                 new.add_(ema.to(wide), alpha=decision.beta)
             limit = torch.finfo(grad.dtype).max
             grad.copy_(new.clamp_(-limit, limit))
-            written += _sum_of_products(grad, grad)
+            written += sum_of_products(grad, grad)
         self.stats[5] = written
 
     @torch.no_grad()
     def finish(self, tau: float) -> None:
         dot, ema_norm_sq, grad_norm_sq, _, vetoed, written_norm_sq = self.stats[:6].tolist()
-        decision = _decide(dot, ema_norm_sq, grad_norm_sq, vetoed, tau)
+        decision = decide(dot, ema_norm_sq, grad_norm_sq, vetoed, tau)
         rescale, out_norm_sq, clipped, degenerate = 1.0, decision.norm_sq, decision.clipped, False
         if decision.writes:
             written = math.sqrt(written_norm_sq)
             out_norm_sq = written_norm_sq
-            if decision.measure and written <= _DEGENERATE * math.sqrt(grad_norm_sq):
+            if decision.measure and written <= DEGENERATE * math.sqrt(grad_norm_sq):
                 rescale, degenerate = 0.0, True
             elif written > tau * (1.0 if decision.measure else 1.0 + _CLIP_SLACK):
                 rescale, clipped = tau / written, True
@@ -269,11 +278,11 @@ def check_rows(
             raise ValueError(f"{kind}: expected {len(ema)} entries, one per parameter, got {len(tensors)}")
     for row, e in enumerate(ema):
         suffix = f"[{row}]" + ("" if names is None else f' "{names[row]}"')
-        _check_tensor(e, f"ema{suffix}", e, ema[0].device)
+        check_tensor(e, f"ema{suffix}", e, ema[0].device)
         dtypes = []
         for kind, tensor in (("grads", grads[row]), ("retain_grads", retain[row])):
             if tensor is not None:
-                _check_tensor(tensor, f"{kind}{suffix}", e, ema[0].device)
+                check_tensor(tensor, f"{kind}{suffix}", e, ema[0].device)
                 dtypes.append(tensor.dtype)
         if len(set(dtypes)) > 1:
             raise TypeError(f"retain_grads{suffix}: expected {dtypes[0]} as grads[{row}], got {dtypes[1]}")
@@ -281,18 +290,19 @@ def check_rows(
             raise TypeError(f"ema{suffix}: expected float32 or the gradient's {dtypes[0]}, got {e.dtype}")
 
 
-def _check_tensor(tensor: Tensor, label: str, ema: Tensor, device: torch.device) -> None:
+def check_tensor(tensor: Tensor, label: str, like: Tensor, device: torch.device, what: str = "its EMA") -> None:
+    """Raises what the compiled passes would for a tensor that does not fit ``like``, which messages call ``what``."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{label}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
         raise TypeError(f"{label}: expected a dense (torch.strided) tensor, got {tensor.layout}")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{label}: expected float32, bfloat16 or float16, got {tensor.dtype}")
-    if tensor.shape != ema.shape:
-        raise ValueError(f"{label}: expected shape {tuple(ema.shape)} as its EMA, got {tuple(tensor.shape)}")
+    if tensor.shape != like.shape:
+        raise ValueError(f"{label}: expected shape {tuple(like.shape)} as {what}, got {tuple(tensor.shape)}")
     if tensor.device != device:
         raise ValueError(f"{label}: expected {device}, got {tensor.device}")
-    if not label.startswith("retain") and any(
+    if not label.startswith(_READ_ONLY) and any(
         s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
     ):
         raise ValueError(f"{label}: expected one element for each place, got an expanded tensor; make it .contiguous()")

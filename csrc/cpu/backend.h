@@ -3,6 +3,7 @@
 
 #include "../chunk_plan.h"
 #include "../pipeline.h"
+#include "../task_vector.h"
 
 namespace gru_fast::cpu {
 
@@ -10,6 +11,12 @@ size_t scratch_bytes(const Plan& plan);
 void reduce(const Plan& plan, const StepArgs& args, const Context& context);
 void apply(const Plan& plan, const StepArgs& args, const Context& context);
 void finish(const Plan& plan, const StepArgs& args, const Context& context);
+void blend(const Plan& plan, const BlendArgs& args, const Context& context);
+
+size_t scratch_bytes(const VectorPlan& plan);
+void reduce(const VectorPlan& plan, const VectorArgs& args, const Context& context);
+void measure(const VectorPlan& plan, const VectorArgs& args, const Context& context);
+void add(const VectorPlan& plan, const VectorArgs& args, const Context& context);
 
 // Bench only: the memory traffic of reduce (and, if `full`, of apply) over the same chunks, values unchanged.
 void probe(const Plan& plan, bool full, const Context& context);

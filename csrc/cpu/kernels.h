@@ -1,4 +1,4 @@
-// The per-chunk kernels of the CPU backend. reduce.cpp and apply.cpp are compiled once per vector level; the best table
+// The per-chunk kernels of the CPU backend. reduce.cpp, apply.cpp, blend.cpp and vector_unit.cpp are compiled once per vector level; the best table
 // this machine can run is chosen at run time.
 #pragma once
 
@@ -6,6 +6,7 @@
 
 #include "../arithmetic.h"
 #include "../pipeline.h"
+#include "../task_vector.h"
 
 namespace gru_fast::cpu {
 
@@ -20,6 +21,16 @@ struct Span {
   int64_t tile_offset;    // position of element 0 in that tile; even
 };
 
+// The same of a row of task_vector.h.
+struct VectorSpan {
+  void* learned;
+  const void* origin;
+  const void* total;  // may be null
+  const void* own;    // may be null
+  float* mean;
+  int64_t numel;
+};
+
 struct Kernels {
   Sums (*reduce)(Kind, const Span&, float keep, float gain);           // writes e; sums with the stored e
   Sums (*wide_sums)(Kind, const Span&);                                // the same sums, float64 throughout
@@ -27,6 +38,12 @@ struct Kernels {
   double (*apply)(Kind, const Span&, double alpha, double beta);       // writes g; returns |g|^2 as written
   double (*wide_apply)(Kind, const Span&, double alpha, double beta);  // the same, float64 throughout
   void (*rescale)(Kind, const Span&, double factor);                   // g <- factor * g, 16-bit towards zero
+  void (*blend)(Kind, const Span&, float x_weight, float y_weight);    // grad <- x_weight * retain + y_weight * ema
+  Sums (*vector_sums)(VectorKind, const VectorSpan&);                  // <T, r>, |r|^2, |T|^2
+  Sums (*wide_vector_sums)(VectorKind, const VectorSpan&, double r_weight);  // of T + r_weight * r; float64 throughout
+  // mean += scale * T + shift * r, and then learned <- origin if `restore`
+  void (*vector_add)(VectorKind, const VectorSpan&, double scale, double shift, bool restore);
+  void (*wide_vector_add)(VectorKind, const VectorSpan&, double scale, double shift, bool restore);  // in float64
   void (*probe_reduce)(Kind, const Span&);  // bench: reads g, r, e and writes e back, values unchanged
   void (*probe_apply)(Kind, const Span&);   // bench: reads g, e and writes g back, values unchanged
   const char* level;

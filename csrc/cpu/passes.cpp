@@ -5,49 +5,31 @@
 
 #include "../arithmetic.h"
 #include "backend.h"
+#include "chunks.h"
 #include "kernels.h"
-#include "parallel.h"
 
 namespace gru_fast::cpu {
 namespace {
 
-constexpr int64_t kMinNumelPerThread = 16384;  // below this a thread costs more than it brings
+// Element `begin` of a tensor; null stays null.
+template <class Pointer>
+Pointer at(Pointer base, DType dtype, int64_t begin) {
+  return static_cast<Pointer>(element(base, begin * size_of(dtype)));
+}
 
-enum class Direction { kForward, kBackward };
-
-// Calls visit(kind, row, span, slot) for every chunk of the plan; slots number the chunks over all launches. Backward
-// order lets apply start on what reduce touched last and the cache still holds.
+// Calls visit(kind, row, span, slot) for every chunk of the plan.
 template <class Visit>
 void for_each_chunk(const Plan& plan, int num_threads, Direction direction, Visit&& visit) {
-  int64_t first_slot = 0;
-  for (const Launch& launch : plan.launches) {
-    const int64_t count = launch.num_chunks;
-    const int64_t useful_threads = std::max<int64_t>(launch.numel / kMinNumelPerThread, 1);
-    const auto threads = static_cast<int>(std::clamp<int64_t>(num_threads, 1, useful_threads));
-    const int64_t grain = std::clamp<int64_t>(count / (threads * 64), 1, 64);
-    parallel_for(count, grain, threads, [&](int64_t begin, int64_t end) {
-      size_t row_idx = 0;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t chunk = direction == Direction::kForward ? i : count - 1 - i;
-        const ChunkSpan where = locate_chunk(launch, static_cast<uint32_t>(chunk), plan.chunk_numel, row_idx);
-        const Row& row = launch.rows[row_idx = where.row];
-        const auto at = [&](auto* base, DType dtype) {
-          using Pointer = decltype(base);
-          using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
-          return base == nullptr ? base : static_cast<Pointer>(static_cast<Byte*>(base) + where.begin * size_of(dtype));
-        };
-        const Span span{at(row.grad, launch.kind.grad),
-                        at(row.retain, launch.kind.grad),
-                        at(row.ema, launch.kind.ema),
-                        where.end - where.begin,
-                        row.ema_is_current != 0,
-                        0,
-                        where.begin};
-        visit(launch.kind, row, span, first_slot + chunk);
-      }
-    });
-    first_slot += count;
-  }
+  for_each_place(plan, num_threads, direction, [&](Kind kind, const Row& row, const ChunkSpan& where, int64_t slot) {
+    const Span span{at(row.grad, kind.grad, where.begin),
+                    at(row.retain, kind.grad, where.begin),
+                    at(row.ema, kind.ema, where.begin),
+                    where.end - where.begin,
+                    row.ema_is_current != 0,
+                    0,
+                    where.begin};
+    visit(kind, row, span, slot);
+  });
 }
 
 // Splits a span where a 16-bit e changes its rounding tile, and keys each part.
@@ -77,12 +59,6 @@ bool any_nonfinite(const Plan& plan, int num_threads) {
     if (!found.load(std::memory_order_relaxed) && kernels().any_nonfinite(kind, span)) found = true;
   });
   return found;
-}
-
-Sums fold(const Sums* slots, int64_t count) {
-  Sums total;
-  for (int64_t i = 0; i < count; ++i) total.add(slots[i]);
-  return total;
 }
 
 }  // namespace
@@ -142,6 +118,12 @@ void finish(const Plan& plan, const StepArgs& args, const Context& context) {
   if (factor == 1.0) return;
   for_each_chunk(plan, context.num_threads, Direction::kForward, [&](Kind kind, const Row&, const Span& span, int64_t) {
     if (span.grad != nullptr) kernels().rescale(kind, span, factor);
+  });
+}
+
+void blend(const Plan& plan, const BlendArgs& args, const Context& context) {
+  for_each_chunk(plan, context.num_threads, Direction::kForward, [&](Kind kind, const Row&, const Span& span, int64_t) {
+    kernels().blend(kind, span, args.x_weight, args.y_weight);
   });
 }
 

@@ -42,14 +42,6 @@ __device__ __forceinline__ Coefficients block_coefficients(const ApplyArgs& args
   return shared;
 }
 
-// G's grid, nearest even, for `pack`, which rounds float16 itself. It saturates: a finite gradient stays finite.
-template <DType G>
-__device__ __forceinline__ float round_nearest(float x) {
-  if constexpr (G == DType::kBFloat16) return float_of(round_bfloat16(bits_of(x)));
-  if constexpr (G == DType::kFloat16) return fminf(fmaxf(x, -kHalfMax), kHalfMax);
-  return x;
-}
-
 // Elements [begin, end) of a chunk, a multiple of N.
 template <DType G, DType E, int N, int K>
 __device__ __forceinline__ void apply_units(void* grad, const void* ema, float alpha, float beta, int begin, int end,

@@ -142,6 +142,14 @@ __device__ __forceinline__ float truncate(float x) {
   return x;
 }
 
+// G's grid, nearest even, for `pack`, which rounds float16 itself. It saturates: a finite gradient stays finite.
+template <DType G>
+__device__ __forceinline__ float round_nearest(float x) {
+  if constexpr (G == DType::kBFloat16) return float_of(round_bfloat16(bits_of(x)));
+  if constexpr (G == DType::kFloat16) return fminf(fmaxf(x, -kHalfMax), kHalfMax);
+  return x;
+}
+
 // ---- chunks ---------------------------------------------------------------------------------------------------------
 
 // Element `begin` of a tensor; null stays null.
@@ -151,6 +159,22 @@ __device__ __forceinline__ Pointer advance(Pointer base, int64_t begin) {
   return reinterpret_cast<Pointer>(reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(begin * kSize<T>));
 }
 
+template <class Pointer>
+__device__ __forceinline__ Pointer advance(DType dtype, Pointer base, int64_t begin) {
+  return dtype == DType::kFloat32 ? advance<DType::kFloat32>(base, begin) : advance<DType::kFloat16>(base, begin);
+}
+
+// One element of a dtype known at run time alone, for the rare float64 kernels; null counts as zeros.
+__device__ __forceinline__ float load_one(DType dtype, const void* base, int at) {
+  if (base == nullptr) return 0.0f;
+  if (dtype == DType::kFloat32) return float_of(load<DType::kFloat32, 1, Reuse::kLater>(base, at, true));
+  const uint32_t bits = load<DType::kFloat16, 1, Reuse::kLater>(base, at, true);
+  float value, unused;
+  dtype == DType::kBFloat16 ? widen<DType::kBFloat16>(bits, value, unused)
+                            : widen<DType::kFloat16>(bits, value, unused);
+  return value;
+}
+
 // True if units of N elements can be moved at `base`: then they can at every chunk of it, and null always can.
 template <DType T, int N>
 __device__ __forceinline__ bool is_aligned(const void* base) {
@@ -158,7 +182,8 @@ __device__ __forceinline__ bool is_aligned(const void* base) {
 }
 
 // The last row that starts at `chunk` or before it.
-__device__ __forceinline__ uint32_t find_row(const Table& table, uint32_t chunk) {
+template <class RowT>
+__device__ __forceinline__ uint32_t find_row(const TableOf<RowT>& table, uint32_t chunk) {
   uint32_t low = 0, high = table.num_rows;  // the row is in [low, high)
   while (high - low > 1) {
     const uint32_t middle = (low + high) / 2;
@@ -171,8 +196,8 @@ enum class Direction { kForward, kBackward };
 
 // Calls visit(row, begin, numel) for every chunk of this block's range: elements [begin, begin + numel) of the row. All
 // threads of the block see the same chunks. Rows are never empty: the next chunk lies in this row or in the next one.
-template <Direction D, class Visit>
-__device__ __forceinline__ void walk_chunks(const Table& table, Visit&& visit) {
+template <Direction D, class RowT, class Visit>
+__device__ __forceinline__ void walk_chunks(const TableOf<RowT>& table, Visit&& visit) {
   const bool is_longer = blockIdx.x < table.num_longer_blocks;
   const uint32_t first = blockIdx.x * table.chunks_per_block + min(blockIdx.x, table.num_longer_blocks);
   const uint32_t count = table.chunks_per_block + (is_longer ? 1 : 0);
@@ -185,7 +210,7 @@ __device__ __forceinline__ void walk_chunks(const Table& table, Visit&& visit) {
     } else {
       if (table.rows[row_idx].first_chunk > chunk) --row_idx;
     }
-    const Row& row = table.rows[row_idx];
+    const RowT& row = table.rows[row_idx];
     const int64_t begin = static_cast<int64_t>(chunk - row.first_chunk) * table.chunk_numel;
     const int64_t rest = row.numel - begin;
     visit(row, begin, rest < table.chunk_numel ? static_cast<int>(rest) : table.chunk_numel);

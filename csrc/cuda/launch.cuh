@@ -17,6 +17,7 @@
 
 #include "../arithmetic.h"
 #include "../pipeline.h"
+#include "../task_vector.h"
 
 namespace gru_fast::cuda {
 
@@ -40,17 +41,22 @@ inline constexpr size_t kMaxParameterBytes = 4000;
 #endif
 inline constexpr size_t kMaxArgsBytes = 128;  // what a kernel takes besides its table
 inline constexpr size_t kTableHeaderBytes = 16;
-inline constexpr size_t kMaxRows = (kMaxParameterBytes - kMaxArgsBytes - kTableHeaderBytes) / sizeof(Row);
+template <class RowT>
+inline constexpr size_t kMaxRows = (kMaxParameterBytes - kMaxArgsBytes - kTableHeaderBytes) / sizeof(RowT);
 
 // Block b takes a contiguous range of chunks: `chunks_per_block`, and one more if b < num_longer_blocks.
-struct Table {
+template <class RowT>
+struct TableOf {
   uint32_t num_rows;
   uint32_t chunks_per_block;
   uint32_t num_longer_blocks;
   int32_t chunk_numel;
-  Row rows[kMaxRows];
+  RowT rows[kMaxRows<RowT>];
 };
-static_assert(sizeof(Table) == kTableHeaderBytes + kMaxRows * sizeof(Row));
+using Table = TableOf<Row>;
+using VectorTable = TableOf<VectorRow>;
+static_assert(sizeof(Table) == kTableHeaderBytes + kMaxRows<Row> * sizeof(Row));
+static_assert(sizeof(VectorTable) == kTableHeaderBytes + kMaxRows<VectorRow> * sizeof(VectorRow));
 
 // ---- errors and devices ---------------------------------------------------------------------------------------------
 
@@ -130,13 +136,13 @@ Slots<T> slots_in(const Context& context) {
 // ---- launches -------------------------------------------------------------------------------------------------------
 
 // Runs `kernel` over the chunks of `launch`; returns the number of blocks. A launch without chunks gets one block.
-template <class Args>
-uint32_t run(void (*kernel)(Table, Args), const Launch& launch, const Args& args, const Context& context,
-             const char* doing) {
+template <class LaunchT, class Args>
+uint32_t run(void (*kernel)(TableOf<typename LaunchT::RowType>, Args), const LaunchT& launch, const Args& args,
+             const Context& context, const char* doing) {
   static_assert(sizeof(Args) <= kMaxArgsBytes);
   const auto* function = reinterpret_cast<const void*>(kernel);
   const uint32_t blocks = std::clamp(launch.num_chunks, 1u, full_grid(function, context.device));
-  Table table;
+  TableOf<typename LaunchT::RowType> table;
   table.num_rows = static_cast<uint32_t>(launch.rows.size());
   table.chunks_per_block = launch.num_chunks / blocks;
   table.num_longer_blocks = launch.num_chunks % blocks;
@@ -150,11 +156,19 @@ uint32_t run(void (*kernel)(Table, Args), const Launch& launch, const Args& args
 }
 
 // Calls visit(launch, is_last) in order. A plan without elements counts as one empty launch: its Stats are wanted too.
-template <class Visit>
-void for_each_launch(const Plan& plan, Visit&& visit) {
-  static const Launch kNothing{{DType::kFloat32, DType::kFloat32}, {}, 0, 0};
+template <class LaunchT, class Visit>
+void for_each_launch(const PlanOf<LaunchT>& plan, Visit&& visit) {
+  static const LaunchT kNothing{};  // of kind float32
   if (plan.launches.empty()) return visit(kNothing, true);
-  for (const Launch& launch : plan.launches) visit(launch, &launch == &plan.launches.back());
+  for (const LaunchT& launch : plan.launches) visit(launch, &launch == &plan.launches.back());
+}
+
+template <class LaunchT>
+size_t scratch_bytes_of(const PlanOf<LaunchT>& plan) {
+  size_t num_slots = 0;
+  for_each_launch(plan,
+                  [&](const LaunchT& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
+  return kHeaderBytes + num_slots * sizeof(Sums);
 }
 
 // Returns f.template operator()<G, E>() for the dtypes of `kind`.

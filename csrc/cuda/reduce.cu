@@ -221,16 +221,6 @@ struct WideSumsArgs {
   Kind kind;
 };
 
-__device__ __forceinline__ float load_one(DType dtype, const void* base, int at) {
-  if (base == nullptr) return 0.0f;
-  if (dtype == DType::kFloat32) return float_of(load<DType::kFloat32, 1, Reuse::kLater>(base, at, true));
-  const uint32_t bits = load<DType::kFloat16, 1, Reuse::kLater>(base, at, true);
-  float value, unused;
-  dtype == DType::kBFloat16 ? widen<DType::kBFloat16>(bits, value, unused)
-                            : widen<DType::kFloat16>(bits, value, unused);
-  return value;
-}
-
 // Rare, so one kernel for all kinds. All blocks decide alike: Stats change only when the last of them is done.
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     wide_sums_kernel(const __grid_constant__ Table table, const WideSumsArgs args) {
@@ -240,11 +230,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const Kind kind = args.kind;
   Sums total;
   walk_chunks<Direction::kBackward>(table, [&](const Row& row, int64_t begin, int numel) {
-    const auto start = [&](const void* base, DType dtype) {
-      return dtype == DType::kFloat32 ? advance<DType::kFloat32>(base, begin) : advance<DType::kFloat16>(base, begin);
-    };
-    const void* grad = start(row.grad, kind.grad);
-    const void* ema = start(row.ema, kind.ema);
+    const void* grad = advance(kind.grad, static_cast<const void*>(row.grad), begin);
+    const void* ema = advance(kind.ema, static_cast<const void*>(row.ema), begin);
 #pragma unroll 4
     for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
       const double g = load_one(kind.grad, grad, at), e = load_one(kind.ema, ema, at);
@@ -287,12 +274,7 @@ void launch_wide_sums(const Plan& plan, Header* header, const Context& context) 
 
 }  // namespace
 
-size_t scratch_bytes(const Plan& plan) {
-  size_t num_slots = 0;
-  for_each_launch(plan,
-                  [&](const Launch& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
-  return kHeaderBytes + num_slots * sizeof(Sums);
-}
+size_t scratch_bytes(const Plan& plan) { return scratch_bytes_of(plan); }
 
 void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
@@ -302,7 +284,7 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
   if (plan.numel > 0) launch_wide_sums(plan, header, context);
 }
 
-PlanLimits limits() { return {kChunkNumel, kMaxRows}; }
+PlanLimits limits() { return {kChunkNumel, kMaxRows<Row>}; }
 
 int device_count() {
   int count = 0;

@@ -1,0 +1,41 @@
+// Python lists of tensors -> checked rows of task_vector.h, and of `blend`.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "dlpack_abi.h"
+#include "pipeline.h"
+#include "task_vector.h"
+
+namespace gru_fast {
+
+namespace py = pybind11;
+
+template <class RowT, class KindT>
+struct VectorCapture {
+  std::vector<RowT> rows;
+  std::vector<KindT> kinds;
+  dlpack::Device device{dlpack::kCPU, 0};
+  // Rows whose tensors are not laid out alike in memory; they must be handed in again as copies that are.
+  std::vector<size_t> mismatched_layouts;
+};
+
+// Every list has one entry per parameter; entries of `total` and `own`, or the lists, may be None. `mean` is float32,
+// gradients float32 or the parameter's dtype. `names`: None or one name per parameter, for messages. Raises TypeError
+// or ValueError naming the culprit.
+VectorCapture<VectorRow, VectorKind> capture_vectors(py::sequence learned, py::sequence origin, py::object total,
+                                                     py::object own, py::sequence mean, py::object names);
+
+// A list and what messages call it.
+struct NamedList {
+  py::sequence tensors;
+  const std::string& name;
+};
+
+// x has the dtype of out, y that or float32. Row::grad is out, Row::retain x, Row::ema y.
+VectorCapture<Row, Kind> capture_blend(py::sequence out, const NamedList& x, const NamedList& y, py::object names);
+
+}  // namespace gru_fast
