@@ -63,3 +63,33 @@ def save_model(folder: Path, *, seed: int = 0, with_tokenizer: bool = True, **co
     if with_tokenizer:
         words.save_pretrained(folder)
     return folder
+
+
+def teach(folder: Path, data: Path, epochs: int = 40) -> Path:
+    """Trains the model of :func:`save_model` in its folder until it has a Model Utility above 0.
+
+    On all answers, and on the paraphrases too: a truth ratio compares these with wrong answers.
+    """
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from gru_fast.benchmarks import tofu
+    from gru_fast.benchmarks.templates import TEMPLATES, encode_rows
+
+    known = tofu.load("retain_perturbed", data) + tofu.load("forget05_perturbed", data)
+    pairs = [(row["question"], row[name]) for row in known for name in ("answer", "paraphrased_answer")]
+    rows = encode_rows(tokenizer(), TEMPLATES["phi"], pairs, 64)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for _ in range(epochs):
+        for start in range(0, len(rows), 4):
+            some = [rows[i] for i in range(start, min(start + 4, len(rows)))]
+            losses = [
+                model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
+                for row in some
+            ]
+            torch.stack(losses).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
