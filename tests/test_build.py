@@ -13,24 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreter import run_python
 
 import gru_fast
 from gru_fast._load import core
 from gru_fast.cli import main
 
 PACKAGE = Path(gru_fast.__file__).parent
-
-
-def run_python(code: str, cwd: Path, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs `code` in a new interpreter in `cwd`, away from the checkout."""
-    return subprocess.run(
-        [sys.executable, *flags, "-c", code],
-        cwd=cwd,
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def binutil(*command: str) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from interpreter import run_python
 
 from gru_fast.cli import commands, main
 from gru_fast.cli.commands import ls, unlearn
@@ -40,7 +39,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path, argv: list[str]) -> None:
         f"try: main({argv!r})\nexcept SystemExit: pass\n"
         f"print('FOUND', [name for name in {HEAVY!r} if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = run_python(code, tmp_path)
     assert result.stderr == ""
     assert result.stdout.endswith("FOUND []\n")
 

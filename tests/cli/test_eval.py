@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from interpreter import run_python
 from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
@@ -314,11 +314,11 @@ def test_a_new_file_is_a_new_benchmark(
     assert capsys.readouterr().out == "fake-4 4\n"
 
 
-def test_printing_a_log_imports_no_transformers() -> None:
+def test_printing_a_log_imports_no_transformers(tmp_path: Path) -> None:
     code = (
         "import sys; from gru_fast.cli import main; main(['eval', 'tofu', '--from-logs', 'x.json']); "
         "assert 'transformers' not in sys.modules and 'datasets' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "x.json: no such file or folder" in done.stderr

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreter import run_python
 
 from gru_fast.metrics import extra
 from gru_fast.metrics.extra import TextRecord, merge, summarize
@@ -63,9 +63,10 @@ def test_a_name_or_a_field_is_not_taken_twice_or_made_up() -> None:
     assert "new" not in extra.names()
 
 
-def test_metrics_import_no_model_library() -> None:
+def test_metrics_import_no_model_library(tmp_path: Path) -> None:
     code = "import sys; from gru_fast.metrics import extra; extra.names(); print('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "False\n"
+    done = run_python(code, tmp_path)
+    assert done.stdout == "False\n", done.stderr
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interpreter import run_python
 
 from gru_fast.metrics import mia
 from gru_fast.metrics.muse import (
@@ -195,7 +194,7 @@ def test_logs_that_are_none_are_refused(tmp_path: Path) -> None:
         read_retained(tmp_path / "run")
 
 
-def test_the_metrics_need_no_model_library() -> None:
+def test_the_metrics_need_no_model_library(tmp_path: Path) -> None:
     code = "import sys, gru_fast.metrics.muse; assert 'transformers' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr

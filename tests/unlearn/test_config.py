@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from interpreter import run_python
 
 from gru_fast.unlearn import GRUOptions, UnlearnConfig
 from gru_fast.unlearn.methods import names
@@ -117,10 +116,10 @@ def test_it_survives_its_own_dictionary(tmp_path: Path) -> None:
     assert '"gamma": 0.8' in config.to_json_string()
 
 
-def test_methods_and_data_need_no_transformers() -> None:
+def test_methods_and_data_need_no_transformers(tmp_path: Path) -> None:
     code = (
         "import sys, gru_fast.unlearn, gru_fast.unlearn.methods as m; m.names(); "
         "assert 'transformers' not in sys.modules; gru_fast.unlearn.nothing"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_python(code, tmp_path)
     assert "AttributeError: module 'gru_fast.unlearn' has no attribute 'nothing'" in done.stderr

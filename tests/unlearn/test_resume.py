@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from interpreter import run_python
 from torch import Tensor
 
 from gru_fast.ema import RetainEMA
@@ -100,8 +99,7 @@ def test_lora_resumes_bit_for_bit(method: str, tmp_path: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
+import os, signal
 import tiny
 from transformers import TrainerCallback
 
@@ -119,8 +117,8 @@ trainer.train()
 
 def test_killed_between_micro_batches_and_resumed(tmp_path: Path) -> None:
     settings = {**EVERY, "method": "npo", "rectify": True}
-    code = KILLED.format(tests=str(Path(tiny.__file__).parent), settings=settings, folder=str(tmp_path / "broken"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = KILLED.format(settings=settings, folder=str(tmp_path / "broken"))
+    done = run_python(code, tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert last_checkpoint(tmp_path / "broken") == tmp_path / "broken" / "checkpoint-4"
     resumed, whole = tiny.trainer(tmp_path / "broken", **settings), tiny.trainer(tmp_path / "whole", **settings)
