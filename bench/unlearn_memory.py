@@ -1,0 +1,141 @@
+"""Peak memory of `UnlearnTrainer` on a real model, against what has to be there.
+
+    python bench/unlearn_memory.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/tofu
+
+Every mode runs in a process of its own: plain (the objective alone), collect and stream (with GRU). The peak is that of
+the resident set while training, above the resident set before the model was loaded (CPU), or what the allocator held at
+most (CUDA). glibc is told to hand freed memory back, so that the resident set is what is in use. Against it: parameters
++ optimizer + one set of gradients, and for GRU + the moving average; the rest is activations, logits of the longest batch
+and the libraries' own buffers. With tied embeddings autograd itself holds three gradients of the embedding for a moment
+(of its two uses, and their sum).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MODES = ("plain", "collect", "stream")
+_RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/self/status: no {field}")
+
+
+def measure(args: argparse.Namespace, mode: str) -> dict[str, Any]:
+    """One run of `args.steps` steps."""
+    from gru_fast.benchmarks import tofu
+    from gru_fast.models import ModelOptions, load_model, load_template, load_tokenizer
+    from gru_fast.unlearn import UnlearnConfig, UnlearnTrainer
+
+    options = ModelOptions(args.model, tokenizer=args.tokenizer)
+    tokenizer = load_tokenizer(options)
+    template = load_template(options, tokenizer)
+    data = tofu.unlearning_data(tokenizer, template, args.split, args.data, args.max_length)
+    with tempfile.TemporaryDirectory() as folder:
+        config = UnlearnConfig(
+            folder,
+            method=args.method,
+            rectify=mode != "plain",
+            stream=mode == "stream",
+            tau=1.0,
+            max_steps=args.steps,
+            per_device_train_batch_size=args.batch_size,
+            gradient_accumulation_steps=args.accumulation,
+            gradient_checkpointing=args.gradient_checkpointing,
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1,
+        )
+        gc.collect()
+        before = resident("VmRSS")
+        model = load_model(options, train=True)
+        trainer = UnlearnTrainer(model, config, train_dataset=data, processing_class=tokenizer)
+        gc.collect()
+        cuda = config.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts again from here
+        result = trainer.train()
+        peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - before
+        params = [param for param in model.parameters() if param.requires_grad]
+        sizes = {
+            "parameters": sum(p.numel() * p.element_size() for p in model.parameters()),
+            "optimizer": sum(
+                value.numel() * value.element_size()
+                for state in trainer.optimizer.state.values()
+                for value in state.values()
+                if isinstance(value, torch.Tensor)
+            ),
+            "gradients": sum(p.numel() * p.element_size() for p in params),
+            "ema": trainer.retain_ema.nbytes if mode != "plain" else 0,
+        }
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "mode": mode,
+        "steps": result.global_step,
+        "peak_bytes": peak,
+        "budget_bytes": sum(sizes.values()),
+        **{f"{name}_bytes": size for name, size in sizes.items()},
+        "first": log[0],
+        "last": log[-1],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder, hub name or file.gguf")
+    parser.add_argument("--tokenizer", help="if not with the model")
+    parser.add_argument("--data", default="locuslab/TOFU", help="hub name or folder (default %(default)s)")
+    parser.add_argument("--split", default="forget05")
+    parser.add_argument("--method", default="npo")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--max-length", type=int, default=500)
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--in-process", choices=MODES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.in_process:
+        print(json.dumps(measure(args, args.in_process)))
+        return 0
+    rows = []
+    print(f"{'mode':8} {'peak':>9} {'must be':>9} {'ratio':>6}   parameters + optimizer + gradients + EMA, MiB")
+    for mode in args.modes:
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--in-process", mode],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env={**os.environ, **_RETURN_MEMORY},
+        )
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        mib = {name: value / 2**20 for name, value in row.items() if name.endswith("_bytes")}
+        parts = " + ".join(f"{mib[f'{name}_bytes']:.0f}" for name in ("parameters", "optimizer", "gradients", "ema"))
+        ratio = row["peak_bytes"] / row["budget_bytes"]
+        print(f"{mode:8} {mib['peak_bytes']:9.0f} {mib['budget_bytes']:9.0f} {ratio:6.3f}   {parts}", flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
