@@ -5,9 +5,9 @@
 Every mode runs in a process of its own: plain (the objective alone), collect and stream (with GRU). The peak is that of
 the resident set while training, above the resident set before the model was loaded (CPU), or what the allocator held at
 most (CUDA). glibc is told to hand freed memory back, so that the resident set is what is in use. Against it: parameters
-+ optimizer + one set of gradients, and for GRU + the moving average; the rest is activations, logits of the longest batch
-and the libraries' own buffers. With tied embeddings autograd itself holds three gradients of the embedding for a moment
-(of its two uses, and their sum).
++ optimizer + one set of gradients, and for GRU + the moving average; the rest is activations, logits of the longest
+batch and the libraries' own buffers. With tied embeddings autograd itself holds three gradients of the embedding for a
+moment (of its two uses, and their sum).
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ def measure(args: argparse.Namespace, mode: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(options)
     template = load_template(options, tokenizer)
     data = tofu.unlearning_data(tokenizer, template, args.split, args.data, args.max_length)
+    renamed = hasattr(UnlearnConfig, "activation_checkpointing")  # by newer versions of transformers
+    flag = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    checkpointing = {flag: True} if args.gradient_checkpointing else {}
     with tempfile.TemporaryDirectory() as folder:
         config = UnlearnConfig(
             folder,
@@ -56,7 +59,7 @@ def measure(args: argparse.Namespace, mode: str) -> dict[str, Any]:
             max_steps=args.steps,
             per_device_train_batch_size=args.batch_size,
             gradient_accumulation_steps=args.accumulation,
-            gradient_checkpointing=args.gradient_checkpointing,
+            **checkpointing,
             save_strategy="no",
             disable_tqdm=True,
             logging_steps=1,

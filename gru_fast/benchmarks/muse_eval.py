@@ -138,8 +138,11 @@ def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     )
 
 
-# Columns of a plot of removal against retention: retention, removal (0 is best, negative under-unlearned).
-PLANE = ("KnowMem retain", "PrivLeak")
+# A plot of removal against retention: the columns of both, and which way is better.
+PLANE = {
+    "KnowMem retain": "what is kept, higher is better",
+    "PrivLeak": "0 is best; below, something is left, above, too much is gone",
+}
 
 
 def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:

@@ -205,7 +205,8 @@ def report(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PLANE = ("MU", "FQ (ln p)")  # columns of a plot of removal against retention: retention, removal
+# A plot of removal against retention: the columns of both, and which way is better.
+PLANE = {"MU": "what is kept, higher is better", "FQ (ln p)": "how well it is removed, higher is better"}
 
 
 def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:

@@ -113,7 +113,8 @@ def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
     )
 
 
-PLANE = ("MMLU", "WMDP Cyber")
+# A plot of removal against retention: the columns of both, and which way is better.
+PLANE = {"MMLU": "what is kept, higher is better", "WMDP Cyber": "what is left of it, lower is better"}
 
 
 def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:

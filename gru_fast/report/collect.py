@@ -13,7 +13,7 @@ from gru_fast.runs import Run, is_run, read_run
 # A benchmark's module gru_fast/benchmarks/NAME_eval.py says what a report shows of its summaries:
 #
 # columns(summary)   {heading: number, or None where it is not known}
-# PLANE              the headings of retention and removal, for a figure of one against the other
+# PLANE              {heading: which way is better} of retention and of removal, for a figure of one against the other
 _SUFFIX = "_eval"
 _DEPTH = 3  # how far below a given folder runs are looked for
 
@@ -100,6 +100,8 @@ def collect(paths: Iterable[str | Path], retain: str | Path | None = None) -> li
     """
     entries = [entry for folder in find_runs(paths) for entry in _entries(read_run(folder))]
     if retain is not None:
+        if not Path(retain).exists():
+            raise FileNotFoundError(f"{retain}: no such file or folder; give the retrained model's run, or a log of it")
         entries = [_against(entry, retain) if entry.summary.get("benchmark") == "tofu" else entry for entry in entries]
     return sorted(entries, key=_order)
 
@@ -141,8 +143,8 @@ def steps(entry: Entry, name: str) -> tuple[list[int], list[float]]:
     return [row["step"] for row in rows], [float(row[name]) for row in rows]
 
 
-def plane_of(benchmark: str) -> tuple[str, str]:
-    """Headings of the scores that say how much is retained, and how well removed."""
+def plane_of(benchmark: str) -> Mapping[str, str]:
+    """The scores that say how much is retained, and how well removed: {heading: which way is better}, in this order."""
     return _module(benchmark).PLANE
 
 

@@ -8,7 +8,7 @@ path.png       Probability of what is kept against that of what is removed, alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ PLAIN, GRU, REFERENCE = "#d55e00", "#0072b2", "#444444"  # Okabe and Ito's: told
 _FAINT = "#f3f3f3"
 _MARKERS = "osD^vPX*<>"
 _FORMATS = ("png", "svg")
+_WIDE = 30  # largest over smallest loss from which on a log scale is drawn
 _MANY_STEPS = 50  # from here on single steps are drawn thin, with their moving average
 # Logged along a run by those who can: mean exp(-loss) of the rows to forget and of rows to keep.
 FORGET_PROBABILITY, RETAIN_PROBABILITY = "eval_forget_probability", "eval_retain_probability"
@@ -116,7 +117,7 @@ def over_steps(entries: Sequence[Entry]) -> Any:
         cosine.set_ylim(-1.05, 1.05)
         loss.set_title(title)
         cosine.set_xlabel("optimizer step")
-    if _spread(axes[0, 0]) > 30:
+    if _spread(axes[0]) > _WIDE:
         axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("retain loss\n(nats per token)")
     axes[1, 0].set_ylabel("cos(unlearning gradient,\nretain gradient)")
@@ -174,9 +175,9 @@ def _smooth(values: list[float], half: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _spread(axis: Any) -> float:
+def _spread(axes: Iterable[Any]) -> float:
     """Largest over smallest value drawn; 0 where some are not above 0."""
-    values = [value for line in axis.get_lines() for value in line.get_ydata()]
+    values = [value for axis in axes for line in axis.get_lines() for value in line.get_ydata()]
     return max(values) / min(values) if values and min(values) > 0 else 0.0
 
 
@@ -203,10 +204,10 @@ def tradeoff(entries: Sequence[Entry]) -> Any:
                 axis.scatter(x, y, s=70, marker=marks[entry.title], color=_color(entry), zorder=3)
             else:
                 _reference(axis, entry)
-        across, up = plane_of(benchmark)
+        across, up = (f"{heading}: {better}" for heading, better in plane_of(benchmark).items())
         axis.set_title(f"{benchmark.upper()} {split}")
-        axis.set_xlabel(f"{across}: what is kept, higher is better")
-        axis.set_ylabel(f"{up}: how well it is removed, higher is better")
+        axis.set_xlabel(across)
+        axis.set_ylabel(up)
         axis.margins(0.08, 0.1)
     shapes = [(title, "#999999", mark) for title, mark in marks.items()]
     _legend(figure, [*shapes, ("without GRU", PLAIN), ("with GRU", GRU)], marker="s")

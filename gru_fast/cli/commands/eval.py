@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # run(options, subject) -> dict   the summary (a gru_fast.benchmarks.scoring.Subject, which loads the model if need be)
 # report(summary) -> str          it in words
 # columns(summary) -> dict        its numbers by heading, for `gru-fast report`
-# PLANE                           headings of two of them: retention, removal
+# PLANE                           two of the headings, retention and removal: {heading: which way is better}
 #
 # A new file there is a new `gru-fast eval NAME`; nothing else needs to know.
 _SUFFIX = "_eval"

@@ -40,8 +40,10 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.report import figures, table
     from gru_fast.report.collect import collect
 
-    if args.output:
-        figures.require()  # before anything is done
+    if args.output:  # before anything is done
+        figures.require()
+        if Path(args.output).is_file():
+            raise NotADirectoryError(f"--output: expected a folder, got the file {args.output}")
     entries = collect(args.runs, args.retain)
     as_text = {"text": table.text, "md": table.markdown, "csv": table.comma_separated}
     print(as_text[args.format](entries).rstrip("\n"))
@@ -57,8 +59,6 @@ def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
     from gru_fast.report import figures, table
     from gru_fast.runs import write_text
 
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--output: expected a folder, got the file {folder}")
     tables = {"table.md": table.markdown(entries), "table.csv": table.comma_separated(entries)}
     for name, content in tables.items():
         write_text(folder / name, content)
