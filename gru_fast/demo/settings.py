@@ -31,6 +31,8 @@ class Settings:
     npo_epochs: int = 5
     gd_epochs: int = 10
     max_new_tokens: int | None = None  # of a written answer; None: what the benchmark allows
+    max_rows: int = 300  # of each set that is evaluated
+    looks: int = 12  # at a run's progress, for path.png
 
     def finetuning(self) -> dict[str, Any]:
         """Options of gru-fast finetune."""
@@ -63,4 +65,4 @@ class Settings:
         return {"seed": self.seed, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
 
 
-QUICK = Settings(finetune_epochs=1, ga_epochs=1, npo_epochs=1, gd_epochs=1, max_new_tokens=4)
+QUICK = Settings(finetune_epochs=1, ga_epochs=1, npo_epochs=1, gd_epochs=1, max_new_tokens=4, max_rows=8, looks=2)

@@ -23,6 +23,7 @@ class Show:
     """
 
     def __init__(self, folder: Path, *, seed: int, quick: bool, overwrite: bool) -> None:
+        self._quick = quick
         self._settings = replace(QUICK if quick else Settings(), seed=seed)
         self._places = stages.prepare(folder, self._settings, overwrite)
         self._console = words.Console()
@@ -84,10 +85,11 @@ class Show:
         files = write(entries, places.report)
         drawn = sum(file.suffix == ".png" for file in files)
         self._console.done("report", f"{drawn} figures", time.monotonic() - began)
-        section("RESULTS", words.results(entries))
+        doubt = " (hardly trained: the numbers mean nothing)" if self._quick else ""
+        section(f"RESULTS{doubt}", words.results(entries))
         section("HOW TO READ THEM", words.reading(entries))
         section("WHAT GRU CHANGES", words.comparison(entries))
         section("WHAT THEY WRITE", words.answers(entries))
         section(f"FIGURES in {places.report}, with table.md and table.csv", words.figures(entries))
-        section("GO ON", words.next_steps(places))
+        section("GO ON", words.next_steps(places, self._settings))
         self._console.say(f"\n{self._console.seconds:.0f} s in all. Everything is in {places.folder}")

@@ -31,7 +31,6 @@ MARK = "demo.json"  # in the demo's folder: the settings it was made with
 TEMPLATE = TEMPLATES["llama2-chat"]
 _MAX_LENGTH = 128  # tokens; rows have some 20
 _EVAL_BATCH = 72
-_PATH_POINTS = 12  # how often a run's progress is looked at
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def unlearn(places: Places, settings: Settings, method: str, rectify: bool, watc
     )
     set_seed(config.seed)
     trainer = UnlearnTrainer(load_model(options, train=True), config, train_dataset=dataset, processing_class=tokenizer)
-    trainer.add_callback(_PathCallback(trainer, tokenizer, places.data))
+    trainer.add_callback(_PathCallback(trainer, tokenizer, places.data, settings))
     facts = {
         "command": "unlearn",
         "benchmark": "tofu",
@@ -178,6 +177,7 @@ def evaluate(places: Places, settings: Settings, folder: Path) -> dict[str, Any]
         retain_logs=None if is_goal else str(places.retrained),
         batch_size=_EVAL_BATCH,
         max_new_tokens=settings.max_new_tokens,
+        max_rows=settings.max_rows,
         progress=False,
         model_options={"model": options.model, "template": TEMPLATE.name, "dtype": options.dtype},
     )
@@ -185,16 +185,17 @@ def evaluate(places: Places, settings: Settings, folder: Path) -> dict[str, Any]
 
 
 class _PathCallback(TrainerCallback):
-    """Logs mean exp(-loss) of the rows to forget and of the evaluated rows to keep, a dozen times along a run.
+    """Logs mean exp(-loss) of the rows to forget and of the evaluated rows to keep, ``settings.looks`` times.
 
     Before a step, and so outside of its time; once more at the end.
     """
 
-    def __init__(self, trainer: Any, tokenizer: Any, data: Path) -> None:
+    def __init__(self, trainer: Any, tokenizer: Any, data: Path, settings: Settings) -> None:
         self._trainer = trainer
+        self._looks = settings.looks
         self._pad = tokenizer.pad_token_id
         self._rows = {
-            name: tofu.finetuning_data(tokenizer, TEMPLATE, subset, data, _MAX_LENGTH)
+            name: tofu.finetuning_data(tokenizer, TEMPLATE, subset, data, _MAX_LENGTH)[: settings.max_rows]
             for name, subset in (
                 (FORGET_PROBABILITY, fiction.SPLIT),
                 (RETAIN_PROBABILITY, "retain_perturbed"),
@@ -202,7 +203,7 @@ class _PathCallback(TrainerCallback):
         }
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % max(1, state.max_steps // _PATH_POINTS) == 0:
+        if state.global_step % max(1, state.max_steps // self._looks) == 0:
             self._look()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import textwrap
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gru_fast.demo import fiction
+from gru_fast.demo.settings import Settings
 from gru_fast.demo.stages import Places
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import Record
@@ -82,10 +84,10 @@ def name_of(entry: Entry) -> str:
 
 def results(entries: Sequence[Entry]) -> str:
     """The numbers, one line a model."""
-    two, one = "{:.2f}".format, "{:.1f}".format
+    two = "{:.2f}".format
     columns = [
         Column("", name_of, number=False),
-        Column("Forget Quality", lambda entry: entry.scores.get("FQ (ln p)"), one),
+        Column("Forget Quality", lambda entry: entry.scores.get("FQ (ln p)"), _one_decimal),
         Column("Model Utility", lambda entry: entry.scores.get("MU"), two),
         Column("forget ROUGE-L", lambda entry: entry.scores.get("forget ROUGE-L"), two),
         Column("retain ROUGE-L", lambda entry: entry.scores.get("retain ROUGE-L"), two),
@@ -154,6 +156,10 @@ def kept_at(entry: Entry, removed: float) -> float:
     return retain[0]
 
 
+def _one_decimal(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # + 0.0: not "-0.0"
+
+
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
@@ -208,13 +214,21 @@ def _written(record: Record) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def next_steps(places: Places) -> str:
-    """Commands to go on with, on what the demo has left behind."""
-    gru = places.unlearned("ga", True)
-    return "\n".join(
-        [
-            f"gru-fast report {places.folder / 'runs'}",
-            f"gru-fast eval tofu --model {gru}",
-            f"gru-fast unlearn --config {gru / 'config.yaml'} --gamma 0.8 --output-dir {places.folder}/runs/ga-gru-0.8",
-        ]
+def next_steps(places: Places, settings: Settings) -> str:
+    """Commands to go on with, on what the demo has left behind: another run, evaluated as the others were."""
+    gru, more = places.unlearned("ga", True), places.folder / "runs" / "ga-gru-0.8"
+    limits = ("--max-rows", settings.max_rows, "--max-new-tokens", settings.max_new_tokens)
+    commands = (
+        ("unlearn", "--config", gru / "config.yaml", "--gamma", 0.8, "--output-dir", more),
+        (
+            "eval",
+            "tofu",
+            "--model",
+            more,
+            "--retain-logs",
+            places.retrained,
+            *(limits if settings.max_new_tokens else ()),
+        ),
+        ("report", places.folder / "runs"),
     )
+    return "\n".join(shlex.join(map(str, ("gru-fast", *command))) for command in commands)
