@@ -217,18 +217,11 @@ def _written(record: Record) -> str:
 def next_steps(places: Places, settings: Settings) -> str:
     """Commands to go on with, on what the demo has left behind: another run, evaluated as the others were."""
     gru, more = places.unlearned("ga", True), places.folder / "runs" / "ga-gru-0.8"
-    limits = ("--max-rows", settings.max_rows, "--max-new-tokens", settings.max_new_tokens)
+    quick = ("--max-rows", settings.max_rows, "--max-new-tokens", settings.max_new_tokens)
+    limits = quick if settings.max_new_tokens else ()
     commands = (
         ("unlearn", "--config", gru / "config.yaml", "--gamma", 0.8, "--output-dir", more),
-        (
-            "eval",
-            "tofu",
-            "--model",
-            more,
-            "--retain-logs",
-            places.retrained,
-            *(limits if settings.max_new_tokens else ()),
-        ),
+        ("eval", "tofu", "--model", more, "--retain-logs", places.retrained, *limits),
         ("report", places.folder / "runs"),
     )
     return "\n".join(shlex.join(map(str, ("gru-fast", *command))) for command in commands)

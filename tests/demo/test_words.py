@@ -158,11 +158,10 @@ def test_lines_of_a_piece_of_work(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_commands_to_go_on_with_can_be_pasted(tmp_path: Path) -> None:
-    assert words.next_steps(Places(Path("two words")), Settings()).splitlines() == [
-        "gru-fast unlearn --config 'two words/runs/ga-gru/config.yaml' --gamma 0.8 "
-        "--output-dir 'two words/runs/ga-gru-0.8'",
-        "gru-fast eval tofu --model 'two words/runs/ga-gru-0.8' --retain-logs 'two words/runs/retrained'",
-        "gru-fast report 'two words/runs'",
+    assert words.next_steps(Places(Path("a b")), Settings()).splitlines() == [
+        "gru-fast unlearn --config 'a b/runs/ga-gru/config.yaml' --gamma 0.8 --output-dir 'a b/runs/ga-gru-0.8'",
+        "gru-fast eval tofu --model 'a b/runs/ga-gru-0.8' --retain-logs 'a b/runs/retrained'",
+        "gru-fast report 'a b/runs'",
     ]
     evaluate = words.next_steps(Places(Path("demo")), QUICK).splitlines()[1]
     assert evaluate.endswith(" --max-rows 8 --max-new-tokens 4")
