@@ -4,12 +4,12 @@
 
 Every mode runs in a process of its own: plain (the objective alone), collect and stream (with GRU). The peak is that of
 the resident set while training (CPU), above the one before the model was loaded, in a process that has trained a tiny
-model already: the libraries are there. On CUDA it is what the allocator held at most. glibc is told to hand freed memory
-back, so that the resident set is what is in use.
+model already: the libraries are there. On CUDA it is what the allocator held at most. glibc is told to hand freed
+memory back, so that the resident set is what is in use.
 
 Against it stands what must be there: parameters + optimizer + one set of gradients, and for GRU + the moving average.
-The rest is activations, logits, and, with tied embeddings, autograd's own: at the end of backward it holds the gradients
-of both uses and their sum, two more than the one that stays ("tied": their size, which is the same without GRU).
+The rest is activations, logits, and, with tied embeddings, autograd's own: at the end of backward it holds the
+gradients of both uses and their sum, two more than the one that stays ("tied": their size, the same without GRU).
 """
 
 from __future__ import annotations
