@@ -231,7 +231,11 @@ def test_scales(backend: str, device: torch.device, scale: float) -> None:
     assert_within(flat64(unit.mean, unit.params), expected, 2e-5 * np.abs(expected) + 2e-6, "mean")
 
 
-@given(seed=st.integers(0, 2**16), weight=st.floats(-2.0, 2.0), opposite=st.floats(0.0, 0.99))
+# Weights whose products are normal float32 numbers: below, the bound would be the format's, not the pass's.
+WEIGHTS = st.floats(-2.0, -1e-30) | st.just(0.0) | st.floats(1e-30, 2.0)
+
+
+@given(seed=st.integers(0, 2**16), weight=WEIGHTS, opposite=st.floats(0.0, 0.99))
 def test_what_is_added_never_opposes_the_rest(seed: int, weight: float, opposite: float) -> None:
     unit = make_unit((F32, F32, F32), shapes=[(5,), (70,)], seed=seed, opposite=opposite)
     for mean in unit.mean:
@@ -239,7 +243,7 @@ def test_what_is_added_never_opposes_the_rest(seed: int, weight: float, opposite
     rest = flat64(unit.total, unit.params) - flat64(unit.own, unit.params)
     unit.run(weight=weight)
     added = flat64(unit.mean, unit.params)
-    assert float(np.linalg.norm(added)) == pytest.approx(abs(weight), rel=2e-3, abs=1e-12)
+    assert float(np.linalg.norm(added)) == pytest.approx(abs(weight), rel=2e-3)
     assert math.copysign(1.0, weight) * float(added @ rest) >= -1e-4 * abs(weight) * float(np.linalg.norm(rest))
 
 
