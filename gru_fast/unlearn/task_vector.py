@@ -36,7 +36,7 @@ PARTITIONS = ("contiguous", "random")
 
 # What an option is where it is not given. Options that only one method has are refused beside the other.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "tru": {"stg": [0.7], "learning_rate": 1e-4, "steps": 5, "partition": "contiguous"},
+    "tru": {"stg": [0.7], "learning_rate": 1e-4, "steps": 5, "partition": "random"},
     "tv": {"stg": [5.0], "learning_rate": 1e-5, "epochs": 10, "rows_per_step": 32},
 }
 _ONLY = {"tru": ("steps", "num_units", "partition"), "tv": ("epochs", "rows_per_step")}
@@ -77,8 +77,8 @@ class TaskVectorOptions:
     num_units: int | None = _option(None, "tru: units to cut the forget set into; by default every row is one")
     partition: str | None = _option(
         None,
-        "tru: units of rows that follow each other, as in the public code (20 rows of TOFU are an author, whose rows "
-        "are then not told apart from each other), or drawn at random, as in the paper (default: contiguous)",
+        "tru: units of rows drawn at random, as in the paper, or of rows that follow each other, as in the public code: "
+        "20 rows of TOFU are an author (default: random)",
         (None, *PARTITIONS),
     )
     epochs: int | None = _option(None, "tv: passes over the forget set (default: 10)")

@@ -44,7 +44,7 @@ _WAIT = timedelta(days=7)  # of one process for another's units
 
 
 def units_of(
-    num_rows: int, num_units: int | None = None, partition: str = "contiguous", seed: int = 0
+    num_rows: int, num_units: int | None = None, partition: str = "random", seed: int = 0
 ) -> list[list[int]]:
     """Cuts rows 0..num_rows-1 into units, each row in one of them.
 
@@ -52,17 +52,17 @@ def units_of(
         num_rows: of the forget set.
         num_units: how many; None: every row is a unit of its own.
         partition: "contiguous", blocks of num_rows // num_units rows of which the last takes the remainder too, as the
-            public code cuts; "random", a random order of the rows cut the same way.
+            public code cuts; "random", a random order of the rows cut the same way, where there is a ``num_units``.
         seed: of the random order.
 
-    >>> units_of(5, 2)
+    >>> units_of(5, 2, "contiguous")
     [[0, 1], [2, 3, 4]]
     """
     count = num_rows if num_units is None else num_units
     if not 1 <= count <= num_rows:
         raise ValueError(f"num_units: expected 1 to {num_rows}, the rows of the forget set, got {count}")
     order = list(range(num_rows))
-    if partition == "random":
+    if partition == "random" and num_units is not None:
         order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).tolist()
     size = num_rows // count
     return [order[i * size : num_rows if i == count - 1 else (i + 1) * size] for i in range(count)]

@@ -142,7 +142,7 @@ def test_file_that_is_none(tmp_path: Path) -> None:
 
 def test_defaults_of_the_methods() -> None:
     tru, tv = TaskVectorOptions(), TaskVectorOptions("tv")
-    assert (tru.stg, tru.learning_rate, tru.steps, tru.partition, tru.title) == ([0.7], 1e-4, 5, "contiguous", "TRU")
+    assert (tru.stg, tru.learning_rate, tru.steps, tru.partition, tru.title) == ([0.7], 1e-4, 5, "random", "TRU")
     assert (tv.stg, tv.learning_rate, tv.epochs, tv.rows_per_step, tv.title) == ([5.0], 1e-5, 10, 32, "TV")
     assert (tru.epochs, tv.steps) == (None, None)
 

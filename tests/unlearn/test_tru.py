@@ -30,7 +30,8 @@ def same(left: TaskVector, right: TaskVector) -> bool:
 
 def test_units() -> None:
     assert tru.units_of(3) == [[0], [1], [2]]
-    assert tru.units_of(7, 3) == [[0, 1], [2, 3], [4, 5, 6]]  # the last takes the remainder
+    assert tru.units_of(7, 3, "contiguous") == [[0, 1], [2, 3], [4, 5, 6]]  # the last takes the remainder
+    assert tru.units_of(7, 3) == tru.units_of(7, 3, "random")
     drawn = tru.units_of(7, 3, "random", seed=1)
     assert [len(unit) for unit in drawn] == [2, 2, 3]
     assert sorted(row for unit in drawn for row in unit) == list(range(7))
@@ -249,7 +250,7 @@ def test_time_is_a_reason_to_keep(tmp_path: Path, stop_at: Any) -> None:
         ({"count": 5}, "the forget set, or its tokens, are others"),
         ({"steps": 3}, "steps is 2 there, 3 now"),
         ({"learning_rate": 0.1}, "learning_rate is 0.05 there, 0.1 now"),
-        ({"partition": "random"}, "partition is 'contiguous' there, 'random' now"),
+        ({"partition": "contiguous"}, "partition is 'random' there, 'contiguous' now"),
     ],
 )
 def test_another_run_is_refused(tmp_path: Path, stop_at: Any, changes: dict[str, Any], said: str) -> None:
