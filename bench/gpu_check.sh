@@ -103,12 +103,16 @@ step_time() {
     --json "$results/$slug.json" "$@"
 }
 
+vector_time() {
+  "$python" "$root/bench/vector_time.py" --device cuda --json "$results/$slug-vectors.json" "$@"
+}
+
 scaling() {
   "$python" "$root/bench/scaling.py" --device cuda --dtype bfloat16 --budget 20 --json "$results/$slug-scaling.json"
 }
 
 export root python site results slug
-export -f build tests sanitizer step_time scaling
+export -f build tests sanitizer step_time vector_time scaling
 
 stage build 600 bash -c build || finish
 stage tests 300 bash -c 'tests -m cuda'
@@ -121,6 +125,7 @@ if $quick; then
   stage step-time 180 bash -c 'step_time --shapes gpt2-124m --budget 10 --no-compile'
 else
   stage step-time 480 bash -c 'step_time --shapes gpt2-124m phi-1.5 llama2-7b --budget 60'
+  stage vector-time 120 bash -c 'vector_time --shapes phi-1.5'
   stage scaling 240 bash -c scaling
 fi
 
@@ -130,6 +135,10 @@ fi
   printf '```\n\n'
   # The tables as they were printed; everything above the first one is the description of the machine.
   awk 'NR == 1 { print "```" } /^###/ && !tables { print "```\n"; tables = 1 } { print }' "$work/step-time.log"
+  if [[ -f $work/vector-time.log ]]; then
+    printf '\n## Task vectors\n\n'
+    awk '/^###/ { tables = 1 } tables' "$work/vector-time.log"
+  fi
 } >"$results/$slug.md"
 echo "results: $results/$slug.md"
 finish

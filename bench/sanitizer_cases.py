@@ -6,18 +6,20 @@
 Sizes around vectors, chunks and rounding tiles, empty tensors first, in the middle and last, views that start off any
 vector boundary, missing gradients, all dtype pairs and a mix of them, values whose squares leave float32 (the wide
 path), near and exactly opposite gradients (measured clipping, degenerate step), NaN, and a list beyond one launch.
-Each result is held against float64.
+Then the same sizes for task vectors: reduce and add, models between two. Each result is held against float64.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 import gru_fast
+from gru_fast.vectors import accumulate_task_vector_, interpolate_, subtract_
 
 _GAMMA = 0.25
 _SIZES = (0, 1, 3, 7, 8, 9, 0, 31, 64, 127, 1000, 4095, 4096, 4097, 65535, 65537, 0)
@@ -153,15 +155,72 @@ def difference(what: str, got: torch.Tensor, want: torch.Tensor, scale: torch.Te
     return None if bool(error <= limit) else f"{what} is off by {error:.2e}, at most {limit:.2e} expected"
 
 
+# ---- task vectors ----------------------------------------------------------------------------------------------------
+
+
+def vector_cases(device: torch.device) -> Iterator[tuple[str, str | None]]:
+    """Name and complaint of each."""
+    make = Maker(device)
+    for param_dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for grad_dtype in dict.fromkeys((param_dtype, torch.float32)):
+            shapes = [(_SIZES, 0, 1.0), (_SIZES, 1, 1.0), ((5,) * _MANY, 0, 1.0), ((0,), 0, 1.0)]
+            if param_dtype == torch.float32:
+                shapes.append((_SIZES, 0, 1e-30))  # squares vanish in float32
+            for sizes, offset, scale in shapes:
+                name = f"task vector, {param_dtype} with {grad_dtype} gradients, {len(sizes)} tensors, offset {offset}"
+                name = f"{name}, scale {scale:g}".replace("torch.", "")
+                yield name, run_unit(make, sizes, param_dtype, grad_dtype, offset, scale)
+        yield f"blends of {param_dtype}".replace("torch.", ""), run_blends(make, param_dtype)
+
+
+def run_unit(
+    make: Maker,
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+    offset: int,
+    scale: float,
+) -> str | None:
+    total, own = ([make.random(size, grad_dtype, offset, 1.0) for size in sizes] for _ in range(2))
+    origin = [make.random(size, dtype, offset, scale) for size in sizes]
+    noise = [make.random(size, torch.float32, offset, scale) for size in sizes]
+    params = [
+        (o.float() + noise - scale * (a.float() - b.float())).to(dtype)
+        for o, noise, a, b in zip(origin, noise, total, own, strict=True)
+    ]
+    task, rest = flat(params) - flat(origin), flat(total) - flat(own)
+    mean = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+    step = accumulate_task_vector_(params, origin, mean, total=total, own=own)
+    if not task.numel():
+        return None if step.degenerate else "an empty unit is not degenerate"
+    want = task + torch.clamp(-torch.dot(task, rest), min=0.0) / torch.dot(rest, rest) * rest
+    want /= want.norm()
+    complaint = difference("mean", flat(mean), want, want.norm(), mean)
+    same = torch.equal(flat(params), flat(origin))
+    return complaint or (None if same and step.projected else f"restored: {same}, projected: {step.projected}")
+
+
+def run_blends(make: Maker, dtype: torch.dtype) -> str | None:
+    params, first, second = ([make.random(size, dtype, offset=1) for size in _SIZES] for _ in range(3))
+    vector = [make.random(size, torch.float32) for size in _SIZES]
+    subtract_(params, first, vector, 0.7)
+    want = flat(first) - 0.7 * flat(vector)
+    found = [difference("subtract_", flat(params), want, want.norm(), params)]
+    interpolate_(params, first, second, 0.3)
+    want = 0.3 * flat(first) + 0.7 * flat(second)
+    found.append(difference("interpolate_", flat(params), want, want.norm(), params))
+    return "; ".join(filter(None, found)) or None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     device = torch.device(parser.parse_args().device)
     failures = 0
-    for case in cases(device):
-        complaint = run(case)
+    steps = ((case.name, run(case)) for case in cases(device))
+    for name, complaint in itertools.chain(steps, vector_cases(device)):
         failures += complaint is not None
-        print(f"{'FAIL' if complaint else 'ok  '} {case.name}{': ' + complaint if complaint else ''}", flush=True)
+        print(f"{'FAIL' if complaint else 'ok  '} {name}{': ' + complaint if complaint else ''}", flush=True)
     if device.type == "cuda":
         torch.cuda.synchronize()
     raise SystemExit(1 if failures else 0)

@@ -14,7 +14,10 @@ import pytest
 import torch
 
 BENCH = Path(__file__).parent.parent / "bench"
-_MODULES = ("baselines", "forms", "memory", "expected", "problem", "report", "sanitizer_cases", "shapes", "timing")
+_MODULES = (
+    "baselines", "forms", "memory", "expected", "problem", "report", "sanitizer_cases", "shapes", "timing",
+    "vector_time",
+)  # fmt: skip
 PAIRS = [
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.bfloat16),
@@ -269,6 +272,30 @@ def test_step_time_end_to_end(tmp_path: Path) -> None:
     assert "fastest PyTorch form" in out
 
 
+def test_vector_time_end_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    out = run_script(
+        "vector_time.py", "--tensors", "8", "--numel", "100000", "--rounds", "2", "--no-compile", "--json", str(path)
+    )
+    stored = json.loads(path.read_text())
+    assert list(stored["results"]) == ["float32", "bfloat16"]
+    for records in stored["results"].values():
+        assert [record["form"] for record in records] == ["gru_fast", "foreach", "loop"]
+        assert all(1 <= record["samples"] <= 2 and record["error"] < 1e-4 for record in records)
+    assert "### custom, bfloat16: 8 tensors, 100,000 parameters" in out
+
+
+def test_vector_time_sees_a_wrong_form(bench: Any) -> None:
+    problem = bench.vector_time.Problem([(64, 33), (7,)], torch.float32, torch.device("cpu"))
+    answer = problem.expected()
+    form = bench.vector_time.GruFast(problem)
+    assert bench.vector_time.error_of(form, answer) < 1e-6
+    assert bench.vector_time.error_of(form, -answer) > 1.0
+    form.step = lambda: None
+    with pytest.raises(SystemExit, match="the parameters are not theta_org again"):
+        bench.vector_time.error_of(form, answer)
+
+
 def test_step_time_skips_what_does_not_fit() -> None:
     out = run_script("step_time.py", "--tensors", "1", "--numel", str(10**13), "--dtype", "float32")
     assert "skipped, needs 132000.0 GB" in out
@@ -302,6 +329,9 @@ def test_sanitizer_cases_are_right(bench: Any) -> None:
     complaints = {case.name: bench.sanitizer_cases.run(case) for case in cases}
     assert len(complaints) >= 20
     assert {name: text for name, text in complaints.items() if text} == {}
+    vectors = dict(bench.sanitizer_cases.vector_cases(torch.device("cpu")))
+    assert len(vectors) == 5 * 4 + 1 + 3
+    assert {name: text for name, text in vectors.items() if text} == {}
 
 
 def test_gpu_check_refuses_without_a_gpu() -> None:

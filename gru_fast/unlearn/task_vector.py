@@ -77,8 +77,8 @@ class TaskVectorOptions:
     num_units: int | None = _option(None, "tru: units to cut the forget set into; by default every row is one")
     partition: str | None = _option(
         None,
-        "tru: units of rows drawn at random, as in the paper, or of rows that follow each other, as in the public code: "
-        "20 rows of TOFU are an author (default: random)",
+        "tru: units of rows drawn at random, as in the paper, or of rows that follow each other, as in the public "
+        "code: 20 rows of TOFU are an author (default: random)",
         (None, *PARTITIONS),
     )
     epochs: int | None = _option(None, "tv: passes over the forget set (default: 10)")

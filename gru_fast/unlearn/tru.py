@@ -43,9 +43,7 @@ TOTAL = "total.safetensors"
 _WAIT = timedelta(days=7)  # of one process for another's units
 
 
-def units_of(
-    num_rows: int, num_units: int | None = None, partition: str = "random", seed: int = 0
-) -> list[list[int]]:
+def units_of(num_rows: int, num_units: int | None = None, partition: str = "random", seed: int = 0) -> list[list[int]]:
     """Cuts rows 0..num_rows-1 into units, each row in one of them.
 
     Args:
