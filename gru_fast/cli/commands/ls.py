@@ -106,7 +106,7 @@ def _text(name: str, rows: list[dict[str, Any]]) -> str:
 
 _HEADINGS = {
     "methods": "methods: --method NAME --method-options OPTION=VALUE ...; any of them with --rectify",
-    "recipes": "recipes: gru-fast unlearn --config NAME, gru-fast finetune --config NAME",
+    "recipes": "recipes: gru-fast unlearn, finetune or tru --config NAME",
     "splits": "splits: --benchmark BENCHMARK --split NAME forgets it and keeps",
     "templates": "templates: --template NAME",
     "metrics": "optional metrics: gru-fast eval BENCHMARK --metrics NAME ...",
