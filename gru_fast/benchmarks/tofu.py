@@ -52,8 +52,8 @@ class TofuOptions:
 
     def __post_init__(self) -> None:
         problems = []
-        if not _forgotten(self.split):
-            problems.append(_split_problem(self.split))
+        if problem := split_problem(self.split):
+            problems.append(problem)
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 2:
             problems.append(f"max_length: expected an integer of at least 2, got {self.max_length!r}")
         if problems:
@@ -66,10 +66,16 @@ def retain_of(split: str) -> str:
     >>> retain_of("forget05")
     'retain95'
     """
-    percent = _forgotten(split)
-    if not percent:
-        raise ValueError(_split_problem(split))
-    return f"retain{100 - percent:02d}"
+    if problem := split_problem(split):
+        raise ValueError(problem)
+    return f"retain{100 - _forgotten(split):02d}"
+
+
+def split_problem(split: str) -> str:
+    """What is wrong with the name of a split to forget; nothing if it is one."""
+    if _forgotten(split):
+        return ""
+    return f'split: expected {", ".join(SPLITS)} (or forgetNN of a folder), got "{split}"{nearest(str(split), SPLITS)}'
 
 
 def eval_sets(split: str) -> dict[str, str]:
@@ -78,8 +84,8 @@ def eval_sets(split: str) -> dict[str, str]:
     >>> eval_sets("forget05")["forget"]
     'forget05_perturbed'
     """
-    if not _forgotten(split):
-        raise ValueError(_split_problem(split))
+    if problem := split_problem(split):
+        raise ValueError(problem)
     return {
         "forget": f"{split}_perturbed",
         "retain": "retain_perturbed",
@@ -244,10 +250,6 @@ def _forgotten(split: str) -> int:
     """Percent of the authors that a split forgets; 0 if it is none."""
     match = _SPLIT.fullmatch(split) if isinstance(split, str) else None
     return int(match[1]) if match else 0
-
-
-def _split_problem(split: str) -> str:
-    return f'split: expected {", ".join(SPLITS)} (or forgetNN of a folder), got "{split}"{nearest(str(split), SPLITS)}'
 
 
 def _idk_path(data: str | Path, file: str | Path | None) -> Path:

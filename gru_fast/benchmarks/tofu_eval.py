@@ -33,7 +33,7 @@ from gru_fast.benchmarks.scoring import (
     score_rows,
 )
 from gru_fast.benchmarks.templates import Template, ensure_pad_token, resolve_template
-from gru_fast.benchmarks.tofu import HUB, MAX_ROWS, SPLITS, load_eval_sets
+from gru_fast.benchmarks.tofu import HUB, MAX_ROWS, SPLITS, load_eval_sets, split_problem
 from gru_fast.benchmarks.tofu_records import Example, Scorer, content, encode
 from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import ORIGINAL_FILE, read_log, read_records, write_log
@@ -91,6 +91,8 @@ class TofuEvalOptions(extra.ExtraOptions):
             for name, low in least.items()
             if (value := getattr(self, name)) is not None and value < low
         ]
+        if self.split is not None and (problem := split_problem(self.split)):
+            problems.append(problem)
         if self.matching_rows and self.retain_logs is None:
             problems.append("matching_rows: expected retain_logs as well; there is nothing to match")
         if self.metrics and self.from_logs is not None:

@@ -263,6 +263,9 @@ def test_wrong_values_are_said_together(run: Path, capsys: pytest.CaptureFixture
     assert "--truth-ratio: expected" in said
     assert main(["eval", "tofu", "--model", str(run), *wrong[:4]]) == 1
     assert "max_rows: expected at least 0, got -1; max_new_tokens: expected at least 1, got 0" in one_line(capsys)
+    # Before the model is loaded.
+    assert main(["eval", "tofu", "--model", str(run), "--split", "forget5", *wrong[:2]]) == 1
+    assert re.search(r'max_rows: .*; split: expected forget01, .*, got "forget5", did you mean', one_line(capsys))
     assert main(["eval", "tofu", "--model", str(run), "--matching-rows"]) == 1
     assert "matching_rows: expected retain_logs" in one_line(capsys)
 
