@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,9 @@ class GRUMixin(_Base):
     ``retain_loss``, ``cos``, ``cos_after``, ``angle_before``, ``angle_after`` (degrees), ``norm_before``,
     ``norm_after``, ``norm_ema``, ``conflict`` and ``clipped`` (share of the steps), and the counts so far ``skipped``
     and ``degenerate``. A value that does not exist (no angle without a norm) is left out.
+
+    Trainer's own clipping comes after GRU's: leave it to ``tau`` with ``max_grad_norm=0`` in ``TrainingArguments``,
+    where it is 1 (``UnlearnConfig`` has it off).
 
     Not with DeepSpeed or FSDP, whose gradients are not in ``param.grad``.
     """
@@ -261,6 +265,13 @@ class GRUMixin(_Base):
             raise ValueError("stream: not with several processes yet, whose retain gradients must be averaged first")
         if str(getattr(self.args.optim, "value", self.args.optim)) in {"lomo", "adalomo"}:
             raise ValueError(f"optim: expected one that steps after backward, got {self.args.optim}")
+        # 1.0 in TrainingArguments, whether anybody has asked for it or not.
+        if options.rectify and options.tau is not None and 0.0 < self.args.max_grad_norm < options.tau < math.inf:
+            warnings.warn(
+                f"max_grad_norm={self.args.max_grad_norm:g} clips below tau={options.tau:g}, which then has no effect; "
+                "set max_grad_norm=0",
+                stacklevel=2,
+            )
 
     # ---- logs --------------------------------------------------------------------------------------------------------
 

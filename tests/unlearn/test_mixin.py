@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,15 @@ def test_base_classes_in_the_wrong_order_are_noticed() -> None:
 
         class WrongOrder(Difference, GRUMixin):
             pass
+
+
+def test_a_tau_that_trainers_own_clipping_undoes_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"max_grad_norm=1 clips below tau=2, .* set max_grad_norm=0"):
+        make(GRUDifference, tmp_path, settings={"max_grad_norm": 1.0})
+    # Warnings are errors here: these give none.
+    make(GRUDifference, tmp_path, settings={"max_grad_norm": 2.0})
+    for gru in ({"tau": None}, {"tau": math.inf}, {"tau": 2.0, "rectify": False}):
+        make(GRUDifference, tmp_path, settings={"max_grad_norm": 1.0}, gru=gru)
 
 
 def test_a_batch_without_retain_data_is_named(tmp_path: Path) -> None:
