@@ -146,6 +146,10 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
     learning rate, batches of 4 accumulated 8 times, weight decay 0.01, no clipping but GRU's own. Raises ``ValueError``
     naming every wrong setting at once.
 
+    As in any Trainer, a step does not reach into the next epoch: where the rows of an epoch do not make whole steps,
+    its last is of fewer (TOFU's 200 make 6 steps of 32 rows and one of 8). The public code accumulates on and has
+    ``floor(epochs * rows / 32)`` steps, 31 in 5 epochs, not 35.
+
     >>> UnlearnConfig("run", method="npo", method_options={"beta": 0.2}, rectify=True, gamma=0.8, tau=1.0)
     """
 
