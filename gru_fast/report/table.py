@@ -47,6 +47,11 @@ def result(key: str) -> Callable[[Entry], Value]:
     return lambda entry: (entry.run.result or {}).get(key)
 
 
+def gru_option(name: str) -> Callable[[Entry], Value]:
+    """The option of a rectified run; None of others, which may have it without using it."""
+    return lambda entry: entry.run.config.get(name) if entry.rectified else None
+
+
 def short_p(p: float) -> str:
     """A p-value in two digits."""
     return f"{p:.2f}" if p >= 0.01 else f"{p:.0e}"
@@ -61,15 +66,19 @@ def _decimals(values: Sequence[float]) -> Callable[[Any], str]:
 SECONDS_PER_STEP = Column("s/step", result("seconds_per_step"), "{:.3g}".format)
 _METHOD = Column("method", lambda entry: entry.title, number=False)
 _GRU = Column("GRU", lambda entry: ("yes" if entry.rectified else "no") if entry.is_unlearned else "", number=False)
+_HOW = [Column(name, gru_option(name), "{:g}".format) for name in ("gamma", "tau")]
 _SPLIT = Column("split", lambda entry: entry.split, number=False)
 _SKIPPED = Column("skipped", lambda entry: entry.not_applied if entry.is_unlearned else None)
 _RUN = Column("run", lambda entry: os.path.relpath(entry.run.folder), number=False)
 
 
 def columns(entries: Sequence[Entry]) -> list[Column]:
-    """The columns for entries of one benchmark; those that no entry has anything in are left out."""
+    """The columns for entries of one benchmark; those that no entry has anything in are left out, as are gamma and tau
+    where all rectified runs have the same."""
     headings = dict.fromkeys(heading for entry in entries for heading in entry.scores)
-    wanted = [_METHOD, _GRU, _SPLIT, *map(score, headings), SECONDS_PER_STEP, _SKIPPED, _RUN]
+    rectified = [entry for entry in entries if entry.rectified]
+    how = [column for column in _HOW if len({column.value(entry) for entry in rectified}) > 1]
+    wanted = [_METHOD, _GRU, *how, _SPLIT, *map(score, headings), SECONDS_PER_STEP, _SKIPPED, _RUN]
     return [column for column in wanted if any(column.value(entry) not in {None, ""} for entry in entries)]
 
 

@@ -52,6 +52,18 @@ def test_columns_that_nobody_fills_are_left_out(tmp_path: Path) -> None:
     assert [column.title for column in shown] == ["method", "s/step", "run"]
 
 
+def test_gamma_and_tau_stand_where_rectified_runs_differ(entries: list[Entry]) -> None:
+    others = [unlearned(Path(f"runs/npo-gru-{gamma}"), "npo", True, gamma=gamma, tau=1.0) for gamma in (0.8, 0.05)]
+    differing = collect([*(entry.run.folder for entry in entries), *others])
+    gru, gamma, tau, split = table.columns(differing)[1:5]
+    assert [gru.title, gamma.title, tau.title, split.title] == ["GRU", "gamma", "tau", "split"]
+    cells = [*zip(gru.cells(differing), gamma.cells(differing), tau.cells(differing), strict=True)]
+    assert sorted(row[1:] for row in cells if row[0] == "yes") == [("0.05", "1"), ("0.8", "-"), ("0.8", "1")]
+    # That the runs without GRU have a gamma in their options says nothing of them.
+    assert {row[1:] for row in cells if row[0] != "yes"} == {("-", "-")}
+    assert [column.title for column in table.columns(collect(others))][1:4] == ["GRU", "gamma", "split"]
+
+
 def test_markdown(entries: list[Entry]) -> None:
     head, form, *rows = table.markdown(entries).split("\n\n")[0].splitlines()
     assert head == (
