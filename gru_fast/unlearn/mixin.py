@@ -265,12 +265,24 @@ class GRUMixin(_Base):
             raise ValueError("stream: not with several processes yet, whose retain gradients must be averaged first")
         if str(getattr(self.args.optim, "value", self.args.optim)) in {"lomo", "adalomo"}:
             raise ValueError(f"optim: expected one that steps after backward, got {self.args.optim}")
+        self._check_ema_dtype()
         # 1.0 in TrainingArguments, whether anybody has asked for it or not.
         if options.rectify and options.tau is not None and 0.0 < self.args.max_grad_norm < options.tau < math.inf:
             warnings.warn(
                 f"max_grad_norm={self.args.max_grad_norm:g} clips below tau={options.tau:g}, which then has no effect; "
                 "set max_grad_norm=0",
                 stacklevel=2,
+            )
+
+    def _check_ema_dtype(self) -> None:
+        """Refuses now what RetainEMA would refuse in the first step, in the words of the options."""
+        wanted = self.gru_options.ema_torch_dtype
+        there = {param.dtype for param in self.model.parameters() if param.requires_grad}
+        if wanted not in {None, torch.float32, *there}:
+            found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in there)) or "none"
+            raise ValueError(
+                f"ema_dtype: expected float32 or a dtype of the trained parameters ({found}), got "
+                f"{self.gru_options.ema_dtype}; leave it out, or load the model in {self.gru_options.ema_dtype} (dtype)"
             )
 
     # ---- logs --------------------------------------------------------------------------------------------------------

@@ -263,6 +263,7 @@ def test_overwrite_spares_the_model(places: Path, out: Path, capsys: pytest.Capt
         (["--optim", "adam"], "--optim: expected one of adamw_torch,"),
         (["--model", "/nowhere/model"], "model: no folder or file /nowhere/model"),
         (["--config", "tofu-phi-forget5"], 'no recipe "tofu-phi-forget5"; did you mean "tofu-phi-forget05"?'),
+        (["--rectify", "--ema-dtype", "bfloat16"], "ema_dtype: expected float32 or a dtype of the trained parameters"),
         (["--dtype", "fp32"], "--dtype: expected one of float32, bfloat16, float16, auto, got 'fp32'"),
     ],
 )  # fmt: skip

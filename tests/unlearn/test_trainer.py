@@ -621,6 +621,14 @@ def test_other_arguments_and_data_are_refused(tmp_path: Path) -> None:
     tiny.trainer(tmp_path, data=items, method="gd", rectify=True, max_steps=1).train()  # others take any dataset
 
 
+def test_a_moving_average_that_the_weights_do_not_allow_is_refused_before_any_work(tmp_path: Path) -> None:
+    match = r"ema_dtype: expected float32 or a dtype of the trained parameters \(float32\), got bfloat16; leave it out"
+    with pytest.raises(ValueError, match=match):
+        tiny.trainer(tmp_path, method="ga", rectify=True, ema_dtype="bfloat16")
+    tiny.trainer(tmp_path, method="ga", ema_dtype="bfloat16")  # not used
+    tiny.trainer(tmp_path, model=tiny.llama(dtype=torch.bfloat16), method="ga", rectify=True, ema_dtype="bfloat16")
+
+
 def test_every_epoch_pairs_anew(tmp_path: Path) -> None:
     """Whichever sampler accelerate makes, the dataset learns its epoch."""
     data, epochs = tiny.dataset(), []
