@@ -222,7 +222,7 @@ class _Work(ExitStack):
             "evaluation": self.title,
             "model": self.model.model,
             "original": self.how.original,
-            "utility": self.evaluation.PLANE[0],
+            "utility": next(iter(self.evaluation.PLANE)),
             "resolution": self.how.resolution,
             "original_row": self._row(0.0),
             "unlearned_row": self._row(1.0),
@@ -242,7 +242,7 @@ class _Work(ExitStack):
             self.summaries[alpha] = self.evaluation.run(self.chosen, self._subject(alpha))
             shown = [f"{name} {_number(value)}" for name, value in self._columns(alpha).items() if value is not None]
             print(f"alpha {alpha:g}: {', '.join(shown)}", file=sys.stderr)
-        value = self._columns(alpha)[self.evaluation.PLANE[0]]
+        value = self._columns(alpha)[next(iter(self.evaluation.PLANE))]
         return float("nan") if value is None else value
 
     def _columns(self, alpha: float) -> dict[str, float | None]:
