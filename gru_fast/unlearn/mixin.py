@@ -266,10 +266,11 @@ class GRUMixin(_Base):
         if str(getattr(self.args.optim, "value", self.args.optim)) in {"lomo", "adalomo"}:
             raise ValueError(f"optim: expected one that steps after backward, got {self.args.optim}")
         self._check_ema_dtype()
-        # 1.0 in TrainingArguments, whether anybody has asked for it or not.
-        if options.rectify and options.tau is not None and 0.0 < self.args.max_grad_norm < options.tau < math.inf:
+        # 1.0 in TrainingArguments, whether anybody has asked for it or not; in an UnlearnConfig somebody has.
+        clipping = 0.0 if isinstance(self.args, GRUOptions) else self.args.max_grad_norm
+        if options.rectify and options.tau is not None and 0.0 < clipping < options.tau < math.inf:
             warnings.warn(
-                f"max_grad_norm={self.args.max_grad_norm:g} clips below tau={options.tau:g}, which then has no effect; "
+                f"max_grad_norm={clipping:g} clips below tau={options.tau:g}, which then has no effect; "
                 "set max_grad_norm=0",
                 stacklevel=2,
             )
