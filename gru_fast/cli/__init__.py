@@ -49,9 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+class _CommandsHelp(argparse.HelpFormatter):
+    """With room for the longest command: argparse forgets that the list of commands is indented once more."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
+
 def _parsers(command: str) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser, and those of the commands. Only ``command`` has its arguments: some import much to make them."""
-    parser = argparse.ArgumentParser(prog="gru-fast", description="Gradient Rectified Unlearning for PyTorch.")
+    parser = argparse.ArgumentParser(
+        prog="gru-fast", description="Gradient Rectified Unlearning for PyTorch.", formatter_class=_CommandsHelp
+    )
     parser.add_argument("--version", action="version", version=f"gru-fast {metadata.version('gru_fast')}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     found = {}
