@@ -10,12 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from gru_fast import native
+from gru_fast.buckets import HeldGradients, kept
 from gru_fast.checks import check_gamma, check_loss_scale, check_share
 from gru_fast.native import TensorList
 from gru_fast.ops import RETAIN_NONFINITE, StepTensors, passes_for
 from gru_fast.params import ema_dtypes, trainable_params
+from gru_fast.sharding import global_like, is_sharded, local, placed_like, rounding_key, shards_of, take_over
 
 _FORMAT = 1  # of state_dict
+_NOTHING_CAME = (
+    "expected backward to give the sharded parameters gradients, but none changed: without gradient sync FSDP2 keeps "
+    "them inside the module, where those of both losses would mix; set_requires_gradient_sync(True) for every backward"
+)
 
 
 class RetainEMA:
@@ -30,7 +36,8 @@ class RetainEMA:
             round-to-nearest would freeze it at small gamma.
         seed: of that rounding. Same seed, step and element: same bits, whatever the number of threads.
 
-    One e per parameter, in its shape, memory layout and device.
+    One e per parameter, in its shape, memory layout and device; of a sharded parameter (DTensor) each process has the
+    part that goes with its shard.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> ema = RetainEMA(model.named_parameters())
@@ -50,10 +57,16 @@ class RetainEMA:
         named, self._names = trainable_params(params)
         self._params = named
         self._row_of = {id(param): row for row, param in enumerate(self._params)}
+        self._shards = shards_of(self._params)
         self._seed = int(seed)
-        self._tensors = [
-            torch.zeros_like(p, dtype=t, requires_grad=False)
+        self._tensors = [  # of sharded parameters the parts that lie here
+            torch.zeros_like(local(p), dtype=t, requires_grad=False)
             for p, t in zip(self._params, ema_dtypes(self._params, dtype, self._names), strict=True)
+        ]
+        # What the rounding bits of a 16-bit e are drawn by: its place, and for a shard which one it is.
+        self._rounding_keys = [
+            row if e.dtype == torch.float32 else rounding_key(p, row, len(self._params))
+            for row, (p, e) in enumerate(zip(self._params, self._tensors, strict=True))
         ]
         self._seen = [False] * len(self._params)  # whether a retain gradient has ever come in
         self._tensors_changed([])
@@ -68,6 +81,7 @@ class RetainEMA:
     _fold_stats: dict[torch.device, Tensor] | None
     _share: float  # of the collected retain gradients in the unlearning gradient, still to be added
     _held: list[Tensor | None]  # what .grad was before the stream() block
+    _folds: int  # of sharded parameters, in the stream() block
     _stream_share: float
     _scale: float
     _is_scaled: bool
@@ -78,7 +92,8 @@ class RetainEMA:
     @property
     def tensors(self) -> list[Tensor]:
         """The e of each parameter, sharing memory with this object; modified in place by every step."""
-        return [e.detach() for e in self._tensors]
+        whole = (e.detach() for e in self._tensors)
+        return [global_like(p, e) if is_sharded(p) else e for p, e in zip(self._params, whole, strict=True)]
 
     @property
     def params(self) -> list[Tensor]:
@@ -97,20 +112,21 @@ class RetainEMA:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of e."""
+        """Bytes of e in this process."""
         return sum(e.numel() * e.element_size() for e in self._tensors)
 
     @property
     def pending_nbytes(self) -> int:
         """Bytes of retain gradients collected and not yet folded into e (0 with :meth:`stream`)."""
-        return sum(r.numel() * r.element_size() for r in self._retain if r is not None)
+        here = (local(r) for r in self._retain if r is not None)
+        return sum(r.numel() * r.element_size() for r in here)
 
     def __len__(self) -> int:
         return len(self._params)
 
     def __repr__(self) -> str:
         dtypes = sorted({str(e.dtype).removeprefix("torch.") for e in self._tensors})
-        elements = sum(e.numel() for e in self._tensors)
+        elements = sum(p.numel() for p in self._params)
         return (
             f"{type(self).__name__}({len(self)} parameters, {elements:,} elements, {' and '.join(dtypes) or 'empty'}, "
             f"{self._step} steps)"
@@ -121,6 +137,8 @@ class RetainEMA:
     @contextmanager
     def collect(self, scale: Any = None, *, share: float = 0.0) -> Iterator[RetainEMA]:
         """Inside, ``backward()`` accumulates retain gradients; outside, ``.grad`` is what it was. Nothing is copied.
+
+        (Only views into the buckets of DistributedDataParallel are, since the next backward overwrites them.)
 
         Enter it once per micro-batch: the gradients add up until :func:`gru_fast.rectify_` takes them. ``scale``: what
         the loss was multiplied with (a number, or a ``torch.amp.GradScaler``, whose ``get_scale()`` syncs on CUDA); e
@@ -140,12 +158,15 @@ class RetainEMA:
             )
         self._enter("collect", scale)
         self._share = share
-        held = [p.grad for p in self._params]
+        held = HeldGradients(self._params)
         for param, retain in zip(self._params, self._retain, strict=True):
             param.grad = retain
+        before = self._marks()
         try:
             yield self
-            self._retain = [p.grad for p in self._params]
+            if before and before == self._marks():
+                raise RuntimeError(f"collect(): {_NOTHING_CAME}")
+            self._retain = [kept(p.grad, own) for p, own in zip(self._params, self._retain, strict=True)]
             self._collected = True
         except BaseException:
             self._retain = [None] * len(self._params)
@@ -153,8 +174,14 @@ class RetainEMA:
             raise
         finally:
             self._inside = None
-            for param, grad in zip(self._params, held, strict=True):
-                param.grad = grad
+            held.put_back()
+
+    def _marks(self) -> list[tuple[int, int] | None]:
+        """Changes when backward gives a sharded parameter a gradient, anew or in place."""
+        if self._shards is None:
+            return []
+        grads = [p.grad for p in self._params if is_sharded(p)]
+        return [None if grad is None else (id(grad), local(grad)._version) for grad in grads]
 
     @contextmanager
     def stream(self, gamma: float, scale: Any = None, *, share: float = 0.0) -> Iterator[RetainEMA]:
@@ -165,7 +192,9 @@ class RetainEMA:
 
         What has been folded in cannot be taken back: NaN and Inf are refused element by element, also with a ``scale``
         (unlike :meth:`collect`, where such a step is all or nothing), and an exception inside leaves a step begun,
-        which ``rectify_`` or :meth:`discard` ends. For float16 with a loss scaler prefer :meth:`collect`.
+        which ``rectify_`` or :meth:`discard` ends. For float16 with a loss scaler prefer :meth:`collect`. Works with
+        FSDP2, which has reduced a gradient over the processes when it comes here; not with DistributedDataParallel,
+        which does so later.
 
         ``share``: as for :meth:`collect`, but it may differ between micro-batches, and g has its share (of the gradient
         as backward gives it, scaled or not) when the block is left.
@@ -180,12 +209,13 @@ class RetainEMA:
                 device: torch.zeros(native.NUM_STATS, dtype=torch.float64, device=device) for device in self.devices
             }
         self._held = [p.grad for p in self._params]
-        self._stream_share = share
+        self._stream_share, self._folds = share, 0
         for param in self._params:
             param.grad = None
         hooks = [p.register_post_accumulate_grad_hook(self._fold) for p in self._params]
         try:
             yield self
+            self._check_streamed()
         finally:
             self._inside = None
             for hook in hooks:
@@ -197,14 +227,17 @@ class RetainEMA:
     @torch.no_grad()
     def _fold(self, param: Tensor) -> None:
         """Takes one parameter's fresh gradient into its e."""
-        retain, param.grad = param.grad, None
-        if retain is None or self._stream_gamma is None or self._fold_stats is None:
+        given, param.grad = param.grad, None
+        if given is None or self._stream_gamma is None or self._fold_stats is None:
             return
         row = self._row_of[id(param)]
         ema = self._tensors[row]
-        passes = passes_for(ema.device)(
-            [None], [retain], [ema], ids=[row], names=None if self._names is None else [self._names[row]]
-        )
+        if is_sharded(param):
+            given = placed_like(given, param, self._label("retain_grads", row))
+            self._folds += 1
+        retain = local(given)
+        names = None if self._names is None else [self._names[row]]
+        passes = passes_for(ema.device)([None], [retain], [ema], ids=[self._rounding_keys[row]], names=names)
         keep = 1.0 if self._folded[row] else 1.0 - self._stream_gamma
         gain = self._stream_gamma / self._scale
         passes.reduce(keep, gain, self._seed, self._rounding.get(ema.device))
@@ -214,9 +247,21 @@ class RetainEMA:
             held = self._held[row]
             if held is None:
                 # Not in place: autograd may have given two parameters gradients that share memory.
-                self._held[row] = retain * self._stream_share
+                self._held[row] = given * self._stream_share
             else:
-                held.add_(retain, alpha=self._stream_share)
+                local(held).add_(retain, alpha=self._stream_share)
+
+    def _check_streamed(self) -> None:
+        if self._folds == 0 and self._shards is not None and any(map(is_sharded, self._params)):
+            raise RuntimeError(f"stream(): {_NOTHING_CAME}")
+        if any(p.grad is not None for p in self._params):
+            raise RuntimeError(
+                "stream(): expected each gradient once, but something put gradients back after e had taken them in, as "
+                "DistributedDataParallel does, which averages them later: use collect(), or FSDP2 (fully_shard)"
+            )
+
+    def _label(self, what: str, row: int) -> str:
+        return f"{what}[{row}]" + ("" if self._names is None else f' "{self._names[row]}"')
 
     def _enter(self, how: str, scale: Any) -> None:
         if self._inside is not None:
@@ -244,6 +289,28 @@ class RetainEMA:
         if retain is not None and (self._collected or self._stream_gamma is not None):
             raise ValueError("retain_grads: expected None, since this step's retain gradients are in the EMA already")
 
+    def _place_gradients(self) -> None:
+        """Brings gradients of sharded parameters into their parameter's placements."""
+        if self._shards is None:
+            return
+        for row, param in enumerate(self._params):
+            if not is_sharded(param):
+                continue
+            if param.grad is not None:
+                param.grad = placed_like(param.grad, param, self._label("grads", row))
+            retain = self._retain[row]
+            if retain is not None:
+                self._retain[row] = placed_like(retain, param, self._label("retain_grads", row))
+
+    def _here(self, tensors: Sequence[Tensor | None], what: str) -> list[Tensor | None]:
+        """Of gradients, one per parameter, the parts that lie in this process."""
+        if self._shards is None:
+            return list(tensors)
+        return [
+            t if t is None or not is_sharded(param) else local(placed_like(t, param, self._label(what, row)))
+            for row, (t, param) in enumerate(zip(tensors, self._params, strict=True))
+        ]
+
     @torch.no_grad()
     def _add_share(self) -> None:
         """g takes its share of the collected retain gradients."""
@@ -251,7 +318,7 @@ class RetainEMA:
         if factor == 0.0:
             return
         rows = [(param, r) for param, r in zip(self._params, self._retain, strict=True) if r is not None]
-        there = [(param.grad, r) for param, r in rows if param.grad is not None]
+        there = [(local(param.grad), local(r)) for param, r in rows if param.grad is not None]
         if there:
             torch._foreach_add_([g for g, _ in there], [r for _, r in there], alpha=factor)
         for param, r in rows:
@@ -270,9 +337,18 @@ class RetainEMA:
         if retain is not None and not all(self._seen):
             self._seen = [seen or r is not None for seen, r in zip(self._seen, retain, strict=True)]
         tensors = StepTensors(
-            grads, None if retain is None else list(retain), self._tensors, ema_is_current, names=self._names
+            self._here(grads, "grads"),
+            None if retain is None else self._here(retain, "retain_grads"),
+            self._tensors,
+            ema_is_current,
+            names=self._names,
+            shards=self._shards,
         )
         tensors.devices, tensors.known_ema = self._devices, self._known
+        if self._shards is not None:
+            tensors.rounding_keys = self._rounding_keys
+        if self._fold_stats is not None:
+            tensors.refused = {device: stats[RETAIN_NONFINITE] for device, stats in self._fold_stats.items()}
         if all(self._seen) or all(g is not None for g in grads):
             return tensors
         used = [row for row, (seen, g) in enumerate(zip(self._seen, grads, strict=True)) if seen or g is not None]
@@ -288,7 +364,7 @@ class RetainEMA:
         self._stream_gamma = None
         self._folded = [False] * len(self._params)
         self._fold_stats = None
-        self._share, self._stream_share = 0.0, 0.0
+        self._share, self._stream_share, self._folds = 0.0, 0.0, 0
         self._held = []
         self._scale, self._is_scaled = 1.0, False
         self._inside = None
@@ -335,7 +411,11 @@ class RetainEMA:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later run needs to go on bit for bit: call it between steps. Tensors are not copied."""
+        """Everything a later run needs to go on bit for bit: call it between steps. Tensors are not copied.
+
+        The e of a sharded parameter is a DTensor: with ``torch.distributed.checkpoint`` (which takes this object as it
+        takes a model) another number of processes can load it. ``torch.save`` writes the shards of one process.
+        """
         self._expect_between_steps("state_dict")
         return {
             "format": _FORMAT,
@@ -349,7 +429,10 @@ class RetainEMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a saved state. Checks everything (number, names, shapes, dtypes) before it changes anything."""
+        """Takes up a saved state. Checks everything (number, names, shapes, dtypes) before it changes anything.
+
+        Its e may be sharded in another way than the parameters here, or not at all.
+        """
         self._expect_between_steps("load_state_dict")
         missing = {"format", "ema", "names", "seen", "step", "seed", "rounding_steps"} - set(state)
         if missing:
@@ -365,15 +448,15 @@ class RetainEMA:
                 f'state_dict: expected parameter {row} to be "{self._names[row]}", got "{state["names"][row]}"'
             )
         for row, (ours, theirs) in enumerate(zip(self._tensors, saved, strict=True)):
-            label = f"state_dict: ema[{row}]" + ("" if self._names is None else f' "{self._names[row]}"')
-            if ours.shape != theirs.shape:
-                raise ValueError(f"{label}: expected shape {tuple(ours.shape)}, got {tuple(theirs.shape)}")
+            label, shape = f"state_dict: {self._label('ema', row)}", self._params[row].shape
+            if theirs.shape != shape:
+                raise ValueError(f"{label}: expected shape {tuple(shape)}, got {tuple(theirs.shape)}")
             if ours.dtype != theirs.dtype:
                 raise TypeError(
                     f"{label}: expected {ours.dtype}, got {theirs.dtype}; give RetainEMA the dtype of the saved run"
                 )
-        for ours, theirs in zip(self._tensors, saved, strict=True):
-            ours.copy_(theirs)
+        for ours, theirs, param in zip(self._tensors, saved, self._params, strict=True):
+            take_over(ours, theirs, param)
         self._seen = [bool(seen) for seen in state["seen"]]
         self._seed = int(state["seed"])
         self._step = int(state["step"])

@@ -18,6 +18,7 @@ from torch import Tensor
 from gru_fast import native, reference
 from gru_fast.checks import check_gamma, check_loss_scale, check_tau
 from gru_fast.native import TensorList
+from gru_fast.sharding import Shards
 
 NUM_SUMS = 5  # stats[:5] add up over devices after reduce
 RETAIN_NONFINITE = 3
@@ -100,7 +101,7 @@ def warn_of_fallback(device: torch.device) -> None:
 
 @dataclass
 class StepTensors:
-    """The tensors of one step, one entry per parameter."""
+    """The tensors of one step, one entry per parameter; of sharded ones the parts that lie in this process."""
 
     grads: list[Tensor | None]
     retain: list[Tensor | None] | None
@@ -110,6 +111,9 @@ class StepTensors:
     names: Sequence[str] | None = None
     devices: list[torch.device] | None = None  # of ema; found out when not given
     known_ema: TensorList | None = None  # ema again, looked at before
+    shards: Shards | None = None  # None: all of it is here
+    rounding_keys: list[int] | None = None  # of the rounding bits; by default the ids
+    refused: Mapping[torch.device, Tensor] | None = None  # by device, what stream() did not take into e
 
     def select(self, rows: Sequence[int]) -> StepTensors:
         """The same for some of the parameters; ids keep naming their place in the whole list."""
@@ -124,6 +128,9 @@ class StepTensors:
             self.ema_is_current if isinstance(self.ema_is_current, bool) else pick(self.ema_is_current),
             list(rows) if self.ids is None else pick(self.ids),
             None if self.names is None else pick(self.names),
+            shards=None if self.shards is None else self.shards.select(rows),
+            rounding_keys=None if self.rounding_keys is None else pick(self.rounding_keys),
+            refused=self.refused,
         )
 
 
@@ -140,22 +147,24 @@ def run_step(
     CPU that is known before it is called; elsewhere asking would need a host sync, so it is always called.
     """
     devices = tensors.devices or list(dict.fromkeys(e.device for e in tensors.ema))
+    rounding = {} if rounding_steps is None else rounding_steps
+    if len(devices) > 1 or tensors.shards is not None:
+        return _step_in_parts(tensors, args, devices, rounding, make_grad)
     if not devices:
         stats = torch.zeros(native.NUM_STATS, dtype=torch.float64)
         stats[6] = stats[8] = 1.0
         return stats
-    rounding = {} if rounding_steps is None else rounding_steps
-    if len(devices) > 1:
-        _make_missing(tensors, make_grad, (row for row, grad in enumerate(tensors.grads) if grad is None))
-        return _step_over_devices(tensors, args, devices, rounding)
     device = devices[0]
     passes = _passes(tensors, device)
-    if passes.missing_grads and make_grad is not None:
-        if device.type == "cpu":
-            return _step_with_missing(tensors, args, passes, make_grad, rounding.get(device))
+    if passes.missing_grads and make_grad is not None and device.type != "cpu":
         _make_missing(tensors, make_grad, passes.missing_grads)
         passes = _passes(tensors, device)
-    passes.step(args.keep, args.gain, args.tau, args.seed, rounding.get(device), args.all_or_nothing)
+    if passes.missing_grads and make_grad is not None:
+        passes = _step_with_missing(tensors, args, passes, make_grad, rounding.get(device))
+    else:
+        passes.step(args.keep, args.gain, args.tau, args.seed, rounding.get(device), args.all_or_nothing)
+    if tensors.refused is not None:
+        passes.stats[RETAIN_NONFINITE] += _total(tensors.refused.values(), passes.stats.device)
     return passes.stats
 
 
@@ -164,10 +173,10 @@ def run_measure(
 ) -> Tensor:
     """The first pass of a step alone: e and the sums; statistics as of a step that wrote nothing. No host sync."""
     devices = tensors.devices or list(dict.fromkeys(e.device for e in tensors.ema))
-    if not devices:
+    if not devices and tensors.shards is None:
         return run_step(tensors, args)
-    parts = _reduce_over_devices(tensors, args, devices, {} if rounding_steps is None else rounding_steps)
-    stats = parts[devices[0]].stats
+    parts = _reduce_in_parts(tensors, args, devices, {} if rounding_steps is None else rounding_steps)
+    stats = parts[0].passes.stats
     dot, ema_norm_sq, grad_norm_sq = stats[0], stats[1], stats[2]
     finite = torch.isfinite(dot) & torch.isfinite(ema_norm_sq) & torch.isfinite(grad_norm_sq)
     conflict = finite & (stats[VETOED] == 0) & (dot < 0) & (ema_norm_sq > 0)
@@ -192,7 +201,7 @@ def _step_with_missing(
     passes: Passes,
     make_grad: Callable[[int], Tensor],
     rounding_step: Tensor | None,
-) -> Tensor:
+) -> Passes:
     """A step that looks at the sums before it makes the missing gradients."""
     passes.reduce(args.keep, args.gain, args.seed, rounding_step, args.all_or_nothing)
     if _will_project(passes.stats):
@@ -201,7 +210,7 @@ def _step_with_missing(
         passes = _passes(tensors, tensors.ema[0].device, passes.stats)
     passes.apply(args.tau)
     passes.finish(args.tau)
-    return passes.stats
+    return passes
 
 
 def _passes(tensors: StepTensors, device: torch.device, stats: Tensor | None = None) -> Passes:
@@ -210,7 +219,7 @@ def _passes(tensors: StepTensors, device: torch.device, stats: Tensor | None = N
         tensors.retain,
         tensors.ema,
         ema_is_current=tensors.ema_is_current,
-        ids=tensors.ids,
+        ids=tensors.ids if tensors.rounding_keys is None else tensors.rounding_keys,
         names=tensors.names,
         stats=stats,
         known_ema=tensors.known_ema,
@@ -223,53 +232,160 @@ def _will_project(stats: Tensor) -> bool:
     return finite and not vetoed and dot < 0.0 < ema_norm_sq
 
 
-def _step_over_devices(
-    tensors: StepTensors, args: StepArgs, devices: Sequence[torch.device], rounding: Mapping[torch.device, Tensor]
+# ---- in parts: several devices, several processes --------------------------------------------------------------------
+
+
+@dataclass
+class _Part:
+    """Rows of one step that are worked on together: on one device, their sums counted in the same place."""
+
+    tensors: StepTensors
+    passes: Passes
+    device: torch.device
+    counted_in: int | None  # see Shards; 0 without them
+
+
+def _step_in_parts(
+    tensors: StepTensors,
+    args: StepArgs,
+    devices: Sequence[torch.device],
+    rounding: Mapping[torch.device, Tensor],
+    make_grad: Callable[[int], Tensor] | None,
 ) -> Tensor:
-    """One step whose parameters lie on several devices: their sums meet between the passes."""
-    parts = _reduce_over_devices(tensors, args, devices, rounding)
-    for part in parts.values():
-        part.apply(args.tau)
-    _add_up(parts, slice(WRITTEN, WRITTEN + 1))
-    for part in parts.values():
-        part.finish(args.tau)
-    return parts[devices[0]].stats
+    """One step whose parameters lie on several devices or processes: their sums meet between the passes."""
+    missing = [row for row, grad in enumerate(tensors.grads) if grad is None]
+    can_wait = all(device.type == "cpu" for device in devices)  # until it is known whether they are needed
+    if not can_wait:
+        _make_missing(tensors, make_grad, missing)
+    parts = _reduce_in_parts(tensors, args, devices, rounding)
+    if can_wait and missing and make_grad is not None and _will_project(parts[0].passes.stats):
+        _make_missing(tensors, make_grad, missing)
+        tensors.ema_is_current = True
+        stats = parts[0].passes.stats
+        parts = _parts(tensors, devices)
+        for part in parts:
+            part.passes.stats.copy_(stats)
+    for part in parts:
+        part.passes.apply(args.tau)
+    # What was written is asked for only if something was. Every process knows that, or none does: they see the same
+    # sums, and where those lie in host memory is the same for all, so that nobody waits for one who does not come.
+    shards = tensors.shards
+    if shards is None or not shards.known_to_host or _will_write(parts[0].passes.stats, args.tau):
+        _add_up(parts, slice(WRITTEN, WRITTEN + 1), shards)
+    for part in parts:
+        part.passes.finish(args.tau)
+    return parts[0].passes.stats
 
 
-def _reduce_over_devices(
+def _will_write(stats: Tensor, tau: float) -> bool:
+    return _will_project(stats) or float(stats[2]) > tau * tau * (1.0 - 1e-9)  # sooner once too often than too seldom
+
+
+def _reduce_in_parts(
     tensors: StepTensors, args: StepArgs, devices: Sequence[torch.device], rounding: Mapping[torch.device, Tensor]
-) -> dict[torch.device, Passes]:
-    """The first pass on every device; each part's sums are those of all."""
-    if len(devices) == 1:
-        only = _passes(tensors, devices[0])
-        only.reduce(args.keep, args.gain, args.seed, rounding.get(devices[0]), args.all_or_nothing)
-        return {devices[0]: only}
-    rows_of: dict[torch.device, list[int]] = {device: [] for device in devices}
-    for row, ema in enumerate(tensors.ema):
-        rows_of[ema.device].append(row)
-    parts = {device: _passes(tensors.select(rows), device) for device, rows in rows_of.items()}
-    if args.all_or_nothing and not _all_finite(tensors):  # no part may write when another one cannot
-        for part in parts.values():
-            part.stats.zero_()
-            part.stats[VETOED] = 1.0
-    else:
-        for device, part in parts.items():
-            part.reduce(args.keep, args.gain, args.seed, rounding.get(device))
-    _add_up(parts, slice(0, NUM_SUMS))
+) -> list[_Part]:
+    """The first pass over every part; each part's sums are those of all."""
+    parts = _parts(tensors, devices)
+    several = len(parts) > 1 or tensors.shards is not None
+    if args.all_or_nothing and several:  # no part may write when another one cannot
+        veto = _count_nonfinite(parts, tensors.shards)
+        parts = [_make_part(_with_veto(part, veto), part.device, part.counted_in) for part in parts]
+    _reduce_all(parts, args, rounding)
+    if tensors.refused is not None:
+        stats = parts[0].passes.stats
+        stats[RETAIN_NONFINITE] += _total(tensors.refused.values(), stats.device)
+    if several:
+        _add_up(parts, slice(0, NUM_SUMS), tensors.shards)
     return parts
 
 
-def _all_finite(tensors: StepTensors) -> bool:
-    gradients = [*tensors.grads, *(tensors.retain or [])]
-    return all(bool(t.isfinite().all()) for t in gradients if t is not None)
+def _reduce_all(parts: Sequence[_Part], args: StepArgs, rounding: Mapping[torch.device, Tensor]) -> None:
+    last_of = {part.device: part for part in parts}
+    for part in parts:
+        step = rounding.get(part.device)
+        if step is not None and part is not last_of[part.device]:
+            step = step.clone()  # counted on once, by the last; copies in other processes round alike
+        part.passes.reduce(args.keep, args.gain, args.seed, step, args.all_or_nothing)
 
 
-def _add_up(parts: Mapping[torch.device, Passes], fields: slice) -> None:
-    """Every part's fields become the sum over the parts (device-to-device copies, in stream order)."""
-    lead = next(iter(parts.values())).stats
-    total = torch.stack([part.stats[fields].to(lead.device) for part in parts.values()]).sum(0)
-    for part in parts.values():
-        part.stats[fields] = total.to(part.stats.device)
+def _parts(tensors: StepTensors, devices: Sequence[torch.device]) -> list[_Part]:
+    shards = tensors.shards
+    if not tensors.ema:  # nothing to work on, but others may wait
+        return [_make_part(_with_row(tensors, None, torch.zeros(1)), torch.device("cpu"), None)]
+    rows_of: dict[tuple[torch.device, int | None], list[int]] = {}
+    for row, ema in enumerate(tensors.ema):
+        rows_of.setdefault((ema.device, 0 if shards is None else shards.counted_in[row]), []).append(row)
+    if len(rows_of) == 1:
+        ((device, counted_in),) = rows_of
+        return [_make_part(tensors, device, counted_in)]
+    order = sorted(rows_of, key=lambda place: devices.index(place[0]))
+    return [_make_part(tensors.select(rows_of[place]), *place) for place in order]
+
+
+def _make_part(tensors: StepTensors, device: torch.device, counted_in: int | None) -> _Part:
+    return _Part(tensors, _passes(tensors, device), device, counted_in)
+
+
+def _with_row(tensors: StepTensors, retain: Tensor | None, ema: Tensor) -> StepTensors:
+    """One row more, which has no gradient."""
+    count, given = len(tensors.ema), tensors.ema_is_current
+    keys = tensors.ids if tensors.rounding_keys is None else tensors.rounding_keys
+    return StepTensors(
+        [*tensors.grads, None],
+        [*(tensors.retain or [None] * count), retain],
+        [*tensors.ema, ema],
+        [*([given] * count if isinstance(given, bool) else given), False],
+        [*(range(count) if tensors.ids is None else tensors.ids), count],
+        None if tensors.names is None else [*tensors.names, "(none)"],
+        shards=tensors.shards,
+        rounding_keys=None if keys is None else [*keys, 0],
+    )
+
+
+def _with_veto(part: _Part, veto: Tensor) -> StepTensors:
+    """A row more, whose retain gradient is NaN where any part or process has NaN or Inf: an all-or-nothing step then
+    leaves every tensor of this part as it is, without the host knowing.
+    """
+    spoilt = torch.zeros(1, device=part.device).masked_fill_((veto > 0).to(part.device), math.nan)
+    return _with_row(part.tensors, spoilt, torch.zeros(1, device=part.device))
+
+
+def _count_nonfinite(parts: Sequence[_Part], shards: Shards | None) -> Tensor:
+    """How many gradients of all parts and processes hold NaN or Inf, float64 of shape (1,)."""
+    counts = [_nonfinite_gradients(part.tensors, part.device) for part in parts]
+    count = _total(counts, parts[0].device).reshape(1)
+    return count if shards is None else shards.add_up({}, count)
+
+
+def _nonfinite_gradients(tensors: StepTensors, device: torch.device) -> Tensor:
+    gradients = [t for t in (*tensors.grads, *(tensors.retain or [])) if t is not None and t.numel() > 0]
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    largest = torch.stack([norm.double() for norm in torch._foreach_norm(gradients, math.inf)])
+    return (~largest.isfinite()).sum(dtype=torch.float64)
+
+
+def _total(values: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Their sum, on ``device`` (device-to-device copies, in stream order)."""
+    return torch.stack([value.to(device) for value in values]).sum(0)
+
+
+def _add_up(parts: Sequence[_Part], fields: slice, shards: Shards | None) -> None:
+    """Every part's fields become the sum over the parts, and over the processes where there are ``shards``."""
+    lead = parts[0].passes.stats.device
+    if shards is None:
+        total = _total([part.passes.stats[fields] for part in parts], lead)
+    else:
+        brought: dict[int, Tensor] = {}
+        everywhere = torch.zeros_like(parts[0].passes.stats[fields])
+        for part in parts:
+            own = part.passes.stats[fields].to(lead)
+            if part.counted_in is not None:
+                brought[part.counted_in] = brought.get(part.counted_in, 0.0) + own
+            everywhere[RETAIN_NONFINITE:] += own[RETAIN_NONFINITE:]  # whoever counts the sums, all hear of these
+        total = shards.add_up(brought, everywhere)
+    for part in parts:
+        part.passes.stats[fields] = total.to(part.passes.stats.device)
 
 
 # ---- torch.library ---------------------------------------------------------------------------------------------------

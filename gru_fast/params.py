@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from gru_fast.sharding import check_param
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,11 @@ def trainable_params(params: Iterable[Any]) -> tuple[list[Tensor], list[str] | N
     if not tensors:
         raise ValueError("params: expected at least one parameter, got none (was a generator used up before?)")
     for row, param in enumerate(tensors):
-        check_plain(param, f"params[{row}]" + ("" if names is None else f' "{names[row]}"'))
+        check_param(param, f"params[{row}]" + ("" if names is None else f' "{names[row]}"'))
     rows = [row for row, param in enumerate(tensors) if param.requires_grad]
     if not rows:
         raise ValueError(f"params: expected a trainable parameter, but all {len(tensors)} have requires_grad=False")
     return [tensors[row] for row in rows], None if names is None else [names[row] for row in rows]
-
-
-def check_plain(tensor: Tensor, label: str) -> None:
-    """Refuses tensors whose memory is not their own to read: wrapper subclasses such as DTensor."""
-    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "to_local"):
-        raise TypeError(
-            f"{label}: expected a plain tensor, got {type(tensor).__name__}; sharded parameters are not supported yet "
-            "(train with DistributedDataParallel, or on one device)"
-        )
 
 
 def ema_dtypes(params: Sequence[Tensor], dtype: torch.dtype | None, names: Sequence[str] | None) -> list[torch.dtype]:

@@ -14,14 +14,16 @@ from torch import Tensor
 from gru_fast._load import core
 from gru_fast.checks import check_gamma, check_tau
 from gru_fast.ema import RetainEMA
-from gru_fast.ops import RETAIN_NONFINITE, StepArgs, StepTensors, run_measure, run_step
-from gru_fast.params import UniqueParams, check_plain, unique_params
+from gru_fast.ops import StepArgs, StepTensors, run_measure, run_step
+from gru_fast.params import UniqueParams, unique_params
 from gru_fast.rectification import Rectification
+from gru_fast.sharding import check_param, is_sharded, local, placed_like, rounding_key, shards_of
 
 _NONFINITE_ELSEWHERE = (
     "NaN or Inf in a retain gradient folded in by stream(), in the EMA, or where the EMA was updated (a loss scale far "
     "below 1?); do not apply this step's gradients"
 )
+_OR_IN_ANOTHER_PROCESS = "; or in the shards of another process, which then names them"
 _grad_of = attrgetter("grad")
 _calls = itertools.count()  # rounding steps of plain 16-bit EMA sequences, which keep no count of their own
 
@@ -44,6 +46,11 @@ def rectify_(
         if |g| > tau:    g <- tau * g / |g|
 
     Afterwards ``<g, e> >= 0`` to rounding and ``|g| <= tau``.
+
+    Parameters may be sharded over processes (DTensor: FSDP2, HSDP, tensor parallel), all or some of them. Then all the
+    processes make the call, each works on its shards, and the vector is that of all shards, every element once. What
+    crosses the network are five sums in one all-reduce, and |g| as it was written in another where it was. A gradient
+    in other placements than its parameter's (a partial sum) is brought into these first.
 
     Args:
         params: the model's parameters, all of them; their ``.grad`` is g, modified in place. float32, bfloat16 or
@@ -152,6 +159,7 @@ def _with_retain_ema(
     if retain_grads is not None and len(retain_grads) != len(ema):
         raise ValueError(f"retain_grads: expected {len(ema)} entries, one per parameter, got {len(retain_grads)}")
     ema._check_can_end(retain_grads)
+    ema._place_gradients()
     ema._add_share()
     grads: list[Tensor | None] = list(map(_grad_of, ema._params))
     tensors = ema._take(grads, retain_grads)
@@ -159,24 +167,25 @@ def _with_retain_ema(
     args = StepArgs(
         1.0 - gamma, gamma / ema._scale, limit, ema._seed, all_or_nothing=error_if_nonfinite or ema._is_scaled
     )
-    if error_if_nonfinite and _folded_nonfinite(ema):
+    if error_if_nonfinite and _any_refused(tensors):
         ema._end_step()
-        raise RuntimeError(_NONFINITE_ELSEWHERE)
+        raise RuntimeError(_NONFINITE_ELSEWHERE + ("" if tensors.shards is None else _OR_IN_ANOTHER_PROCESS))
     if tau is None:
         stats = run_measure(tensors, args, rounding_steps=ema._rounding)
     else:
         held = tensors.ids
         owners = ema._params if held is None else [ema._params[row] for row in held]
         stats = run_step(tensors, args, rounding_steps=ema._rounding, make_grad=_grad_maker(owners))
-    if ema._fold_stats is not None:
-        for folded in ema._fold_stats.values():
-            stats[RETAIN_NONFINITE] += folded[RETAIN_NONFINITE].to(stats.device)
     ema._end_step()
     return _result(stats, error_if_nonfinite, tensors)
 
 
-def _folded_nonfinite(ema: RetainEMA) -> bool:
-    return any(bool(stats[RETAIN_NONFINITE]) for stats in (ema._fold_stats or {}).values())
+def _any_refused(tensors: StepTensors) -> bool:
+    """Whether stream() met NaN or Inf, in any process."""
+    if tensors.refused is None:
+        return False
+    found = any(bool(count) for count in tensors.refused.values())
+    return found if tensors.shards is None else tensors.shards.any(found)
 
 
 def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
@@ -214,22 +223,48 @@ def _plain_tensors(
         if len(values) != params.count:
             raise ValueError(f"{what}: expected {params.count} entries, one per parameter, got {len(values)}")
     for row, param in zip(params.rows, params.tensors, strict=True):
-        check_plain(param, f"params[{row}]")
+        check_param(param, f"params[{row}]")
         if not isinstance(ema[row], Tensor):
             raise TypeError(f"ema[{row}]: expected a torch.Tensor, got {type(ema[row]).__name__}")
-    return StepTensors(
+    tensors = StepTensors(
         [param.grad for param in params.tensors],
         None if retain_grads is None else [retain_grads[row] for row in params.rows],
         [ema[row] for row in params.rows],
         ema_is_current=retain_grads is None,
         names=params.names,
+        shards=shards_of(params.tensors),
     )
+    if tensors.shards is not None:
+        _take_parts_here(tensors, params.tensors)
+    return tensors
+
+
+def _take_parts_here(tensors: StepTensors, params: Sequence[Tensor]) -> None:
+    """Of sharded parameters the parts that lie in this process; a gradient is brought into their placements first."""
+    tensors.rounding_keys = [
+        row if ema.dtype == torch.float32 else rounding_key(param, row, len(params))
+        for row, (param, ema) in enumerate(zip(params, tensors.ema, strict=True))
+    ]
+    for row, param in enumerate(params):
+        if not is_sharded(param):
+            continue
+        ema = tensors.ema[row]
+        if not is_sharded(ema) or ema.placements != param.placements:  # not moved: it is written
+            got = ema.placements if is_sharded(ema) else "a plain tensor"
+            raise ValueError(f"ema[{row}]: expected the placements of its parameter, {param.placements}, got {got}")
+        tensors.ema[row] = local(ema)
+        if param.grad is not None:
+            param.grad = placed_like(param.grad, param, f"grads[{row}]")
+            tensors.grads[row] = local(param.grad)
+        retain = None if tensors.retain is None else tensors.retain[row]
+        if tensors.retain is not None and retain is not None:
+            tensors.retain[row] = local(placed_like(retain, param, f"retain_grads[{row}]"))
 
 
 def _grad_maker(owners: Sequence[Tensor]) -> Any:
     def make(row: int) -> Tensor:
         owners[row].grad = grad = torch.zeros_like(owners[row])
-        return grad
+        return local(grad)
 
     return make
 
@@ -252,4 +287,4 @@ def _nonfinite_message(tensors: StepTensors) -> str:
                     f"{what}[{index}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. "
                     "Skip this batch, lower the learning rate, or pass error_if_nonfinite=False to have it skipped"
                 )
-    return _NONFINITE_ELSEWHERE
+    return _NONFINITE_ELSEWHERE + ("" if tensors.shards is None else _OR_IN_ANOTHER_PROCESS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -125,28 +126,47 @@ def test_fake_tensors_give_statistics_of_the_right_kind() -> None:
         assert (stats.shape, stats.dtype) == ((native.NUM_STATS,), torch.float64)
 
 
-def test_sums_meet_over_devices() -> None:
-    """Several devices share one projection. One machine, so the parts are cut by a stand-in for the device."""
+def cut(monkeypatch: pytest.MonkeyPatch, *rows: list[int]) -> None:
+    """One machine has one kind of device: a stand-in that cuts the rows into the parts that several would make."""
+
+    def parts(tensors: ops.StepTensors, devices: Any) -> list[ops._Part]:
+        return [ops._make_part(tensors.select(some), torch.device("cpu"), 0) for some in rows]
+
+    monkeypatch.setattr(ops, "_parts", parts)
+
+
+def step_in_parts(grads: list[Tensor], retain: list[Tensor], ema: list[Tensor], **settings: Any) -> Tensor:
+    tensors = ops.StepTensors(list(grads), list(retain), list(ema))
+    step = {torch.device("cpu"): torch.zeros(1, dtype=torch.int64)}
+    args = ops.StepArgs(0.5, 0.5, 1.0, **settings)
+    return ops._step_in_parts(tensors, args, [torch.device("cpu")], step, None)
+
+
+@pytest.mark.parametrize("all_or_nothing", [False, True])
+def test_sums_meet_over_devices(all_or_nothing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several devices share one projection."""
+    cut(monkeypatch, [0, 2], [1, 3])
     grads, retain, ema = problem(4)
     expected = rectified_by_hand(grads, [0.5 * r for r in retain], 1.0)
-    tensors = ops.StepTensors(list(grads), list(retain), list(ema))
-    parts = {
-        torch.device("cpu", index): ops._passes(tensors.select(rows), torch.device("cpu"))
-        for index, rows in enumerate(([0, 2], [1, 3]))
-    }
-    for part in parts.values():
-        part.reduce(0.5, 0.5, 0, None)
-    ops._add_up(parts, slice(0, ops.NUM_SUMS))
-    for part in parts.values():
-        part.apply(1.0)
-    ops._add_up(parts, slice(ops.WRITTEN, ops.WRITTEN + 1))
-    for part in parts.values():
-        part.finish(1.0)
+    stats = step_in_parts(grads, retain, ema, all_or_nothing=all_or_nothing)
     found = torch.cat([g.reshape(-1) for g in grads]).double()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
-    first, second = (part.stats[:14] for part in parts.values())
-    assert torch.equal(first, second)
-    assert gru_fast.Rectification(first).norm_after == pytest.approx(1.0, rel=1e-6)
+    assert gru_fast.Rectification(stats).norm_after == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("which", ["grads", "retain"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_one_device_keeps_all_from_writing(which: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All or nothing holds over devices too: no e is written where another device's gradient is not finite."""
+    cut(monkeypatch, [0, 2], [1, 3])
+    monkeypatch.setattr(native, "serves", lambda device: backend == "native")
+    monkeypatch.setattr(ops, "_warned_devices", {"cpu"})
+    grads, retain, ema = problem(4)
+    {"grads": grads, "retain": retain}[which][1].reshape(-1)[-1] = math.inf
+    before = [t.clone() for t in (*grads, *retain, *ema)]
+    step = gru_fast.Rectification(step_in_parts(grads, retain, ema, all_or_nothing=True))
+    assert step.skipped
+    assert all(map(torch.equal, (*grads, *retain, *ema), before))
 
 
 def test_warns_once_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,84 @@
+"""Processes that compute together: four, started once, for jobs that take two, three or four of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_PATIENCE = 90.0  # seconds; a job takes one or two
+_PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "gru_fast"]
+
+
+class Processes:
+    """``count`` processes, one thread each, that wait for jobs. A process group of gloo joins those of each job."""
+
+    def __init__(self, count: int = 4) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
+        self._folder = tempfile.TemporaryDirectory()
+        self._jobs = 0
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(rank, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, job: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+        """``job(*args)`` in ``world`` processes at once; what each returns. ``job`` must be importable.
+
+        Raises what went wrong in the first of them, or TimeoutError: a collective that not all have entered.
+        """
+        self._jobs += 1
+        meeting = Path(self._folder.name) / f"meeting-{self._jobs}"
+        for pipe in self._pipes[:world]:
+            pipe.send((job, world, str(meeting), args))
+        answers = []
+        for rank, pipe in enumerate(self._pipes[:world]):
+            if not pipe.poll(_PATIENCE):
+                raise TimeoutError(f"{job.__name__}: process {rank} of {world} does not answer")
+            answers.append(pipe.recv())
+        failed = [f"process {rank}:\n{text}" for rank, (is_fine, text) in enumerate(answers) if not is_fine]
+        if failed:
+            raise AssertionError("\n".join(failed))
+        return [answer for _, answer in answers]
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.close()  # the process ends when it reads no more
+            process.join(2.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._folder.cleanup()
+
+
+def _work(rank: int, pipe: Connection) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job, world, meeting, args = pipe.recv()
+        except EOFError:
+            return
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+        try:
+            pipe.send((True, job(*args)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+        finally:
+            dist.destroy_process_group()
