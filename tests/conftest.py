@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import Processes
 
 from gru_fast import native, reference
 from gru_fast._load import core
@@ -47,6 +48,14 @@ def thread_count() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    """Four of them, for jobs that compute together."""
+    started = Processes()
+    yield started
+    started.close()
 
 
 @pytest.fixture(autouse=True)

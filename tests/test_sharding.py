@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import layouts
@@ -25,12 +24,6 @@ WORLDS = {
     "experts": (4,),
 }
 CASES = [(layout, world) for layout, worlds in WORLDS.items() for world in worlds]
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    with Processes() as started:
-        yield started
 
 
 def assert_alike(found: list[layouts.Found]) -> None:
