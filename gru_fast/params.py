@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gru_fast.sharding import check_param
+from gru_fast.sharding import check_param, is_sharded
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ def trainable_params(params: Iterable[Any]) -> tuple[list[Tensor], list[str] | N
     if not rows:
         raise ValueError(f"params: expected a trainable parameter, but all {len(tensors)} have requires_grad=False")
     return [tensors[row] for row in rows], None if names is None else [names[row] for row in rows]
+
+
+def check_plain(tensor: Tensor, label: str) -> None:
+    """Refuses what is spread over processes, where every process must have the whole of it."""
+    check_param(tensor, label)
+    if is_sharded(tensor):
+        raise TypeError(
+            f"{label}: expected a plain tensor, got a DTensor with placements {tuple(tensor.placements)}; task vectors "
+            "are made of whole models, one in each process: load it without sharding"
+        )
 
 
 def ema_dtypes(params: Sequence[Tensor], dtype: torch.dtype | None, names: Sequence[str] | None) -> list[torch.dtype]:
