@@ -74,6 +74,11 @@ def local(tensor: Tensor) -> Tensor:
     return shard.wait() if type(shard) is not Tensor and hasattr(shard, "wait") else shard
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of it. Of a DTensor it is put together out of all processes' parts, and all of them must ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
 def global_like(param: DTensor, shard: Tensor) -> DTensor:
     """``shard`` as this process' part of a DTensor laid out like ``param``; shares its memory."""
     from torch.distributed.tensor import DTensor

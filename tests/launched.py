@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import tiny
+import torch
 import torch.distributed as dist
 from layouts import whole
 from torch import Tensor
 
+from gru_fast.sharding import is_sharded, local
+from gru_fast.unlearn import UnlearnTrainer
 from gru_fast.unlearn.data import UnlearnDataset
+from gru_fast.unlearn.fsdp import sharded_modules
 
 ROWS_A_STEP = 4  # of all processes and micro-batches together
 STATISTICS = ("loss", "retain_loss", "forget_loss", "cos", "norm_before", "norm_after", "norm_ema", "conflict")
 
 
+FSDP2 = {  # what accelerate launch tells of its configuration file
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+
+
 @contextmanager
-def launched() -> Iterator[int]:
+def launched(fsdp2: bool = False) -> Iterator[int]:
     """What the launcher tells a process, taken from the process group it is in; how many there are."""
     if not dist.is_initialized():
         yield 1
@@ -29,14 +43,29 @@ def launched() -> Iterator[int]:
 
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "OMP_NUM_THREADS": "1"}
-    before = dict(os.environ)
-    os.environ.update(told)
-    try:
-        yield int(world)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        AcceleratorState._reset_state(reset_partial_state=True)
+    with patch.dict(os.environ, told | (FSDP2 if fsdp2 else {})), fsdp_on_cpus() if fsdp2 else nullcontext():
+        try:
+            yield int(world)
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def fsdp_on_cpus() -> Iterator[None]:
+    """Has accelerate do with CPUs what it does with every other device: take its FSDP plugin up. It leaves CPUs out."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    made = AcceleratorState.__init__
+
+    def make(state: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        made(state, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            state.fsdp_plugin = fsdp_plugin
+            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    with patch.object(AcceleratorState, "__init__", make):
+        yield
 
 
 def dataset() -> UnlearnDataset:
@@ -51,17 +80,74 @@ def weights(model: Any) -> list[Tensor]:
     return [whole(p.detach(), q).clone() for p, q in zip(model.parameters(), tiny.llama().parameters(), strict=True)]
 
 
-def trained(folder: Path, **settings: Any) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:
+def trained(
+    folder: Path, fsdp2: bool = False, **settings: Any
+) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:
     """Three steps over the same rows, however many processes share them: logs, weights and e.
 
     A micro-batch of a process is one row, so that means over label tokens are of the same rows everywhere.
     """
-    with launched() as world:
+    with launched(fsdp2) as world:
         defaults = {"optim": "sgd", "learning_rate": 0.05, "per_device_train_batch_size": 1, "rectify": True}
         accumulated = {"gradient_accumulation_steps": ROWS_A_STEP // world}
         trainer = tiny.trainer(folder, data=dataset(), **{**defaults, **accumulated, **settings})
         trainer.train()
-        logs = [{name: entry[name] for name in STATISTICS} for entry in trainer.state.log_history if "cos" in entry]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        assert all(is_sharded(param) == (fsdp2 and world > 1) for param in model.parameters())
+        logs = [
+            {name: entry[name] for name in STATISTICS if name in entry}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ]
         shapes = list(tiny.llama().parameters())
-        ema = [whole(e, p) for e, p in zip(trainer.retain_ema.tensors, shapes, strict=True)]
-        return logs, weights(trainer.accelerator.unwrap_model(trainer.model)), ema
+        return logs, weights(model), [whole(e, p) for e, p in zip(trainer.retain_ema.tensors, shapes, strict=True)]
+
+
+def resumed(folder: Path, **settings: Any) -> list[bool]:
+    """With FSDP2: whether a run taken up after two of its three steps ends with the very bits of an unbroken one."""
+    settings = {"optim": "adamw_torch", "rectify": True, "save_strategy": "steps", **settings}
+    ends = []
+    for save_steps in (10, 2):
+        with launched(fsdp2=True):
+            trainer = tiny.trainer(folder, data=dataset(), save_steps=save_steps, **settings)
+            trainer.train()
+            ends.append(state(trainer))
+    with launched(fsdp2=True):
+        trainer = tiny.trainer(folder, tiny.llama(seed=9), data=dataset(), **settings)
+        trainer.train(resume_from_checkpoint=folder / "checkpoint-2")
+        ends.append(state(trainer))
+    return [all(torch.equal(a, b) for a, b in zip(end, ends[0], strict=True)) for end in ends[1:]]
+
+
+def state(trainer: UnlearnTrainer) -> list[Tensor]:
+    """This process' shards of the weights and of e."""
+    return [local(t).detach().clone() for t in (*trainer.model.parameters(), *trainer.retain_ema.tensors)]
+
+
+def refused(folder: Path, fsdp2: bool, action: str = "train", **settings: Any) -> str:
+    """What a trainer says that cannot do it."""
+    with launched(fsdp2):
+        try:
+            data = {"data": dataset(), "eval_data": dataset()}
+            getattr(tiny.trainer(folder, **data, **{"rectify": True, **settings}), action)()
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+        return ""
+
+
+def exchanged(folder: Path) -> tuple[list[bool], list[bool]]:
+    """With FSDP2, at each loss of a step of two micro-batches: whether accelerate would exchange g; what is done."""
+    asked: list[bool] = []
+    done: list[bool] = []
+
+    class Watched(UnlearnTrainer):
+        def _scores(self, model: Any, part: Any) -> Any:
+            groups = [group for m in sharded_modules(model) for group in m._get_fsdp_state()._fsdp_param_groups]
+            asked.append(self.accelerator.sync_gradients)
+            done.append(len(groups) > 3 and all(g.reduce_grads and g.all_reduce_grads for g in groups))
+            return super()._scores(model, part)
+
+    with launched(fsdp2=True):
+        settings = {"method": "gd", "rectify": True, "max_steps": 1, "method_options": {"retain_weight": 2.0}}
+        Watched(tiny.llama(), tiny.config(folder, **settings), train_dataset=dataset()).train()
+    return asked, done

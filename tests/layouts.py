@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -218,6 +220,26 @@ def nonfinite(where: str, how: str) -> dict[str, Any]:
         "grad changed": [repr(part(p.grad).tolist()) for p in params] != [repr(b) for b in before],
         "steps": ema.step,
     }
+
+
+def kept(folder: Path, action: str, dtype: torch.dtype) -> tuple[list[Tensor], list[bool], list[int]]:
+    """A RetainEMA after two steps, saved by torch.distributed.checkpoint; or one that loads it: e, seen and steps."""
+    values = [torch.arange(24.0).view(8, 3), torch.ones(5), torch.zeros(1)]  # uneven, empty in some processes
+    params = fsdp_params(values) if dist.is_initialized() else [torch.nn.Parameter(value) for value in values]
+    params = [torch.nn.Parameter(p.detach().to(dtype)) for p in params]
+    ema = gru_fast.RetainEMA(zip("abc", params, strict=True), dtype, seed=3 if action == "save" else 4)
+    if action == "save":
+        for _ in range(2):
+            with ema.collect():
+                losses = [(p.square() / 3.0).sum() for p in params[:2]]  # the last has no gradient
+                sum(loss.full_tensor() for loss in losses).backward()
+            gru_fast.rectify_(params, ema, 0.3, 1.0)
+        dcp.save({"ema": ema}, checkpoint_id=folder)
+    else:
+        dcp.load({"ema": ema}, checkpoint_id=folder)
+    state = ema.state_dict()
+    numbers = [state["step"], state["seed"], *state["rounding_steps"]]
+    return [whole(e, p) for e, p in zip(ema.tensors, params, strict=True)], state["seen"], numbers
 
 
 def degenerate() -> tuple[bool, bool, float]:

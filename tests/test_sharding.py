@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import layouts
@@ -167,6 +168,20 @@ def test_a_step_takes_one_all_reduce_of_a_few_numbers(
     processes: Processes, layout: str, world: int, conflict: bool, tau: float | None, expected: int
 ) -> None:
     assert processes.run(layouts.collectives, world, layout, conflict, tau) == [expected] * world
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process has nobody to meet
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_by_four_and_loaded_by_fewer(processes: Processes, tmp_path: Path, dtype: torch.dtype) -> None:
+    """torch.distributed.checkpoint: the same e, bit for bit, and what else belongs to it."""
+    saved, *others = processes.run(layouts.kept, 4, tmp_path / "ema", "save", dtype)
+    assert [bool(e.any()) for e in saved[0]] == saved[1] == [True, True, False]
+    loaded = [*processes.run(layouts.kept, 2, tmp_path / "ema", "load", dtype)]
+    loaded.append(layouts.kept(tmp_path / "ema", "load", dtype))
+    for e, seen, numbers in [*others, *loaded]:
+        assert all(torch.equal(a, b) for a, b in zip(e, saved[0], strict=True))
+        assert (seen, numbers) == saved[1:]
+        assert numbers[:2] == [2, 3]
 
 
 def test_what_cannot_be_worked_on_is_refused(processes: Processes) -> None:

@@ -19,8 +19,10 @@ import torch
 from torch import nn
 
 from gru_fast.ema import RetainEMA
+from gru_fast.sharding import is_sharded
 
 GRU_STATE = "gru_state.pt"
+GRU_STATE_SHARDS = "gru_state"  # the same of a sharded model: a folder of torch.distributed.checkpoint
 TRAINER_STATE = "trainer_state.json"  # Trainer's own, the last file of a checkpoint
 _FORMAT = 1  # of GRU_STATE
 _ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -38,7 +40,15 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def save_gru_state(folder: str | Path, ema: RetainEMA, counts: Mapping[str, int]) -> None:
-    """Writes e, everything else of :meth:`RetainEMA.state_dict`, and ``counts`` of steps into ``folder``."""
+    """Writes e, everything else of :meth:`RetainEMA.state_dict`, and ``counts`` of steps into ``folder``.
+
+    Of sharded parameters each process writes its shards, which any number of processes can load: all must call it.
+    """
+    if any(map(is_sharded, ema.params)):
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        save({"ema": ema, "counts": dict(counts)}, checkpoint_id=Path(folder) / GRU_STATE_SHARDS)
+        return
     path = Path(folder) / GRU_STATE
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=GRU_STATE, suffix=".tmp")
@@ -54,12 +64,14 @@ def save_gru_state(folder: str | Path, ema: RetainEMA, counts: Mapping[str, int]
 
 
 def load_gru_state(folder: str | Path, ema: RetainEMA) -> dict[str, int]:
-    """Takes what :func:`save_gru_state` wrote up into ``ema``; returns the counts.
+    """Takes what :func:`save_gru_state` wrote up into ``ema``; returns the counts. All processes must call it.
 
     Raises:
         FileNotFoundError: the checkpoint has none.
         ValueError, TypeError: not such a file, or of another model.
     """
+    if (Path(folder) / GRU_STATE_SHARDS).is_dir():
+        return _load_shards(Path(folder) / GRU_STATE_SHARDS, ema)
     path = Path(folder) / GRU_STATE
     if not path.is_file():
         raise FileNotFoundError(
@@ -79,6 +91,21 @@ def load_gru_state(folder: str | Path, ema: RetainEMA) -> dict[str, int]:
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: does not fit what is trained here; {error}") from error
     return counts
+
+
+def _load_shards(path: Path, ema: RetainEMA) -> dict[str, int]:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = FileSystemReader(path)
+    try:
+        counts = {key for key in reader.read_metadata().state_dict_metadata if key.startswith("counts.")}
+        state: dict[str, Any] = {"ema": ema, "counts": dict.fromkeys(key.removeprefix("counts.") for key in counts)}
+        load(state, storage_reader=reader)
+    except (CheckpointException, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: expected what a GRU run of this model saves; {error}") from error
+    return {str(name): int(count) for name, count in state["counts"].items()}
 
 
 def check_fits(folder: str | Path, model: nn.Module) -> None:

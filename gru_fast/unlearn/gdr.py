@@ -12,6 +12,7 @@ from gru_fast.checks import check_tau
 from gru_fast.ema import RetainEMA
 from gru_fast.rectification import Rectification
 from gru_fast.rectify import measure
+from gru_fast.sharding import local
 
 _DEGENERATE = 2.0**-40  # a projected gradient below 2**-20 of its length is rounding noise, as in GRU's step
 
@@ -111,8 +112,8 @@ def gdr_(params: Iterable[Tensor], ema: RetainEMA, tau: float | None = None) -> 
     for param in ema.params:
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-    grads: list[Tensor] = [param.grad for param in ema.params if param.grad is not None]
+    grads = [local(param.grad) for param in ema.params if param.grad is not None]  # of shards the part that lies here
     if grads:
         torch._foreach_mul_(grads, alpha)
-        torch._foreach_add_(grads, ema.tensors, alpha=beta)
+        torch._foreach_add_(grads, [local(e) for e in ema.tensors], alpha=beta)
     return step

@@ -16,8 +16,10 @@ from transformers import Trainer, TrainerCallback
 from gru_fast.ema import RetainEMA
 from gru_fast.rectification import Rectification
 from gru_fast.rectify import measure, rectify_
+from gru_fast.sharding import local
 from gru_fast.unlearn.checkpoint import load_gru_state, save_gru_state
 from gru_fast.unlearn.config import GRUOptions
+from gru_fast.unlearn.fsdp import exchange_gradients, sharded_modules
 from gru_fast.unlearn.gdr import gdr_
 
 if TYPE_CHECKING:
@@ -74,7 +76,9 @@ class GRUMixin(_Base):
     Trainer's own clipping comes after GRU's: leave it to ``tau`` with ``max_grad_norm=0`` in ``TrainingArguments``,
     where it is 1 (``UnlearnConfig`` has it off).
 
-    Not with DeepSpeed or FSDP, whose gradients are not in ``param.grad``.
+    Under FSDP2 gradients are exchanged after every backward pass, also where accumulation would put that off, since the
+    two losses would mix inside the sharded modules. Not with DeepSpeed or FSDP 1, whose gradients are not in
+    ``param.grad``, nor with fp16 under FSDP2.
     """
 
     gru: GRUOptions | Mapping[str, Any] | None = None
@@ -145,6 +149,7 @@ class GRUMixin(_Base):
             return super().training_step(model, inputs, *args, **kwargs)
         try:
             inputs = self._prepare_inputs(inputs)
+            exchange_gradients(model)
             self._take_retain_gradient(model, inputs)
             loss = super().training_step(model, inputs, *args, **kwargs)
         except BaseException:
@@ -259,10 +264,20 @@ class GRUMixin(_Base):
         name = type(self).__name__
         if self.is_deepspeed_enabled:
             raise ValueError(f"{name}: GRU does not work with DeepSpeed, which keeps the gradients to itself; use DDP")
-        if self.is_fsdp_enabled:
-            raise ValueError(f"{name}: GRU does not work with FSDP's sharded parameters yet; use DDP")
-        if options.stream and self.args.world_size > 1:
-            raise ValueError("stream: not with several processes yet, whose retain gradients must be averaged first")
+        if self.is_fsdp_enabled and self._fsdp_version != 2:
+            raise ValueError(
+                f"{name}: GRU does not work with FSDP {self._fsdp_version}'s flattened parameters; use FSDP2 "
+                "(fsdp_version: 2 in the accelerate configuration), or DDP"
+            )
+        if self.is_sharded and self.accelerator.mixed_precision == "fp16":
+            raise ValueError(
+                "fp16: not with FSDP2, where each process would find overflows in its own shards alone; use bf16"
+            )
+        if options.stream and self.args.world_size > 1 and not self.is_sharded:
+            raise ValueError(
+                "stream: not with DistributedDataParallel, which averages a gradient over the processes only after e "
+                "would have taken it in; leave it off, or use FSDP2"
+            )
         if str(getattr(self.args.optim, "value", self.args.optim)) in {"lomo", "adalomo"}:
             raise ValueError(f"optim: expected one that steps after backward, got {self.args.optim}")
         self._check_ema_dtype()
@@ -274,6 +289,16 @@ class GRUMixin(_Base):
                 "set max_grad_norm=0",
                 stacklevel=2,
             )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model is trained with FSDP2: it may be sharded by now, or be so when training begins."""
+        return self._fsdp_version == 2 if self.is_fsdp_enabled else bool(sharded_modules(self.model))
+
+    @property
+    def _fsdp_version(self) -> int:
+        """Of accelerate's configuration."""
+        return getattr(getattr(self.accelerator.state, "fsdp_plugin", None), "fsdp_version", 1)
 
     def _check_ema_dtype(self) -> None:
         """Refuses now what RetainEMA would refuse in the first step, in the words of the options."""
@@ -319,7 +344,7 @@ class GRUMixin(_Base):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Trainer's, with e beside: what a resumed run needs to go on bit for bit."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.gru_options.follows_retain and self.args.should_save:
+        if self.gru_options.follows_retain and (self.args.should_save or self.is_sharded):
             save_gru_state(output_dir, self.retain_ema, dataclasses.asdict(self.gru_counts))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -345,7 +370,7 @@ class _GRUCallback(TrainerCallback):
 
 
 def _scale_gradients_(params: Sequence[Tensor], factor: float) -> None:
-    grads = [param.grad for param in params if param.grad is not None]
+    grads = [local(param.grad) for param in params if param.grad is not None]
     if grads:
         torch._foreach_mul_(grads, factor)
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from gru_fast.sharding import whole
 from gru_fast.unlearn.batch import label_scores
 from gru_fast.unlearn.data import Encoded, SequenceCollator, UnlearnDataset
+from gru_fast.unlearn.fsdp import reshard
 from gru_fast.unlearn.hidden import hidden_states
 
 KL_POSITIONS = ("all", "attended")  # what kl_divergence is averaged over
@@ -74,7 +76,7 @@ class ReferenceLogProbs:
                 the one of the training, so that the log-ratios start at 0.
 
         Every process of a distributed run computes all of them: the forward pass over the data costs less than a
-        fraction of an epoch, and nothing has to be exchanged.
+        fraction of an epoch, and nothing has to be exchanged. A model sharded by FSDP2 runs as it is.
 
         Raises:
             ValueError: a part that the data does not have; a model that gives NaN or Inf.
@@ -89,9 +91,11 @@ class ReferenceLogProbs:
                 some = keys[start : start + batch_size]
                 batch = {name: tensor.to(device) for name, tensor in collate([rows[key] for key in some]).items()}
                 with autocast():
-                    scores = label_scores(_logits(model, batch), batch["labels"])
+                    logits = _logits(model, batch)
+                    scores = label_scores(logits, batch["labels"].to(logits.device))  # offloaded shards are elsewhere
                 log_probs.update(zip(some, scores.sequence_log_probs.tolist(), strict=True))
                 advance(len(some))
+        reshard(model)
         broken = sum(not math.isfinite(value) for value in log_probs.values())
         if broken:
             raise ValueError(
@@ -264,14 +268,15 @@ def fingerprint(model: nn.Module) -> str:
     """Hash of a model: name, shape, dtype and 64 evenly spaced elements of every parameter, as 32 hex digits.
 
     Tells models and training states apart at no cost; not made to find a single altered weight. New LoRA adapters
-    are left out: their random half differs from run to run and has no effect.
+    are left out: their random half differs from run to run and has no effect. Of a sharded model one parameter at a
+    time is put together; every process must ask.
     """
     digest = hashlib.blake2b(digest_size=16)
     skip_adapters = _is_peft(model) and _adapters_are_new(model)
     for name, param in model.named_parameters():
         if skip_adapters and _is_lora(name):
             continue
-        flat = param.detach().flatten()
+        flat = whole(param.detach()).flatten()
         count = min(_SAMPLES, flat.numel())
         rows = torch.arange(count, device=flat.device) * max(flat.numel() - 1, 0) // max(count - 1, 1)
         digest.update(f"{name} {tuple(param.shape)} {param.dtype} ".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gru_fast.unlearn.batch import Batch, Scores, label_scores
 from gru_fast.unlearn.checkpoint import check_fits, last_checkpoint
 from gru_fast.unlearn.config import UnlearnConfig
 from gru_fast.unlearn.data import PairCollator, UnlearnDataset
+from gru_fast.unlearn.fsdp import sharded_modules
 from gru_fast.unlearn.hidden import hidden_states, num_layers
 from gru_fast.unlearn.mixin import GRUMixin
 from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel, fingerprint, kl_divergence
@@ -83,7 +85,7 @@ class _ObjectiveTrainer(Trainer):
         # What of the retain NLL's weight GRU gives to g out of r is not computed again.
         weight = self.method.retain_nll_weight(self._batch(model, inputs)) - self.gru_share
         value = None if self.gru_retain_loss is None else self.gru_share * self.gru_retain_loss
-        with self.accelerator.no_sync(model):  # the terms meet in .grad: processes exchange it once, with the last
+        with self._until_the_last_term(model):
             for term in self._retain_terms(model, inputs, weight):
                 self.accelerator.backward(term / self.current_gradient_accumulation_steps)
                 value = term.detach() if value is None else value + term.detach()
@@ -91,6 +93,10 @@ class _ObjectiveTrainer(Trainer):
         loss = self._forget_loss(model, inputs)
         self.note("forget_loss", loss)
         return loss if value is None else loss + value
+
+    def _until_the_last_term(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The terms meet in .grad: processes exchange it once, with the last; not so FSDP2, which has shards there."""
+        return nullcontext() if self.is_sharded else self.accelerator.no_sync(model)
 
     def _forget_loss(self, model: nn.Module, inputs: _Inputs) -> Tensor:
         return self.method.forget_loss(self._batch(model, inputs))
@@ -238,7 +244,7 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         self._reference_fingerprint = ""
         for name, dataset in self._datasets().items():
             self._check_parts(name, dataset)
-        self.add_callback(_EpochCallback())
+        self.add_callback(_UnlearnCallback(self))
 
     def retain_share_of(self, inputs: _Inputs) -> float:
         """The weight of the retain NLL in the objective."""
@@ -254,20 +260,29 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         if checkpoint is not None:
             check_fits(checkpoint, self.accelerator.unwrap_model(self.model))
         self._prepare_reference_model(checkpoint)
-        self._prepare_references(checkpoint)
-        if self.references is not None and self.args.should_save:
-            self.references.save(Path(self.args.output_dir) / REFERENCE_LOG_PROBS)
+        if checkpoint is not None or not self._is_sharded_later:
+            self._prepare_references(checkpoint)
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Trainer's ``evaluate``: ``eval_loss``, ``eval_forget_loss``, ``eval_retain_loss``."""
         if not self.is_in_train:  # before any training: the model is the reference
+            if self.method.reference_log_probs and self.references is None and self._is_sharded_later:
+                raise RuntimeError(
+                    f"evaluate: {self.method.name} reads reference log-probabilities, which with FSDP2 are computed "
+                    "when training begins: call train() first"
+                )
             self._prepare_reference_model(None)
             self._prepare_references(None)
         if isinstance(eval_dataset, torch.utils.data.Dataset):
             self._check_parts("eval_dataset", eval_dataset)
             self._attach("eval_dataset", eval_dataset, 1)
         return super().evaluate(eval_dataset, *args, **kwargs)
+
+    @property
+    def _is_sharded_later(self) -> bool:
+        """Whether the model is for FSDP2, but not sharded yet."""
+        return self.is_sharded and not sharded_modules(self.model)
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
@@ -303,6 +318,11 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         """For a KL term, or hidden states. Must come before a checkpoint's weights do."""
         if not self.method.reference_model:
             return
+        if self.is_sharded:
+            raise ValueError(
+                f"{self.method.name}: not with FSDP2, where its copy of the model before unlearning would not be "
+                "sharded; use a method that needs none, for example npo_gd, or DDP (with LoRA, if need be)"
+            )
         if self.reference_model is None:
             model = self.accelerator.unwrap_model(self.model)
             self._reference_fingerprint = fingerprint(model)
@@ -371,21 +391,34 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         rows_per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return math.ceil(self.args.max_steps / max(1, len(self.train_dataset) // rows_per_step))
 
+    def _save_references(self, folder: str | None) -> None:
+        if self.references is not None and self.args.should_save:
+            self.references.save(Path(folder or ".") / REFERENCE_LOG_PROBS)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if not self.args.should_save:
             return
-        if self.references is not None:
-            self.references.save(Path(output_dir) / REFERENCE_LOG_PROBS)
+        self._save_references(output_dir)
         if self.reference_model is not None:
             content = json.dumps({"model": self._reference_fingerprint})
             (Path(output_dir) / REFERENCE_MODEL).write_text(content, encoding="utf-8")
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the dataset which epoch it is: accelerate does so for some of its samplers only."""
+class _UnlearnCallback(TrainerCallback):
+    """What a training run needs of its trainer at certain times."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Now a model for FSDP2 is sharded. (Before, processes may not even have its weights.)"""
+        if self._trainer.references is None:
+            self._trainer._prepare_references(None)
+        self._trainer._save_references(self._trainer.args.output_dir)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        """Tells the dataset which epoch it is: accelerate does so for some of its samplers only."""
         set_epoch = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(int(state.epoch or 0))

@@ -203,7 +203,8 @@ def test_a_batch_without_retain_data_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attribute", "match"), [("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP's sharded parameters")]
+    ("attribute", "match"),
+    [("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP 1's .*; use FSDP2")],
 )
 def test_trainers_that_keep_the_gradients_are_refused(
     attribute: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
