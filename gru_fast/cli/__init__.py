@@ -26,14 +26,10 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
-    argv = [_dashed(text) for text in (sys.argv[1:] if argv is None else argv)]
-    # Only the first word can be the command: before it there are flags without a value.
-    command = next((text for text in argv if not text.startswith("-")), "")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = _command(argv)
     try:
-        parser, subparsers = _parsers(command)
-        args, unknown = parser.parse_known_args(argv)
-        if unknown:
-            _reject(subparsers[args.command], unknown)
+        args = parse(argv)
         status: int = args.run(args)
         sys.stdout.flush()  # a closed pipe shows here, not at exit
     except BrokenPipeError:  # `gru-fast info | head -1`
@@ -56,6 +52,25 @@ class _CommandsHelp(argparse.HelpFormatter):
         super().add_argument(action)
         if isinstance(action, argparse._SubParsersAction):
             self._action_max_length += self._indent_increment
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command, whose work is then ``args.run(args)``.
+
+    Raises:
+        SystemExit: wrong arguments, `--help`, `--version`.
+    """
+    argv = [_dashed(text) for text in argv]
+    parser, subparsers = _parsers(_command(argv))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _reject(subparsers[args.command], unknown)
+    return args
+
+
+def _command(argv: Sequence[str]) -> str:
+    """Only the first word can be the command: before it there are flags without a value."""
+    return next((text for text in argv if not text.startswith("-")), "")
 
 
 def _parsers(command: str) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 HELP = "unlearn a split of a benchmark"
 
@@ -30,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(parser, model, _data_flags(), config)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> int:
+    """``callbacks``: of a caller in Python, for the trainer."""
     from gru_fast import benchmarks
     from gru_fast.cli import options, training
     from gru_fast.unlearn import UnlearnTrainer
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         train_dataset=train_data,
         eval_dataset=eval_data,
         processing_class=tokenizer,
+        callbacks=list(callbacks),
     )
     facts = {
         "command": "unlearn",

@@ -1,0 +1,422 @@
+"""Jobs that processes share: each is done once, a dead worker's job is taken over, the outcome stays.
+
+A job is a waiting trial of an Optuna study; claiming it is Optuna's own atomic change of a trial's state. What Optuna
+does not have in every storage is built on trials and their attributes alone, so that any storage serves:
+
+- A worker writes a counter into its trial. A trial whose counter stands still, or whose process is known to have ended,
+  is failed and followed by a new waiting trial of the same job, a few times.
+- Trials of one job form a chain: each but the first says which one it comes ``after``. Where two processes have added
+  the same link at the same time, the trial with the lower number counts and the other is never looked at. So anybody
+  may add what is missing, at any time, without a lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gru_fast.jobs.liveness import Owner, Silence
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial
+
+WAITING, RUNNING, DONE, FAILED, PRUNED, BLOCKED = "waiting", "running", "done", "failed", "pruned", "blocked"
+_MAX_DEATHS = 3  # of workers at one job, which then has failed
+_SETTINGS = "settings"  # attribute of a study
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to do.
+
+    Args:
+        name: unique in its queue; names the log too.
+        spec: what the task needs to know, as JSON.
+        needs: names of jobs that must be done before.
+        params, distributions: shown by Optuna, and learned from by its samplers; both by name.
+    """
+
+    name: str
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a job stands.
+
+    Args:
+        name, spec, needs: the job's.
+        state: waiting, running, done, failed, pruned, or blocked: what it needs has failed.
+        value: of a job that is done.
+        facts: what its task has noted.
+        reason: why it has failed or was pruned.
+        log: the file that says more.
+        owner: who works on it.
+        params: by name, also those that a sampler has drawn.
+        seconds: how long it took, of a job that has ended.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    needs: tuple[str, ...]
+    state: str
+    value: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    log: str = ""
+    owner: Owner | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Still to be done, or being done."""
+        return self.state in {WAITING, RUNNING}
+
+
+class Queue:
+    """The jobs of some studies in one storage.
+
+    Args:
+        storage: of :func:`gru_fast.jobs.storage.open_storage`.
+        name: of the queue; its studies are called NAME/GROUP.
+        groups: the studies, in the order in which their jobs are claimed, each with the sampler of its tasks, if any.
+        patience: seconds without a sign of life after which a running job is taken over.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        groups: Mapping[str, Callable[[], BaseSampler] | None],
+        patience: float = 60.0,
+    ) -> None:
+        self.storage = storage
+        self.name = name
+        self._groups = groups
+        self._patience = patience
+        self._silence = Silence()
+
+    # ---- making it ---------------------------------------------------------------------------------------------------
+
+    def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuses studies that are there and were made with other settings; changes nothing.
+
+        Args:
+            settings: of each group, as JSON.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        import optuna
+
+        there = optuna.get_all_study_names(self.storage)
+        for group, wanted in settings.items():
+            if self._study_name(group) in there:
+                _check_same(self._study_name(group), self._load(group).user_attrs.get(_SETTINGS), wanted)
+
+    def make(self, settings: Mapping[str, Mapping[str, Any]], jobs: Mapping[str, Sequence[Job]]) -> None:
+        """Makes the studies and adds the jobs that they do not have. Several processes may do so at the same time.
+
+        Raises:
+            ValueError: see :meth:`check`; nothing has been made then.
+        """
+        import optuna
+
+        self.check(settings)
+        for group, wanted in settings.items():
+            study = optuna.create_study(
+                storage=self.storage, study_name=self._study_name(group), direction="maximize", load_if_exists=True
+            )
+            if _SETTINGS not in study.user_attrs:
+                study.set_user_attr(_SETTINGS, dict(wanted))
+        for group, wanted_jobs in jobs.items():
+            there = _chains(self._trials(group))
+            for job in wanted_jobs:
+                if job.name not in there:
+                    attributes = {"job": job.name, "spec": dict(job.spec), "needs": list(job.needs)}
+                    self._add(group, attributes, job.params, job.distributions)
+
+    def retry_failed(self) -> list[str]:
+        """Puts the jobs that have failed back into the queue; returns their names."""
+        failed = [name for name, status in self.status().items() if status.state == FAILED]
+        for group in self._groups:
+            for name, chain in _chains(self._trials(group)).items():
+                if name in failed:
+                    self._add_again(group, chain[-1], deaths=0)
+        return failed
+
+    # ---- looking at it -----------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Status]:
+        """Every job by name, group after group, in the order in which they were added."""
+        found = {
+            name: _status(chain)
+            for group in self._groups
+            for name, chain in _chains(self._trials(group)).items()
+        }  # fmt: skip
+        return {name: _blocked(status, found) for name, status in found.items()}
+
+    # ---- working on it -----------------------------------------------------------------------------------------------
+
+    def claim(self, owner: Owner) -> Claim | None:
+        """A waiting job that needs nothing more, now the caller's; None if there is none."""
+        status = self.status()
+        for group in self._groups:
+            for name, chain in _chains(self._trials(group)).items():
+                if not _can_start(status.get(name), status) or not self._take(group, chain[-1]):
+                    continue
+                return self._claimed(group, name, chain[-1], owner)
+        return None
+
+    def take_over(self) -> list[str]:
+        """Puts jobs of workers that have died back into the queue; returns their names."""
+        found = []
+        for group in self._groups:
+            for name, chain in _chains(self._trials(group)).items():
+                trial = chain[-1]
+                if trial.state.name == "RUNNING" and self._is_dead(group, trial):
+                    self._fail(group, trial)
+                    trial = next(t for t in self._trials(group) if t.number == trial.number)
+                if _is_lost(trial) and _deaths(trial) + 1 < _MAX_DEATHS:
+                    self._add_again(group, trial, deaths=_deaths(trial) + 1)
+                    found.append(name)
+        return found
+
+    def _is_dead(self, group: str, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get("owner")
+        if owner is not None and Owner.from_json(owner).is_gone():
+            return True
+        return self._silence.seconds((group, trial.number), trial.user_attrs.get("beat")) > self._patience
+
+    def _take(self, group: str, trial: FrozenTrial) -> bool:
+        """Whether the caller is the one process that has set a waiting trial running."""
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        try:
+            return self.storage.set_trial_state_values(self._id(group, trial), TrialState.RUNNING)
+        except UpdateFinishedTrialError:
+            return False
+
+    def _fail(self, group: str, trial: FrozenTrial) -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        try:
+            self.storage.set_trial_state_values(self._id(group, trial), TrialState.FAIL)
+        except UpdateFinishedTrialError:  # somebody else has seen it too, or it was alive and has ended
+            return
+
+    def _claimed(self, group: str, name: str, trial: FrozenTrial, owner: Owner) -> Claim:
+        from optuna.trial import Trial
+
+        study = self._studies[group]
+        running = Trial(study, self._id(group, trial))
+        running.set_user_attr("owner", owner.to_json())
+        return Claim(self, group, name, trial.user_attrs["spec"], study, running)
+
+    def _add_again(self, group: str, trial: FrozenTrial, deaths: int) -> None:
+        attributes = {key: trial.user_attrs[key] for key in ("job", "spec", "needs")}
+        again = {**attributes, "after": trial.number, "deaths": deaths}
+        self._add(group, again, trial.params, trial.distributions)
+
+    def _add(
+        self, group: str, attributes: Mapping[str, Any], params: Mapping[str, Any], distributions: Mapping[str, Any]
+    ) -> None:
+        from optuna.trial import TrialState, create_trial
+
+        trial = create_trial(
+            state=TrialState.WAITING,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs=dict(attributes),
+        )
+        self._studies[group].add_trial(trial)
+
+    # ---- studies and trials ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _studies(self) -> dict[str, Study]:
+        return {group: self._load(group) for group in self._groups}
+
+    def _load(self, group: str) -> Study:
+        import optuna
+
+        make_sampler = self._groups[group]
+        sampler = make_sampler() if make_sampler else None
+        return optuna.load_study(study_name=self._study_name(group), storage=self.storage, sampler=sampler)
+
+    def _study_name(self, group: str) -> str:
+        return f"{self.name}/{group}"
+
+    def _trials(self, group: str) -> list[FrozenTrial]:
+        return self._studies[group].get_trials(deepcopy=False)
+
+    def _id(self, group: str, trial: FrozenTrial) -> int:
+        study_id = self.storage.get_study_id_from_name(self._study_name(group))
+        return self.storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+
+
+@dataclass
+class Claim:
+    """A job that this process does.
+
+    Args:
+        queue, group: where it is from.
+        name, spec: the job's.
+        study, trial: Optuna's, for samplers and intermediate values.
+    """
+
+    queue: Queue
+    group: str
+    name: str
+    spec: Mapping[str, Any]
+    study: Study
+    trial: Trial
+    _beats: int = 0
+
+    def beat(self) -> bool:
+        """A sign of life. False: the job has been taken over, and this process must let go of it at once."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        self._beats += 1
+        try:
+            self.trial.set_user_attr("beat", self._beats)
+        except UpdateFinishedTrialError:
+            return False
+        return True
+
+    def log_to(self, path: str) -> None:
+        """Where the job's log is, for whoever asks."""
+        self.trial.set_user_attr("log", path)
+
+    def finish(self, value: float, facts: Mapping[str, Any]) -> None:
+        """The job is done. ``value``: a finite number, what a sampler maximises; ``facts``: JSON."""
+        self.trial.set_user_attr("facts", dict(facts))
+        self._tell("COMPLETE", value)
+
+    def fail(self, reason: str) -> None:
+        """The job has failed, for a reason that trying again would not mend."""
+        self.trial.set_user_attr("reason", reason)
+        self._tell("FAIL")
+
+    def prune(self, reason: str) -> None:
+        """The job was given up: nothing good could come of it."""
+        self.trial.set_user_attr("reason", reason)
+        self._tell("PRUNED")
+
+    def release(self) -> None:
+        """Puts the job back: this process has been asked to stop."""
+        trial = next(t for t in self.queue._trials(self.group) if t.number == self.trial.number)
+        self.queue._fail(self.group, trial)
+        self.queue._add_again(self.group, trial, deaths=_deaths(trial))
+
+    def _tell(self, state: str, value: float | None = None) -> None:
+        from optuna.trial import TrialState
+
+        self.study.tell(self.trial, value, TrialState[state])
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """``["split forget05, not forget10"]``: where two JSON values differ, old first, by dotted names."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            found
+            for key in {**old, **new}
+            for found in differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if old == new else [f"{name} {old!r}, not {new!r}"]
+
+
+def _check_same(study: str, old: Any, new: Mapping[str, Any]) -> None:
+    if old is None:  # its maker has not come to that yet
+        return
+    changed = differences(old, new)
+    if changed:
+        raise ValueError(
+            f'study "{study}" was made with {"; ".join(changed)}: give the same options, or another --study or '
+            "--output-dir"
+        )
+
+
+def _chains(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
+    """The trials of each job, each after the one that it follows; the last one counts."""
+    first: dict[str, FrozenTrial] = {}
+    after: dict[int, FrozenTrial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if "job" not in trial.user_attrs:
+            continue  # somebody's own, added with Optuna's tools
+        if "after" in trial.user_attrs:
+            after.setdefault(trial.user_attrs["after"], trial)
+        else:
+            first.setdefault(trial.user_attrs["job"], trial)
+    chains = {name: [trial] for name, trial in first.items()}
+    for chain in chains.values():
+        while chain[-1].number in after:
+            chain.append(after[chain[-1].number])
+    return chains
+
+
+def _deaths(trial: FrozenTrial) -> int:
+    """How many workers have died at the job before this trial."""
+    return int(trial.user_attrs.get("deaths", 0))
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    """Failed without a word: its worker has died."""
+    return trial.state.name == "FAIL" and "reason" not in trial.user_attrs
+
+
+def _status(chain: Sequence[FrozenTrial]) -> Status:
+    trial = chain[-1]
+    attributes, state = trial.user_attrs, trial.state.name
+    reason = str(attributes.get("reason", ""))
+    if _is_lost(trial):
+        dead = _deaths(trial) + 1
+        state = "WAITING" if dead < _MAX_DEATHS else "FAIL"
+        reason = f"its worker has died, {dead} times" if state == "FAIL" else ""
+    owner = attributes.get("owner")
+    return Status(
+        name=attributes["job"],
+        spec=attributes["spec"],
+        needs=tuple(attributes["needs"]),
+        state={"WAITING": WAITING, "RUNNING": RUNNING, "COMPLETE": DONE, "FAIL": FAILED, "PRUNED": PRUNED}[state],
+        value=trial.value if trial.state.name == "COMPLETE" else None,
+        facts=attributes.get("facts", {}),
+        reason=reason,
+        log=attributes.get("log", ""),
+        owner=Owner.from_json(owner) if owner and state == "RUNNING" else None,
+        params=trial.params,
+        seconds=trial.duration.total_seconds() if trial.duration else None,
+    )
+
+
+def _blocked(status: Status, found: Mapping[str, Status]) -> Status:
+    """The status of a job that waits for one which will not come."""
+    missing = [need for need in status.needs if need in found and _is_out(need, found)]
+    if status.state != WAITING or not missing:
+        return status
+    return replace(status, state=BLOCKED, reason=f"needs {missing[0]}, which is not done")
+
+
+def _is_out(name: str, found: Mapping[str, Status]) -> bool:
+    status = found[name]
+    return status.state in {FAILED, PRUNED} or (
+        status.state == WAITING and any(_is_out(need, found) for need in status.needs if need in found)
+    )
+
+
+def _can_start(status: Status | None, found: Mapping[str, Status]) -> bool:
+    if status is None or status.state != WAITING:
+        return False
+    return all(need in found and found[need].state == DONE for need in status.needs)

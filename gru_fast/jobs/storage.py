@@ -1,0 +1,95 @@
+"""Opens a storage of Optuna by its address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+_LOCK_SECONDS = 60  # how long SQLite waits for another process that is writing
+
+
+def open_storage(address: str) -> BaseStorage:
+    """The storage at ``address``, made if it is not there.
+
+    Args:
+        address: a URL as Optuna takes it (``sqlite:///sweep.db``, ``postgresql://...``, ``mysql://...``,
+            ``redis://...``), or the path of a journal file. Several machines that share a folder use a journal file:
+            its locks hold on network file systems, SQLite's do not everywhere.
+
+    Raises:
+        ValueError: it cannot be opened, with the reason. A password in a URL is not repeated.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if "://" not in address:
+        return _journal(Path(address))
+    from sqlalchemy.exc import SQLAlchemyError
+
+    is_sqlite = address.startswith("sqlite")
+    try:
+        if address.startswith("redis"):
+            return optuna.storages.get_storage(address)
+        connect = {"connect_args": {"timeout": _LOCK_SECONDS}} if is_sqlite else {}
+        database = optuna.storages.RDBStorage(address, engine_kwargs=connect)
+        if is_sqlite:
+            _lock_before_reading(database.engine)
+        return optuna.storages.get_storage(database)
+    except (SQLAlchemyError, ImportError, RuntimeError, OSError) as error:
+        raise ValueError(f"storage: cannot open {_public(address)}: {_reason(error)}") from error
+
+
+def _lock_before_reading(engine: Any) -> None:
+    """Has every transaction take SQLite's lock when it begins.
+
+    Optuna looks at a trial and then sets it running, and for that locks the row, which SQLite does not know: two
+    processes would claim one job. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable
+    """
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "connect")
+    def leave_transactions_to_us(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections that were made before
+
+
+def check_folder(address: str) -> None:
+    """Refuses a file's address whose folder does not exist, before anything is made."""
+    path = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:///") else Path(address)
+    if ("://" not in address or address.startswith("sqlite:///")) and not path.parent.is_dir():
+        raise ValueError(f"storage: cannot open {address}: there is no folder {path.parent}")
+
+
+def _journal(path: Path) -> BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"storage: cannot open the journal file {path}: {_reason(error)}") from error
+
+
+def _public(address: str) -> str:
+    """The address without its password."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(address).render_as_string(hide_password=True)
+    except ArgumentError:
+        return address.partition("://")[0] + "://..."
+
+
+def _reason(error: BaseException) -> str:
+    """What the driver says, in one line, without SQLAlchemy's link to its manual."""
+    cause: Any = getattr(error, "orig", None) or error
+    return " ".join(str(cause).split()).partition(" (Background on this error")[0]
