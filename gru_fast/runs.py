@@ -216,6 +216,11 @@ def train(trainer: Trainer, facts: Mapping[str, Any], checkpoint: Path | None = 
     return result
 
 
+def what_counts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, of a run's, that change what is trained; the others may change when it is resumed."""
+    return {name: value for name, value in config.items() if not name.startswith(_FREE)}
+
+
 def environment() -> dict[str, Any]:
     """Versions, commit, command line, devices and time of this process."""
     import torch
@@ -272,9 +277,11 @@ def _check_same(old: Mapping[str, Any], config: str, folder: Path) -> None:
     """Refuses a configuration that would train something else than the run in ``folder`` was training."""
     import yaml
 
-    new = yaml.safe_load(config)
-    names = [name for name in {**old, **new} if not name.startswith(_FREE)]
-    changed = [f"{name} {old.get(name)!r}, not {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
+    before, now = what_counts(old), what_counts(yaml.safe_load(config))
+    names = {**before, **now}
+    changed = [
+        f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names if before.get(name) != now.get(name)
+    ]
     if changed:
         raise ValueError(
             f"--resume: the run in {folder} has {'; '.join(changed)}. Leave these options out (gru-fast then takes "

@@ -4,5 +4,6 @@ storage.py   opens a storage: SQLite, any database that Optuna takes, a journal 
 queue.py     a queue in it: each job is claimed once, a dead worker's job is taken over, the outcome stays
 liveness.py  who works on a job, and whether it is still alive
 worker.py    one process that claims jobs and does them, each with a log of its own
-pool.py      several such processes, and what is shown of them
+pool.py      several such processes
+progress.py  what is said meanwhile, and which jobs have failed
 """

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from gru_fast.jobs.queue import Queue, Status
 from gru_fast.jobs.storage import open_storage
-from gru_fast.jobs.worker import BEAT_SECONDS, Task, work
+from gru_fast.jobs.worker import BEAT_SECONDS, EXIT_TAKEN_OVER, Task, work
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-    from optuna.samplers import BaseSampler
-
 _LOOK_SECONDS = 0.5
-_MAX_FRUITLESS = 6  # workers in a row that end by accident while no job ends
+_MAX_FRUITLESS = 3  # workers in a row that end by an error of their own while no job ends
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Address:
 
     storage: str
     name: str
-    groups: Mapping[str, Callable[[], BaseSampler] | None]
+    groups: tuple[str, ...]
     patience: float = 60.0
 
     def open(self) -> Queue:
@@ -102,9 +100,10 @@ class _Pool:
         for index, process in enumerate(self._processes):
             if process is not None and process.is_alive():
                 continue
-            if process is not None and process.exitcode:
+            # Killed (< 0) is a matter between the job and its number of tries.
+            if process is not None and (process.exitcode or 0) > 0 and process.exitcode != EXIT_TAKEN_OVER:
                 self._fruitless += 1
-                if self._fruitless > _MAX_FRUITLESS:
+                if self._fruitless == _MAX_FRUITLESS:
                     raise RuntimeError(
                         f"workers end one after another (the last with exit code {process.exitcode}) and no job gets "
                         f"done; see {_own_log(self._workers, index)}"

@@ -12,7 +12,7 @@ does not have in every storage is built on trials and their attributes alone, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from gru_fast.jobs.liveness import Owner, Silence
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
@@ -89,7 +88,7 @@ class Queue:
     Args:
         storage: of :func:`gru_fast.jobs.storage.open_storage`.
         name: of the queue; its studies are called NAME/GROUP.
-        groups: the studies, in the order in which their jobs are claimed, each with the sampler of its tasks, if any.
+        groups: the studies, in the order in which their jobs are claimed.
         patience: seconds without a sign of life after which a running job is taken over.
     """
 
@@ -97,7 +96,7 @@ class Queue:
         self,
         storage: BaseStorage,
         name: str,
-        groups: Mapping[str, Callable[[], BaseSampler] | None],
+        groups: Sequence[str],
         patience: float = 60.0,
     ) -> None:
         self.storage = storage
@@ -252,9 +251,7 @@ class Queue:
     def _load(self, group: str) -> Study:
         import optuna
 
-        make_sampler = self._groups[group]
-        sampler = make_sampler() if make_sampler else None
-        return optuna.load_study(study_name=self._study_name(group), storage=self.storage, sampler=sampler)
+        return optuna.load_study(study_name=self._study_name(group), storage=self.storage)
 
     def _study_name(self, group: str) -> str:
         return f"{self.name}/{group}"

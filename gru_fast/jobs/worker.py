@@ -19,15 +19,15 @@ from gru_fast.jobs.queue import Claim, Queue
 
 BEAT_SECONDS = 5.0  # between two signs of life
 _LOOK_SECONDS = 1.0  # between two looks for a job, where there is none to be had
-_EXIT_TAKEN_OVER = 75  # sysexits.h: a temporary failure
+EXIT_TAKEN_OVER = 75  # sysexits.h: a temporary failure
 
 
 @dataclass(frozen=True)
 class Result:
-    """What has come of a job: a finite ``value`` for a sampler to maximise, and whatever else is worth keeping, JSON."""
+    """What has come of a job: a finite ``value``, which a sampler maximises, and whatever else is worth keeping."""
 
     value: float = 0.0
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)  # JSON
 
 
 # Does a job. TrialPruned of Optuna: it was given up. Any other exception: it has failed, and the rest goes on.
@@ -142,7 +142,7 @@ class _Beat(threading.Thread):
         while not self._over.wait(self._seconds):
             if not self._is_ours():
                 _say(f"{self._claim.name} was taken over by another process; this one ends")
-                os._exit(_EXIT_TAKEN_OVER)
+                os._exit(EXIT_TAKEN_OVER)
 
     def _is_ours(self) -> bool:
         from optuna.exceptions import StorageInternalError

@@ -57,26 +57,31 @@ def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name, draw in _FIGURES.items():
-        with _style():
+        with style():
             figure = draw(entries)
-            if figure is None:
-                continue
-            for suffix in _FORMATS:
-                metadata = {"Date": None} if suffix == "svg" else None
-                figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=metadata)
-        found.append(folder / f"{name}.png")
+            if figure is not None:
+                found.append(save(figure, folder, name))
     return found
 
 
+def save(figure: Any, folder: Path, name: str) -> Path:
+    """Writes a figure as PNG and SVG, the same bytes for the same figure; returns the PNG."""
+    for suffix in _FORMATS:
+        metadata = {"Date": None} if suffix == "svg" else None
+        figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=metadata)
+    return folder / f"{name}.png"
+
+
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """The look of all figures, while one is drawn and saved."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):
         yield
 
 
-def _panels(rows: int, columns: int, width: float = 3.3, height: float = 2.5, **options: Any) -> tuple[Any, Any]:
+def panels(rows: int, columns: int, width: float = 3.3, height: float = 2.5, **options: Any) -> tuple[Any, Any]:
     """A figure and its (rows, columns) axes. Not pyplot's: nothing global, no display, no windows."""
     from matplotlib.figure import Figure
 
@@ -106,7 +111,7 @@ def over_steps(entries: Sequence[Entry]) -> Any:
     methods = _logged(entries, "retain_loss", "cos")
     if not methods:
         return None
-    figure, axes = _panels(2, len(methods), sharex="col", sharey="row")
+    figure, axes = panels(2, len(methods), sharex="col", sharey="row")
     for column, (title, runs) in enumerate(methods.items()):
         loss, cosine = axes[0, column], axes[1, column]
         for entry in runs:
@@ -131,7 +136,7 @@ def angles(entries: Sequence[Entry]) -> Any:
     methods = _logged(entries, "angle_before")
     if not methods:
         return None
-    figure, axes = _panels(1, len(methods), height=3.0, sharey=True)
+    figure, axes = panels(1, len(methods), height=3.0, sharey=True)
     for axis, (title, runs) in zip(axes[0], methods.items(), strict=True):
         axis.axhspan(90, 180, color=_FAINT, zorder=0)
         axis.axhline(90, color=REFERENCE, linewidth=0.8)
@@ -193,7 +198,7 @@ def tradeoff(entries: Sequence[Entry]) -> Any:
     titles = dict.fromkeys(entry.title for group in groups.values() for entry in group if entry.is_unlearned)
     if not titles:
         return None
-    figure, axes = _panels(1, len(groups), width=5.6, height=4.0)
+    figure, axes = panels(1, len(groups), width=5.6, height=4.0)
     marks = dict(zip(titles, _MARKERS * len(titles), strict=False))
     for axis, ((benchmark, split), group) in zip(axes[0], groups.items(), strict=True):
         for plain, rectified in pairs(group):
@@ -226,7 +231,7 @@ def paths(entries: Sequence[Entry]) -> Any:
     methods = _logged(entries, FORGET_PROBABILITY)
     if not methods:
         return None
-    figure, axes = _panels(1, len(methods), height=3.0, sharex=True, sharey=True)
+    figure, axes = panels(1, len(methods), height=3.0, sharex=True, sharey=True)
     for axis, (title, runs) in zip(axes[0], methods.items(), strict=True):
         for entry in runs:
             x, y = steps(entry, FORGET_PROBABILITY)[1], steps(entry, RETAIN_PROBABILITY)[1]

@@ -31,7 +31,7 @@ def open_queue(address: str) -> Open:
     """Opens the queue as a process of its own would."""
 
     def opened(**options: Any) -> Queue:
-        return Queue(open_storage(address), "test", {"first": None, "second": None}, **options)
+        return Queue(open_storage(address), "test", ("first", "second"), **options)
 
     return opened
 
@@ -242,7 +242,9 @@ def test_owner_is_known_by_its_birth_too() -> None:
 def test_other_settings_are_refused_by_name(open_queue: Open) -> None:
     queue = filled(open_queue(), a=())
     other = {"first": {"rate": 0.2, "model": {"name": "a"}, "split": "x"}, "second": {}}
-    with pytest.raises(ValueError, match=r'"test/first" was made with rate 0\.1, not 0\.2; split None, not \'x\': give'):
+    with pytest.raises(
+        ValueError, match=r'"test/first" was made with rate 0\.1, not 0\.2; split None, not \'x\': give'
+    ):
         open_queue().make(other, {"first": [Job("b")]})
     assert states(queue) == {"a": WAITING}
 

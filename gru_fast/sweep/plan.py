@@ -1,0 +1,203 @@
+"""From options to a sweep: what its studies are made with, the files that its runs start from, its jobs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gru_fast.jobs.queue import Job
+from gru_fast.sweep.options import SweepOptions
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+    from gru_fast.benchmarks.tofu import TofuOptions
+    from gru_fast.models import ModelOptions
+    from gru_fast.unlearn import UnlearnConfig
+
+ORIGINAL = "original"  # the job and the group of the model that unlearning starts from
+SETTINGS, RUNS, LOGS = "settings", "runs", "logs"  # folders of a sweep
+_EVALUATION = "eval.yaml"  # in SETTINGS, beside METHOD.yaml
+_OWN = ("model", "output_dir", "split", "data", "retain_logs", "from_logs", "overwrite")  # of eval_options, the sweep's
+_OF_MODEL = ("template", "dtype", "attn_implementation", "trust_remote_code")  # an evaluation loads it the same way
+_PER_RUN = ("output_dir", "gamma", "tau")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep.
+
+    Args:
+        folder: where its files and runs are.
+        options: what is swept and how it is judged.
+        model, data: the original model, and what it is to forget.
+        configs: the training of each method, by name; gamma, tau and the folder come with each run.
+    """
+
+    folder: Path
+    options: SweepOptions
+    model: ModelOptions
+    data: TofuOptions
+    configs: Mapping[str, UnlearnConfig]
+
+    @property
+    def address(self) -> str:
+        """Of the storage."""
+        return self.options.storage or f"sqlite:///{self.folder / 'sweep.db'}"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The studies: the original model, then a method each."""
+        return (ORIGINAL, *self.configs)
+
+    @property
+    def needs_original(self) -> bool:
+        """Whether runs ask for the original model's utility while they are made."""
+        return self.options.prune or self.options.sampler == "tpe"
+
+    def check(self) -> None:
+        """Refuses what would fail in every run, before anything is written.
+
+        Raises:
+            ValueError, FileNotFoundError, FileExistsError: no such model or log, evaluation options that cannot be, a
+                folder with something else in it.
+        """
+        from gru_fast.metrics.logs import read_log
+        from gru_fast.models import find
+
+        folder = self.folder
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).is_dir())):
+            raise FileExistsError(f"output folder {folder} is not empty, and no sweep made it; choose another")
+        if self.options.retain_logs is None:
+            raise ValueError(
+                "retain_logs: no value; give --retain-logs, the retrained model's run or log, which Forget Quality "
+                "compares with"
+            )
+        find(self.model.model)
+        read_log(self.options.retain_logs, self.data.split)
+        self.evaluation()
+
+    def evaluation(self) -> dict[str, Any]:
+        """Options of gru-fast eval tofu, of every model.
+
+        Raises:
+            ValueError: ``eval_options`` that cannot be.
+        """
+        from gru_fast.benchmarks.tofu_eval import TofuEvalOptions
+        from gru_fast.cli import options
+        from gru_fast.cli.coerce import nearest
+        from gru_fast.cli.commands.eval import EvalOptions
+
+        given = {str(name).replace("-", "_"): value for name, value in self.options.eval_options.items()}
+        known = [field.name for cls in (TofuEvalOptions, EvalOptions) for field in dataclasses.fields(cls)]
+        for name in given:
+            if name in _OWN:
+                raise ValueError(f"eval_options: {name} is the sweep's to say; leave it out")
+            if name not in known:
+                raise ValueError(f'eval_options: gru-fast eval tofu has no option "{name}"{nearest(name, known)}')
+        loading = {name: getattr(self.model, name) for name in _OF_MODEL}
+        found = {
+            "split": self.data.split,
+            "data": self.data.data,
+            "retain_logs": self.options.retain_logs,
+            **{name: value for name, value in loading.items() if value not in (None, False)},
+            **given,
+        }
+        try:
+            options.resolve(argparse.Namespace(**{**given, "config": None}), TofuEvalOptions, EvalOptions)
+        except ValueError as error:
+            raise ValueError(f"eval_options: {error}") from None
+        return found
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What each study is made with: all that its numbers depend on."""
+        from gru_fast import runs
+        from gru_fast.cli.options import to_dict
+
+        common = {
+            "model": self.model.model,
+            "split": self.data.split,
+            "evaluation": {name: value for name, value in self.evaluation().items() if name != "batch_size"},
+        }
+        judged: dict[str, Any] = (
+            {"share": self.options.share, "prune": self.options.prune} if self.needs_original else {}
+        )
+        swept: dict[str, Any] = {
+            "sampler": self.options.sampler,
+            "gammas": self.options.gammas,
+            "taus": self.options.taus,
+            **judged,
+        }
+        found = {ORIGINAL: common}
+        for method, config in self.configs.items():
+            training = runs.what_counts(to_dict((self.model, self.data, config)))
+            for name in (*_PER_RUN, *common):
+                training.pop(name, None)
+            found[method] = {**common, **swept, **training}
+        return found
+
+    def jobs(self) -> dict[str, list[Job]]:
+        """The jobs of each study."""
+        points = self._grid if self.options.sampler == "grid" else self._slots
+        return {ORIGINAL: [Job(ORIGINAL)], **{method: points(method) for method in self.configs}}
+
+    def _grid(self, method: str) -> list[Job]:
+        from optuna.distributions import CategoricalDistribution
+
+        axes: dict[str, Sequence[float | None]] = {"gamma": self.options.gammas, "tau": self.options.taus}
+        shown: dict[str, BaseDistribution] = {name: CategoricalDistribution(axis) for name, axis in axes.items()}
+        return [
+            self._job(method, f"gamma{gamma:g}-tau{'none' if tau is None else f'{tau:g}'}", (gamma, tau), shown)
+            for gamma in self.options.gammas
+            for tau in self.options.taus
+        ]
+
+    def _slots(self, method: str) -> list[Job]:
+        """Jobs whose gamma and tau are drawn when their turn has come."""
+        return [self._job(method, f"tpe{index:03d}") for index in range(self.options.trials)]
+
+    def _job(
+        self, method: str, name: str, point: tuple[Any, Any] | None = None, shown: Mapping[str, Any] | None = None
+    ) -> Job:
+        params = {} if point is None else dict(zip(("gamma", "tau"), point, strict=True))
+        return Job(
+            name=f"{method}-{name}",
+            spec={"method": method, **params},
+            needs=(ORIGINAL,) if self.needs_original else (),
+            params=params,
+            distributions=shown or {},
+        )
+
+    def write_settings(self) -> None:
+        """The files that the commands of every run start from, METHOD.yaml and eval.yaml."""
+        import yaml
+
+        from gru_fast.cli.options import config_text
+        from gru_fast.runs import write_text
+
+        for method, config in self.configs.items():
+            lines = config_text((self.model, self.data, config)).splitlines(keepends=True)
+            own = tuple(f"{name}:" for name in _PER_RUN)
+            write_text(self.folder / SETTINGS / f"{method}.yaml", "".join(x for x in lines if not x.startswith(own)))
+        write_text(evaluation_file(self.folder), yaml.safe_dump(self.evaluation(), sort_keys=False))
+
+
+def evaluation_file(folder: Path) -> Path:
+    """Options of the evaluations of a sweep."""
+    return folder / SETTINGS / _EVALUATION
+
+
+def training_file(folder: Path, method: str) -> Path:
+    """Options of the runs of a method."""
+    return folder / SETTINGS / f"{method}.yaml"
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The content of one of these files."""
+    from gru_fast.cli.options import read_config
+
+    return read_config(str(file))[0]

@@ -1,0 +1,130 @@
+"""One worker: outcomes of jobs, their logs, going on and stopping."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from job_tasks import Scripted
+
+from gru_fast.jobs.liveness import Owner
+from gru_fast.jobs.queue import DONE, FAILED, PRUNED, WAITING, Job, Queue
+from gru_fast.jobs.storage import open_storage
+from gru_fast.jobs.worker import Result, work
+
+
+@pytest.fixture
+def fill(tmp_path: Path) -> Callable[..., Queue]:
+    """A queue of jobs by name, each with what it does."""
+
+    def filled(**jobs: str) -> Queue:
+        queue = Queue(open_storage(f"sqlite:///{tmp_path}/jobs.db"), "test", ("all",))
+        queue.make({"all": {}}, {"all": [Job(name, {"do": action}) for name, action in jobs.items()]})
+        return queue
+
+    return filled
+
+
+def states(queue: Queue) -> dict[str, str]:
+    return {name: status.state for name, status in queue.status().items()}
+
+
+def test_jobs_one_after_another(fill: Callable[..., Queue], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    queue = fill(a="", b="prune", c="")
+    assert work(queue, Scripted(tmp_path), tmp_path / "logs")
+    assert states(queue) == {"a": DONE, "b": PRUNED, "c": DONE}
+    status = queue.status()
+    assert (status["a"].value, status["a"].facts, status["b"].reason) == (1.5, {"job": "a"}, "out of reach")
+    for name in "abc":
+        assert status[name].log == str(tmp_path / "logs" / f"{name}.log")
+        log = Path(status[name].log).read_text()
+        assert log.startswith(f"--- {name}, ")
+        assert f"this is {name}\n" in log
+        assert "from a process below" in log  # not only what Python's sys.stdout gets
+    print("back")
+    assert capfd.readouterr().out == "back\n"
+
+
+def test_worker_ends_after_a_failure(fill: Callable[..., Queue], tmp_path: Path) -> None:
+    queue = fill(a="fail", b="exit", c="")
+    assert not work(queue, Scripted(tmp_path), tmp_path / "logs")
+    assert states(queue) == {"a": FAILED, "b": WAITING, "c": WAITING}
+    assert queue.status()["a"].reason == "ValueError: this one cannot be done"
+    assert "Traceback" in (tmp_path / "logs" / "a.log").read_text()
+    assert not work(queue, Scripted(tmp_path), tmp_path / "logs")
+    assert queue.status()["b"].reason == "SystemExit: 2"
+    assert work(queue, Scripted(tmp_path), tmp_path / "logs")
+    assert states(queue) == {"a": FAILED, "b": FAILED, "c": DONE}
+
+
+def test_stopped_worker_puts_its_job_back(fill: Callable[..., Queue], tmp_path: Path) -> None:
+    queue = fill(a="stop")
+    with pytest.raises(KeyboardInterrupt):
+        work(queue, Scripted(tmp_path), tmp_path / "logs")
+    assert states(queue) == {"a": WAITING}
+
+
+def test_worker_asks_between_jobs_whether_to_go_on(fill: Callable[..., Queue], tmp_path: Path) -> None:
+    queue, answers = fill(a="", b=""), iter([True, False])
+    assert work(queue, Scripted(tmp_path), tmp_path / "logs", goes_on=lambda: next(answers))
+    assert states(queue) == {"a": DONE, "b": WAITING}
+
+
+def test_worker_takes_over_the_job_of_a_dead_one(fill: Callable[..., Queue], tmp_path: Path) -> None:
+    queue = fill(a="")
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    assert queue.claim(Owner(Owner.of_this_process().host, process.pid, 0.0)) is not None
+    assert work(queue, Scripted(tmp_path), tmp_path / "logs")
+    assert states(queue) == {"a": DONE}
+
+
+def test_worker_whose_job_was_taken_over_ends_at_once(fill: Callable[..., Queue], tmp_path: Path) -> None:
+    """It must not go on writing beside the one that has the job now."""
+    fill(a="")
+    code = f"""
+import time
+from pathlib import Path
+from gru_fast.jobs.queue import Queue
+from gru_fast.jobs.storage import open_storage
+from gru_fast.jobs.worker import work
+
+queue = Queue(open_storage("sqlite:///{tmp_path}/jobs.db"), "test", ("all",))
+
+def task(claim):
+    queue._fail("all", queue._trials("all")[0])  # as somebody does who takes it for dead
+    time.sleep(60)
+
+work(queue, task, Path("{tmp_path}/logs"), beat=0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=60)
+    assert done.returncode == 75
+    assert "a was taken over by another process; this one ends" in (tmp_path / "logs" / "a.log").read_text()
+
+
+def test_signs_of_life_are_given(fill: Callable[..., Queue], tmp_path: Path) -> None:
+    import time
+
+    queue, seen = fill(a=""), []
+
+    def task(claim: object) -> Result:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and len(set(seen)) < 3:
+            seen.append(queue._trials("all")[0].user_attrs.get("beat"))
+            time.sleep(0.05)
+        return Result()
+
+    assert work(queue, task, tmp_path / "logs", beat=0.1)
+    assert len(set(seen)) >= 3
+    assert queue.status()["a"].state == DONE
+
+
+def test_descriptors_are_given_back(fill: Callable[..., Queue], tmp_path: Path) -> None:
+    queue = fill(**{f"job-{index}": "" for index in range(5)})
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    assert work(queue, Scripted(tmp_path), tmp_path / "logs")
+    assert len(os.listdir("/proc/self/fd")) <= before + 2  # noqa: PTH208 the storage's connections
