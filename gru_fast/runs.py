@@ -147,8 +147,8 @@ def start(folder: str | Path, config: str, *, resume: bool = False, overwrite: b
     if overwrite and is_run(folder):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG, config)
     write_json(folder / ENVIRONMENT, environment())
+    write_text(folder / CONFIG, config)  # from here on it is a run
     return None
 
 
@@ -159,7 +159,7 @@ def check_folder(
     folder = Path(folder)
     if resume and config is not None and is_run(folder):
         _check_same(read_config(folder), config, folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(map(_is_of_a_start, folder.iterdir()))):
         return
     if is_run(folder) and (resume or overwrite):
         return
@@ -167,6 +167,11 @@ def check_folder(
     if is_run(folder):
         why = "--resume goes on with its run, --overwrite-output-dir clears it; or choose another --output-dir"
     raise FileExistsError(f"output folder {folder} is not empty: {why}")
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """What :func:`start` leaves in a folder if it is killed before there is a run."""
+    return path.name == ENVIRONMENT or path.name.startswith((f".{ENVIRONMENT}.", f".{CONFIG}."))
 
 
 def train(trainer: Trainer, facts: Mapping[str, Any], checkpoint: Path | None = None) -> dict[str, Any]:
