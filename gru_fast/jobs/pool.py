@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.jobs.queue import Queue, Status
+from gru_fast.jobs.queue import Queue
+from gru_fast.jobs.status import Status
 from gru_fast.jobs.storage import open_storage
 from gru_fast.jobs.worker import BEAT_SECONDS, EXIT_TAKEN_OVER, Task, work
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from gru_fast.jobs.queue import BLOCKED, DONE, FAILED, RUNNING, Status
+from gru_fast.jobs.status import BLOCKED, DONE, FAILED, RUNNING, Status
 
 _WIDTH = 60  # characters for the names of what is running
 

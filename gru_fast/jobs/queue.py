@@ -12,12 +12,23 @@ does not have in every storage is built on trials and their attributes alone, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gru_fast.jobs.liveness import Owner, Silence
+from gru_fast.jobs.status import (
+    FAILED,
+    MAX_DEATHS,
+    Status,
+    blocked,
+    can_start,
+    chains_of,
+    deaths_before,
+    is_lost,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -25,8 +36,6 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
-WAITING, RUNNING, DONE, FAILED, PRUNED, BLOCKED = "waiting", "running", "done", "failed", "pruned", "blocked"
-_MAX_DEATHS = 3  # of workers at one job, which then has failed
 _SETTINGS = "settings"  # attribute of a study
 
 
@@ -46,40 +55,6 @@ class Job:
     needs: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Status:
-    """How a job stands.
-
-    Args:
-        name, spec, needs: the job's.
-        state: waiting, running, done, failed, pruned, or blocked: what it needs has failed.
-        value: of a job that is done.
-        facts: what its task has noted.
-        reason: why it has failed or was pruned.
-        log: the file that says more.
-        owner: who works on it.
-        params: by name, also those that a sampler has drawn.
-        seconds: how long it took, of a job that has ended.
-    """
-
-    name: str
-    spec: Mapping[str, Any]
-    needs: tuple[str, ...]
-    state: str
-    value: float | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    reason: str = ""
-    log: str = ""
-    owner: Owner | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float | None = None
-
-    @property
-    def is_pending(self) -> bool:
-        """Still to be done, or being done."""
-        return self.state in {WAITING, RUNNING}
 
 
 class Queue:
@@ -139,7 +114,7 @@ class Queue:
             if _SETTINGS not in study.user_attrs:
                 study.set_user_attr(_SETTINGS, dict(wanted))
         for group, wanted_jobs in jobs.items():
-            there = _chains(self._trials(group))
+            there = chains_of(self._trials(group))
             for job in wanted_jobs:
                 if job.name not in there:
                     attributes = {"job": job.name, "spec": dict(job.spec), "needs": list(job.needs)}
@@ -149,7 +124,7 @@ class Queue:
         """Puts the jobs that have failed back into the queue; returns their names."""
         failed = [name for name, status in self.status().items() if status.state == FAILED]
         for group in self._groups:
-            for name, chain in _chains(self._trials(group)).items():
+            for name, chain in chains_of(self._trials(group)).items():
                 if name in failed:
                     self._add_again(group, chain[-1], deaths=0)
         return failed
@@ -159,11 +134,11 @@ class Queue:
     def status(self) -> dict[str, Status]:
         """Every job by name, group after group, in the order in which they were added."""
         found = {
-            name: _status(chain)
+            name: status_of(chain)
             for group in self._groups
-            for name, chain in _chains(self._trials(group)).items()
+            for name, chain in chains_of(self._trials(group)).items()
         }  # fmt: skip
-        return {name: _blocked(status, found) for name, status in found.items()}
+        return {name: blocked(status, found) for name, status in found.items()}
 
     # ---- working on it -----------------------------------------------------------------------------------------------
 
@@ -171,8 +146,8 @@ class Queue:
         """A waiting job that needs nothing more, now the caller's; None if there is none."""
         status = self.status()
         for group in self._groups:
-            for name, chain in _chains(self._trials(group)).items():
-                if not _can_start(status.get(name), status) or not self._take(group, chain[-1]):
+            for name, chain in chains_of(self._trials(group)).items():
+                if not can_start(status.get(name), status) or not self._take(group, chain[-1]):
                     continue
                 return self._claimed(group, name, chain[-1], owner)
         return None
@@ -181,13 +156,13 @@ class Queue:
         """Puts jobs of workers that have died back into the queue; returns their names."""
         found = []
         for group in self._groups:
-            for name, chain in _chains(self._trials(group)).items():
+            for name, chain in chains_of(self._trials(group)).items():
                 trial = chain[-1]
                 if trial.state.name == "RUNNING" and self._is_dead(group, trial):
                     self._fail(group, trial)
                     trial = next(t for t in self._trials(group) if t.number == trial.number)
-                if _is_lost(trial) and _deaths(trial) + 1 < _MAX_DEATHS:
-                    self._add_again(group, trial, deaths=_deaths(trial) + 1)
+                if is_lost(trial) and deaths_before(trial) + 1 < MAX_DEATHS:
+                    self._add_again(group, trial, deaths=deaths_before(trial) + 1)
                     found.append(name)
         return found
 
@@ -316,7 +291,7 @@ class Claim:
         """Puts the job back: this process has been asked to stop."""
         trial = next(t for t in self.queue._trials(self.group) if t.number == self.trial.number)
         self.queue._fail(self.group, trial)
-        self.queue._add_again(self.group, trial, deaths=_deaths(trial))
+        self.queue._add_again(self.group, trial, deaths=deaths_before(trial))
 
     def _tell(self, state: str, value: float | None = None) -> None:
         from optuna.trial import TrialState
@@ -344,76 +319,3 @@ def _check_same(study: str, old: Any, new: Mapping[str, Any]) -> None:
             f'study "{study}" was made with {"; ".join(changed)}: give the same options, or another --study or '
             "--output-dir"
         )
-
-
-def _chains(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
-    """The trials of each job, each after the one that it follows; the last one counts."""
-    first: dict[str, FrozenTrial] = {}
-    after: dict[int, FrozenTrial] = {}
-    for trial in sorted(trials, key=lambda trial: trial.number):
-        if "job" not in trial.user_attrs:
-            continue  # somebody's own, added with Optuna's tools
-        if "after" in trial.user_attrs:
-            after.setdefault(trial.user_attrs["after"], trial)
-        else:
-            first.setdefault(trial.user_attrs["job"], trial)
-    chains = {name: [trial] for name, trial in first.items()}
-    for chain in chains.values():
-        while chain[-1].number in after:
-            chain.append(after[chain[-1].number])
-    return chains
-
-
-def _deaths(trial: FrozenTrial) -> int:
-    """How many workers have died at the job before this trial."""
-    return int(trial.user_attrs.get("deaths", 0))
-
-
-def _is_lost(trial: FrozenTrial) -> bool:
-    """Failed without a word: its worker has died."""
-    return trial.state.name == "FAIL" and "reason" not in trial.user_attrs
-
-
-def _status(chain: Sequence[FrozenTrial]) -> Status:
-    trial = chain[-1]
-    attributes, state = trial.user_attrs, trial.state.name
-    reason = str(attributes.get("reason", ""))
-    if _is_lost(trial):
-        dead = _deaths(trial) + 1
-        state = "WAITING" if dead < _MAX_DEATHS else "FAIL"
-        reason = f"its worker has died, {dead} times" if state == "FAIL" else ""
-    owner = attributes.get("owner")
-    return Status(
-        name=attributes["job"],
-        spec=attributes["spec"],
-        needs=tuple(attributes["needs"]),
-        state={"WAITING": WAITING, "RUNNING": RUNNING, "COMPLETE": DONE, "FAIL": FAILED, "PRUNED": PRUNED}[state],
-        value=trial.value if trial.state.name == "COMPLETE" else None,
-        facts=attributes.get("facts", {}),
-        reason=reason,
-        log=attributes.get("log", ""),
-        owner=Owner.from_json(owner) if owner and state == "RUNNING" else None,
-        params=trial.params,
-        seconds=trial.duration.total_seconds() if trial.duration else None,
-    )
-
-
-def _blocked(status: Status, found: Mapping[str, Status]) -> Status:
-    """The status of a job that waits for one which will not come."""
-    missing = [need for need in status.needs if need in found and _is_out(need, found)]
-    if status.state != WAITING or not missing:
-        return status
-    return replace(status, state=BLOCKED, reason=f"needs {missing[0]}, which is not done")
-
-
-def _is_out(name: str, found: Mapping[str, Status]) -> bool:
-    status = found[name]
-    return status.state in {FAILED, PRUNED} or (
-        status.state == WAITING and any(_is_out(need, found) for need in status.needs if need in found)
-    )
-
-
-def _can_start(status: Status | None, found: Mapping[str, Status]) -> bool:
-    if status is None or status.state != WAITING:
-        return False
-    return all(need in found and found[need].state == DONE for need in status.needs)

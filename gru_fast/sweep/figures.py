@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gru_fast.jobs.queue import FAILED, PRUNED
+from gru_fast.jobs.status import FAILED, PRUNED
 from gru_fast.report.figures import panels, save, style
 from gru_fast.sweep.results import Cell, Results, at, axis, shown_tau
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gru_fast.jobs.queue import DONE, FAILED, PRUNED, Status
+from gru_fast.jobs.status import DONE, FAILED, PRUNED, Status
 from gru_fast.sweep.plan import ORIGINAL
 from gru_fast.sweep.trial import QUALITY, UTILITY
 

@@ -17,7 +17,8 @@ from job_tasks import Scripted, Unloadable
 
 from gru_fast.jobs import pool
 from gru_fast.jobs.progress import Progress, failures
-from gru_fast.jobs.queue import DONE, FAILED, RUNNING, WAITING, Job, Status
+from gru_fast.jobs.queue import Job
+from gru_fast.jobs.status import DONE, FAILED, RUNNING, WAITING, Status
 
 
 def address_of(folder: Path, **jobs: str) -> pool.Address:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from gru_fast.jobs.liveness import Owner, Silence
-from gru_fast.jobs.queue import BLOCKED, DONE, FAILED, PRUNED, RUNNING, WAITING, Job, Queue, differences
+from gru_fast.jobs.queue import Job, Queue, differences
+from gru_fast.jobs.status import BLOCKED, DONE, FAILED, PRUNED, RUNNING, WAITING
 from gru_fast.jobs.storage import check_folder, open_storage
 
 HERE = Owner.of_this_process()

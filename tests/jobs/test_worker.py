@@ -12,7 +12,8 @@ import pytest
 from job_tasks import Scripted
 
 from gru_fast.jobs.liveness import Owner
-from gru_fast.jobs.queue import DONE, FAILED, PRUNED, WAITING, Job, Queue
+from gru_fast.jobs.queue import Job, Queue
+from gru_fast.jobs.status import DONE, FAILED, PRUNED, WAITING
 from gru_fast.jobs.storage import open_storage
 from gru_fast.jobs.worker import Result, work
 

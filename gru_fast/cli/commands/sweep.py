@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gru_fast.jobs.queue import Status
+    from gru_fast.jobs.status import Status
     from gru_fast.sweep.plan import Plan
     from gru_fast.sweep.results import Results
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.cli import EXIT_FAILURE, options
     from gru_fast.jobs import pool
     from gru_fast.jobs.progress import Progress
-    from gru_fast.jobs.queue import FAILED
+    from gru_fast.jobs.status import FAILED
     from gru_fast.jobs.storage import check_folder
     from gru_fast.report import figures
     from gru_fast.sweep.plan import LOGS
