@@ -194,9 +194,12 @@ class Shards:
 def shards_of(params: Sequence[Tensor]) -> Shards | None:
     """How parameters are spread over processes; None: every one is a plain tensor, and nothing has to be exchanged."""
     meshes: dict[tuple[int, ...], DeviceMesh] = {}
+    processes_of: dict[int, tuple[int, ...]] = {}  # by mesh, of which there are few
     for param in params:
-        if is_sharded(param):
-            meshes.setdefault(_processes(param), param.device_mesh)
+        if is_sharded(param) and id(param.device_mesh) not in processes_of:
+            processes = tuple(sorted(param.device_mesh.mesh.flatten().tolist()))
+            processes_of[id(param.device_mesh)] = processes
+            meshes.setdefault(processes, param.device_mesh)
     if not meshes:
         return None
     # All processes attend the meetings in the same order, or they would wait for each other for ever.
@@ -206,14 +209,11 @@ def shards_of(params: Sequence[Tensor]) -> Shards | None:
     counted_in: list[int | None] = []
     for param in params:
         if is_sharded(param):
-            counted_in.append(order.index(_processes(param)) if _is_first_copy(param) else None)
+            place = order.index(processes_of[id(param.device_mesh)])
+            counted_in.append(place if _is_first_copy(param) else None)
         else:
             counted_in.append(last if meetings[last].is_first else None)
     return Shards(counted_in, meetings)
-
-
-def _processes(param: DTensor) -> tuple[int, ...]:
-    return tuple(sorted(param.device_mesh.mesh.flatten().tolist()))
 
 
 def _is_first_copy(param: DTensor) -> bool:
