@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from gru_fast.benchmarks.templates import Template
 
 ADAPTER = "adapter_config.json"
@@ -133,6 +135,25 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
             f"tokenizer: {tokenizer.name_or_path or type(tokenizer).__name__} has {len(tokenizer)} tokens, the model "
             f"{rows} embeddings: they are of two models; give the model's own with --tokenizer"
         )
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of this name; None: the accelerator, if there is one here (not only in torch's build), else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(name or accelerator or "cpu")
+        torch.empty(1, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch has no one error for it
+        here = "cpu" if accelerator is None else f"cpu or {accelerator.type}"
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f'device: expected one that is here, such as {here}, got "{name}" ({reason})') from None
+    return device
 
 
 def find(name: str) -> Path | None:

@@ -12,7 +12,15 @@ import pytest
 import torch
 from tofu_folders import save_model, tokenizer
 
-from gru_fast.models import ModelOptions, check_vocabulary, find, load_model, load_template, load_tokenizer
+from gru_fast.models import (
+    ModelOptions,
+    check_vocabulary,
+    device_of,
+    find,
+    load_model,
+    load_template,
+    load_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +239,21 @@ def test_gguf_file() -> None:
     assert (model.dtype, model.num_parameters()) == (torch.float32, 134515008)
     assert load_template(options(path), words).name == "chat"
     assert model.name_or_path == os.fspath(path.resolve())
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+
+def test_accelerator_that_torch_was_built_for_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As with the ordinary build of torch, which has CUDA, on a machine without a GPU.
+    built_for = lambda check_available=False: None if check_available else torch.device("cuda")  # noqa: E731
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", built_for)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert device_of(None) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_device_that_is_not_here(name: str) -> None:
+    with pytest.raises(ValueError, match=rf'device: expected one that is here, such as cpu.*, got "{name}" \('):
+        device_of(name)
+    assert device_of("cpu") == torch.device("cpu")

@@ -145,6 +145,7 @@ def test_ends_are_the_two_models(places: Path, tmp_path: Path, capsys: pytest.Ca
         (["--resolution", "0"], "ValueError: resolution: expected a number in (0, 1], got 0"),
         (["--benchmark", "toufu"], "ValueError: benchmark: expected one of "),
         (["--stemmer"], "ValueError: --stemmer: no option of --benchmark tofu; leave it out"),
+        (["--device", "gpu"], "ValueError: device: expected one that is here, such as cpu"),
         (["--original", "/nowhere"], "FileNotFoundError: model: no folder or file /nowhere"),
     ],
 )

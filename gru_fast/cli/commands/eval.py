@@ -155,17 +155,14 @@ def _output_dir(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptio
 
 
 def _load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any]:
-    import torch
+    from gru_fast.models import check_vocabulary, device_of, load_model, load_template, load_tokenizer
 
-    from gru_fast.models import check_vocabulary, load_model, load_template, load_tokenizer
-
+    place = device_of(device)  # its message, before anything is loaded
     tokenizer = load_tokenizer(model_options)
     template = load_template(model_options, tokenizer)
     model = load_model(model_options)
     check_vocabulary(model, tokenizer)
-    if device is None and torch.accelerator.is_available():
-        device = str(torch.accelerator.current_accelerator())
-    return model.to(device or "cpu"), tokenizer, template
+    return model.to(place), tokenizer, template
 
 
 def _newest(model: str) -> float:
