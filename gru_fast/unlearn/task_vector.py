@@ -39,7 +39,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "tru": {"stg": [0.7], "learning_rate": 1e-4, "steps": 5, "partition": "random"},
     "tv": {"stg": [5.0], "learning_rate": 1e-5, "epochs": 10, "rows_per_step": 32},
 }
-_ONLY = {"tru": ("steps", "num_units", "partition"), "tv": ("epochs", "rows_per_step")}
+_ONLY = {"tru": ("steps", "num_units", "partition"), "tv": ("epochs", "rows_per_step", "finetuned")}
+_OF_TRAINING = ("learning_rate", "epochs", "rows_per_step")  # of tv: without a meaning where nothing is trained
 _LEAST = {
     "steps": 1, "num_units": 1, "epochs": 1, "rows_per_step": 1, "rows_at_a_time": 1, "save_units": 0,
 }  # fmt: skip
@@ -83,6 +84,9 @@ class TaskVectorOptions:
     )
     epochs: int | None = _option(None, "tv: passes over the forget set (default: 10)")
     rows_per_step: int | None = _option(None, "tv: rows of a step (default: 32)")
+    finetuned: str | None = _option(
+        None, "tv: the model that was fine-tuned on the forget set already (gru-fast finetune); nothing is trained"
+    )
     rows_at_a_time: int = _option(4, "rows of one forward and backward pass; more are faster and need more memory")
     bf16: bool = _option(False, "compute in bfloat16 (autocast); weights and vectors stay what they are")
     gradient_checkpointing: bool = _option(False, "keep fewer activations and compute them again: slower, less memory")
@@ -136,11 +140,21 @@ class TaskVectorOptions:
     def _fill(self) -> list[str]:
         """Puts the method's defaults in; says which options belong to the other one."""
         others = [name for method, names in _ONLY.items() if method != self.method for name in names]
-        wrong = [name for name in others if getattr(self, name) is not None]
+        problems = [
+            f"{name}: no option of --method {self.method}; leave it out"
+            for name in others
+            if getattr(self, name) is not None
+        ]
+        unused = _OF_TRAINING if self.method == "tv" and self.finetuned else ()
+        problems += [
+            f"{name}: with finetuned nothing is trained; leave it out"
+            for name in unused
+            if getattr(self, name) is not None
+        ]
         for name, value in _DEFAULTS[self.method].items():
-            if getattr(self, name) in (None, []):
+            if getattr(self, name) in (None, []) and name not in unused:
                 setattr(self, name, value)
-        return [f"{name}: no option of --method {self.method}; leave it out" for name in wrong]
+        return problems
 
 
 def numbers(name: str, values: Sequence[Any]) -> list[float]:
@@ -265,7 +279,8 @@ def plain(
     per_epoch = -(-len(rows) // size)
     count = 0 if finetuned is not None else epochs * per_epoch
     if finetuned is not None:
-        _take(forget, finetuned)
+        check_finetuned(model, finetuned)
+        copy_(forget.params, parameters_of(finetuned)[0])
     optimizer, draw = forget.optimizer(), torch.Generator().manual_seed(options.seed)
     order: list[int] = []
     for step in tqdm(range(count), desc="TV: fine-tuning", unit="step", disable=not progress):
@@ -283,12 +298,11 @@ def plain(
     return TaskVector({name: mean.cpu() for name, mean in zip(forget.names, store.mean, strict=True)}, about)
 
 
-def _take(forget: ForgetSet, finetuned: nn.Module) -> None:
-    """Sets the model to the fine-tuned one."""
-    params, names = parameters_of(finetuned)
-    if names != forget.names or [p.shape for p in params] != [p.shape for p in forget.params]:
+def check_finetuned(model: nn.Module, finetuned: nn.Module) -> None:
+    """Refuses a fine-tuned model of another architecture."""
+    ours, theirs = ([(n, p.shape) for p, n in zip(*parameters_of(one), strict=True)] for one in (model, finetuned))
+    if ours != theirs:
         raise ValueError("finetuned: expected the same parameters as the model's, got those of another architecture")
-    copy_(forget.params, params)
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

@@ -285,6 +285,11 @@ def join() -> tuple[int, int]:
     return _processes()
 
 
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    _all(True)
+
+
 def _processes() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()

@@ -42,13 +42,17 @@ def out(tmp_path: Path) -> Path:
 
 def run(places: Path, out: Path | None, *argv: Any, model: Any = None) -> int:
     """Four rows, two steps each."""
-    settings = {"--model": model or places / "model", "--data": places / "data", "--device": "cpu"}
+    settings = {"--model": model or places / "model", "--data": places / "data"}
+    if "--device" not in argv:
+        settings["--device"] = "cpu"
     if "--method" not in argv:
         settings["--steps"] = "2"
+    if "--finetuned" not in argv:
+        settings["--learning-rate"] = "0.01"
     if out is not None:
         settings["--output-dir"] = out
     flags = [str(text) for pair in settings.items() for text in pair]
-    return main(["tru", "--learning-rate", "0.01", *flags, *(str(text) for text in argv)])
+    return main(["tru", *flags, *(str(text) for text in argv)])
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -118,7 +122,7 @@ def test_strengths_added_later_compute_nothing(
     assert "there are models of all these strengths; nothing to do" in capsys.readouterr().out
 
 
-def test_plain_task_vector(places: Path, out: Path, tmp_path: Path) -> None:
+def test_plain_task_vector(places: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(places, out, "--method", "tv", "--epochs", 2, "--rows-per-step", 2, "--stg", 1, 2) == 0
     result = runs.read_run(out / "stg-2").result
     assert result is not None
@@ -129,6 +133,18 @@ def test_plain_task_vector(places: Path, out: Path, tmp_path: Path) -> None:
     learned = weights(tmp_path / "learned")  # minus -1 times the way there
     for name, tensor in weights(tmp_path / "other" / "stg--1").items():
         torch.testing.assert_close(tensor, learned[name])
+    # The record says what it was made of, and holds to it.
+    assert runs.read_config(tmp_path / "other" / "stg--1")["finetuned"] == str(tmp_path / "learned")
+    again = ["tru", "--output-dir", str(tmp_path / "other"), "--resume", "--stg", "3"]
+    assert main([*again, "--finetuned", str(places / "model")]) == 1
+    assert f"finetuned is '{tmp_path / 'learned'}' there, '{places / 'model'}' now" in said(capsys)
+    assert main(again) == 0
+
+
+def test_strengths_that_differ_little_have_folders_of_their_own(places: Path, out: Path) -> None:
+    assert run(places, out, "--num-units", 1, "--stg", 0.12345671, 0.12345672, 2) == 0
+    assert {path.name for path in out.glob("stg-*")} == {"stg-0.12345671", "stg-0.12345672", "stg-2"}
+    assert runs.read_run(out / "stg-0.12345671").result["stg"] == 0.12345671  # type: ignore[index]
 
 
 def test_folder_is_named_by_default(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +215,8 @@ def test_every_recipe_is_tested() -> None:
     ("argv", "line"),
     [
         (["--use-peft"], "ValueError: use_peft: a task vector is of the model's own weights"),
-        (["--finetuned", "x"], "ValueError: --finetuned: TRU makes the steps of each unit itself"),
+        (["--finetuned", "x"], "ValueError: finetuned: no option of --method tru; leave it out"),
+        (["--device", "gpu"], "ValueError: device: expected one that is here, such as cpu"),
         (["--epochs", "3"], "ValueError: epochs: no option of --method tru; leave it out"),
         (["--num-units", "9"], "ValueError: num_units: expected 1 to 4, the rows of the forget set, got 9"),
         (["--resume", "--overwrite-output-dir"], "ValueError: --resume: goes on in a folder that"),
@@ -209,6 +226,29 @@ def test_every_recipe_is_tested() -> None:
 def test_wrong_uses(places: Path, out: Path, argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(places, out, *argv) == 1
     assert said(capsys).startswith(f"gru-fast tru: {line}")
+    assert not out.exists()
+
+
+def test_models_that_cannot_be_had_leave_the_folder_alone(
+    places: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(places / "model", tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    save_model(tmp_path / "deeper", num_hidden_layers=2)
+    tv = ["--method", "tv", "--finetuned"]
+    refused: list[tuple[list[Any], Path]] = [
+        ([], tmp_path / "bare"), ([*tv, tmp_path / "bare"], places / "model"),
+        ([*tv, tmp_path / "deeper"], places / "model"),
+    ]  # fmt: skip
+    for argv, model in refused:
+        assert run(places, out, *argv, model=model) == 1
+        said(capsys)
+        assert not out.exists()
+    assert run(places, out, "--num-units", 1) == 0
+    before = (out / "task_vector.safetensors").read_bytes()
+    for argv, model in refused:
+        assert run(places, out, *argv, "--overwrite-output-dir", model=model) == 1
+        assert (out / "task_vector.safetensors").read_bytes() == before
 
 
 def test_folders_that_are_not_empty(places: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

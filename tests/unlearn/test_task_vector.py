@@ -162,6 +162,9 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "num_units: expected a whole number of at least 1, got 0",
     ):
         assert text in said
+    with pytest.raises(ValueError, match="epochs: with finetuned nothing is trained; leave it out"):
+        TaskVectorOptions("tv", epochs=3, finetuned="learned")
+    assert TaskVectorOptions("tv", finetuned="learned").learning_rate is None  # nor does the record say one
     with pytest.raises(ValueError, match="method: expected tru, tv, got 'npo'"):
         TaskVectorOptions("npo")
 

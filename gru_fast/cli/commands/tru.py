@@ -41,9 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has no model of yet. With its own config.yaml unless --config is given",
     )
     parser.add_argument("--overwrite-output-dir", action="store_true", help="clear --output-dir of the vector in it")
-    parser.add_argument(
-        "--finetuned", metavar="TEXT", help="tv: the model fine-tuned on the forget set already (gru-fast finetune)"
-    )
     model, _, config = _classes()
     options.add(parser, model, unlearn._data_flags(), config)
 
@@ -103,8 +100,6 @@ def _check(args: argparse.Namespace, model: Any, config: Any) -> None:
     """Refuses options that do not go together."""
     if model.use_peft:
         raise ValueError("use_peft: a task vector is of the model's own weights, not of an adapter's; leave it out")
-    if args.finetuned and config.method != "tv":
-        raise ValueError("--finetuned: TRU makes the steps of each unit itself; leave it out, or take --method tv")
     if args.resume and args.overwrite_output_dir:
         raise ValueError("--resume: goes on in a folder that --overwrite-output-dir clears; give one of them")
 
@@ -132,9 +127,10 @@ class _Work:
     def run(self) -> None:
         """The vector, computed or read, then a model for each strength."""
         from gru_fast import models
-        from gru_fast.unlearn import task_vector
+        from gru_fast.unlearn import task_vector, tru
 
         options, data, config = self.instances
+        models.device_of(config.device)  # its message, before anything is loaded
         tokenizer = models.load_tokenizer(options)
         template = models.load_template(options, tokenizer)
         options.template = template.name
@@ -149,11 +145,16 @@ class _Work:
                 model = models.load_model(options)
                 self._write_models(task_vector.TaskVector.load(file), model, tokenizer)
             return
-        if self.rank == 0:
-            self._begin()
+        if config.method == "tru":
+            tru.units_of(len(rows), config.num_units)
         model = models.load_model(options)
         models.check_vocabulary(model, tokenizer)
-        vector = self._compute(model, rows, tokenizer)
+        finetuned = self._finetuned(model)
+        # Only now, when nothing that was asked for can be refused any more, is the folder begun, or cleared.
+        if self.rank == 0:
+            self._begin()
+        tru.wait_for_all()  # what another process finds in the folder must be what this one left there
+        vector = self._compute(model, rows, tokenizer, finetuned)
         if self.rank == 0:
             self._keep(vector)
             self._write_models(vector, model, tokenizer)
@@ -167,22 +168,22 @@ class _Work:
         (self.folder / _STATE).mkdir(parents=True, exist_ok=True)
         runs.write_text(self.folder / runs.CONFIG, options.config_text(self.instances, self.args))
 
-    def _compute(self, model: Any, rows: Any, tokenizer: Any) -> TaskVector:
+    def _compute(self, model: Any, rows: Any, tokenizer: Any, finetuned: Any) -> TaskVector:
         """The vector, and in its ``about`` what it took; the model is on the CPU afterwards."""
         import torch
 
-        from gru_fast import runs
+        from gru_fast import models, runs
         from gru_fast.unlearn import task_vector, tru
 
         config = self.instances[-1]
-        device = torch.device(config.device or str(torch.accelerator.current_accelerator() or "cpu"))
+        device = models.device_of(config.device)
         if device.type != "cpu":
             torch.accelerator.reset_peak_memory_stats()
         model.to(device)
         began = time.monotonic()
         pad = tokenizer.pad_token_id
         if config.method == "tv":
-            vector = task_vector.plain(model, rows, config, pad_token_id=pad, finetuned=self._finetuned())
+            vector = task_vector.plain(model, rows, config, pad_token_id=pad, finetuned=finetuned)
         else:
             vector = tru.rectified(model, rows, config, pad_token_id=pad, state=self.folder / _STATE)
         on_device = device.type != "cpu"
@@ -196,12 +197,17 @@ class _Work:
         model.cpu()
         return vector
 
-    def _finetuned(self) -> Any:
+    def _finetuned(self, model: Any) -> Any:
+        """The model of `--finetuned`, where that is given."""
         from gru_fast import models
+        from gru_fast.unlearn import task_vector
 
-        if not self.args.finetuned:
+        name = self.instances[-1].finetuned
+        if name is None:
             return None
-        return models.load_model(dataclasses.replace(self.instances[0], model=self.args.finetuned, revision=None))
+        found = models.load_model(dataclasses.replace(self.instances[0], model=name, revision=None))
+        task_vector.check_finetuned(model, found)
+        return found
 
     def _keep(self, vector: TaskVector) -> None:
         from gru_fast import runs
@@ -265,4 +271,4 @@ class _Work:
 
 
 def _run_of(folder: Path, stg: float) -> Path:
-    return folder / f"stg-{stg:g}"
+    return folder / f"stg-{repr(stg).removesuffix('.0')}"  # all digits: strengths that differ have folders that do
