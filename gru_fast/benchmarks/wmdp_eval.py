@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -270,22 +272,20 @@ def _local_task(name: str, folder: Path) -> dict[str, Any]:
 def _ask(
     model: Any, tokenizer: Any, spec: Any, limit: int | None, batch_size: int, *, progress: bool
 ) -> dict[str, Any]:
-    """The answers of one task or group, and what lm-eval says of it."""
+    """The answers of one task or group, and what lm-eval says of it.
+
+    Not by its ``simple_evaluate``, which for every task asks pip, git and the compiler what this machine is.
+    """
     evaluator, hf = _lm_eval("evaluator"), _lm_eval("models.huggingface")
-    with frozen(model), nullcontext() if progress else redirect_stderr(StringIO()):  # its bars cannot be switched off
-        result = evaluator.simple_evaluate(
-            model=hf.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=[_definition(spec) if isinstance(spec, dict) else spec],
-            task_manager=_task_manager(own=not isinstance(spec, dict)),
-            num_fewshot=0,
-            limit=limit,
-            bootstrap_iters=0,
-            # Nothing is drawn: no generator of this process is seeded for it.
-            random_seed=None,
-            numpy_random_seed=None,
-            torch_random_seed=None,
-            fewshot_random_seed=None,
-        )
+    with frozen(model):
+        with _quiet():
+            asked = hf.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            manager = _task_manager(own=not isinstance(spec, dict))
+            loaded = manager.load([_definition(spec) if isinstance(spec, dict) else spec])
+        for task in loaded["tasks"].values():
+            task.set_config(key="num_fewshot", value=0)
+        with nullcontext() if progress else redirect_stderr(StringIO()):  # its bars cannot be switched off
+            result = evaluator.evaluate(lm=asked, task_dict=loaded, limit=limit, bootstrap_iters=0)
     answers = {name: [_answer(name, row) for row in rows] for name, rows in sorted(result["samples"].items())}
     broken = sum(not math.isfinite(x) for rows in answers.values() for row in rows for x in row["log_likelihoods"])
     if broken:
@@ -295,9 +295,21 @@ def _ask(
         )
     return {
         "accuracy": {name: sum(row["correct"] for row in rows) / len(rows) for name, rows in answers.items()},
-        "lm_eval": {"version": result["lm_eval_version"], "tasks": result["versions"], "results": result["results"]},
+        "lm_eval": {"version": version("lm_eval"), "tasks": result["versions"], "results": result["results"]},
         "answers": answers,
     }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's warnings: that it was given a model and rows in memory, which is meant so."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _answer(name: str, sample: Mapping[str, Any]) -> dict[str, Any]:

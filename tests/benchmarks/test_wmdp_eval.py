@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,23 @@ def test_accuracies_are_those_of_a_count_by_hand(places: Path, tmp_path: Path) -
     said = wmdp_eval.report(summary)
     assert f"wmdp_bio      {summary['accuracy']['wmdp_bio']:>10.4f}" in said
     assert "mmlu" in said
+
+
+@needs_lm_eval
+def test_nothing_is_said_beside_the_bars(
+    places: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no checkout: git would complain
+    specs = task_specs(["mmlu"], places / "questions")
+    evaluate(wmdp_files.model(), wmdp_files.tokenizer(), tmp_path / "out", tasks=specs, progress=False)
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert "fatal" not in capfd.readouterr().err
+    # What lm-eval warns of later, such as questions that are cut, is heard.
+    assert logging.getLogger("lm_eval").isEnabledFor(logging.WARNING)
 
 
 def test_a_group_counts_every_question_the_same() -> None:
