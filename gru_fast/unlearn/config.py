@@ -130,6 +130,17 @@ def raise_all(errors: list[str]) -> None:
         raise ValueError(f"{len(errors)} wrong settings:\n" + "\n".join(f"- {error}" for error in errors))
 
 
+def errors_of_training(config: TrainingArguments) -> list[str]:
+    """``TrainingArguments.__post_init__``, and what it has to say; names are those of options."""
+    try:
+        TrainingArguments.__post_init__(config)
+    except ValueError as error:
+        if "use_cpu" in str(error):  # transformers refuses bf16 by "your setup"
+            return ["bf16: no accelerator here computes in it; add --use-cpu to train on the CPU, or --bf16 false"]
+        return [str(error)]
+    return []
+
+
 _training_fields = {f.name: f for f in dataclasses.fields(TrainingArguments)}
 
 
@@ -187,10 +198,7 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
             with contextlib.suppress(json.JSONDecodeError):  # what it is not, is reported below
                 self.method_options = json.loads(self.method_options)
         errors = self.gru_errors() + self._unlearn_errors()
-        try:
-            TrainingArguments.__post_init__(self)
-        except ValueError as error:
-            errors.append(str(error))
+        errors += errors_of_training(self)
         raise_all(errors)
         if self.device.type == "cpu":
             self.dataloader_pin_memory: bool = False  # there is nothing to pin for: torch would only warn

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from gru_fast.unlearn.config import errors_of_training, raise_all
 from gru_fast.unlearn.data import Encoded, SequenceCollator
 
 _inherited = {field.name: field for field in dataclasses.fields(TrainingArguments)}
@@ -42,7 +43,7 @@ class FinetuneConfig(TrainingArguments):
     dataloader_pin_memory: bool = _default("dataloader_pin_memory", True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        raise_all(errors_of_training(self))
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns: expected False, since rows are tokenized already")
         if self.dataloader_pin_memory and self.device.type == "cpu":

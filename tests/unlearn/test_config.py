@@ -12,6 +12,7 @@ import transformers
 from interpreter import run_python
 
 from gru_fast.unlearn import GRUOptions, UnlearnConfig
+from gru_fast.unlearn.finetune import FinetuneConfig
 from gru_fast.unlearn.methods import names
 
 
@@ -88,6 +89,14 @@ def test_one_wrong_setting_is_one_line(settings: dict[str, Any], match: str) -> 
     with pytest.raises(ValueError, match=match) as caught:
         make(**settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [UnlearnConfig, FinetuneConfig])
+def test_bf16_without_an_accelerator_says_what_to_do(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.training_args, "is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^bf16: no accelerator here .* add --use-cpu .*, or --bf16 false$"):
+        config("unused", bf16=True)
+    assert config("unused", bf16=True, use_cpu=True).bf16
 
 
 def test_method_options_reach_the_method_as_mapping_or_json() -> None:
