@@ -13,7 +13,7 @@ import torch
 from muse_files import NUM_ROWS, NUM_SHOTS
 from words import BOS, word_tokenizer
 
-from gru_fast.benchmarks import muse_eval
+from gru_fast.benchmarks import muse_eval, muse_records
 from gru_fast.benchmarks.muse import load
 from gru_fast.benchmarks.muse_eval import MuseEvalOptions, evaluate, report, resummarize
 from gru_fast.benchmarks.muse_records import cut_answer, first_tokens, load_prompts, load_texts, question_text
@@ -64,8 +64,14 @@ def test_a_question_comes_after_ten_with_answers(data: Path, tokenizer: Any) -> 
     assert (prompt.shown, prompt.reference, prompt.max_new_tokens) == (asked["question"], asked["answer"], 32)
 
 
-def test_a_prompt_ends_with_the_space() -> None:
+def test_a_prompt_ends_with_the_space(data: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert question_text("Who?") == "Question: Who?\nAnswer: "
+    texts: list[str] = []  # the words' tokenizer does not see spaces
+    monkeypatch.setattr(muse_records, "encode_prompt", lambda tokenizer, template, text: texts.append(text) or [0, 0])
+    load_prompts(tokenizer, data)
+    asked = [text for text in texts if text.startswith("Question: ")]
+    assert len(asked) == 2 * NUM_ROWS
+    assert all(text.endswith("?\nAnswer: ") for text in asked)
 
 
 def test_a_text_is_gone_on_with_to_as_many_tokens_as_gold_has(data: Path) -> None:

@@ -135,6 +135,22 @@ def test_nothing_is_said_beside_the_bars(
     assert logging.getLogger("lm_eval").isEnabledFor(logging.WARNING)
 
 
+@needs_lm_eval
+def test_no_examples_are_shown(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import evaluator
+
+    shots, ask = [], evaluator.evaluate
+
+    def seen(*, task_dict: Any, **settings: Any) -> Any:
+        shots.extend(task.get_config("num_fewshot") for task in task_dict["tasks"].values())
+        return ask(task_dict=task_dict, **settings)
+
+    monkeypatch.setattr(evaluator, "evaluate", seen)
+    specs = task_specs(["mmlu", "wmdp_bio"], places / "questions")
+    evaluate(wmdp_files.model(), wmdp_files.tokenizer(), tmp_path, tasks=specs, progress=False)
+    assert shots == [0, 0]
+
+
 def test_a_group_counts_every_question_the_same() -> None:
     rows = {"a": [{"correct": True}] * 3, "b": [{"correct": False}, {"correct": True}]}
     found = summarize({"mmlu": {"answers": rows}, "wmdp_bio": {"answers": {"wmdp_bio": [{"correct": False}]}}})

@@ -14,6 +14,7 @@ from tiny import llama, rows
 from torch.nn import functional as F
 
 from gru_fast.unlearn import tru
+from gru_fast.unlearn.forget_set import ForgetSet
 from gru_fast.unlearn.task_vector import TaskVector
 
 SMALL = 1 / math.sqrt(2)
@@ -73,15 +74,15 @@ def test_no_conflict_is_left_as_it_is() -> None:
 
 
 def test_units_without_a_direction_are_dropped_from_the_mean() -> None:
-    """Two rows alike, each a unit: T and r are exactly opposite. The third has T = rate * (1, 0), r = -2 * (1, 1)."""
+    """Two rows alike, each a unit: T and r are exactly opposite."""
     alike = [pair(1, 1), pair(1, 1)]
     with pytest.raises(RuntimeError, match=r"none of the 2 units gave a task vector \(0 with NaN or Inf, 2 zero\)"):
         tru.rectified(TwoParameters(), alike, options(steps=1), pad_token_id=0, progress=False)
-    # A row of its own beside two units that are exactly opposed by their rest: 1/1 of one, not 1/3 of it.
+    # A row alone has no rest that could oppose it.
     model = TwoParameters()
     found = tru.rectified(model, [pair(0, 1)], options(steps=1), pad_token_id=0, progress=False)
     torch.testing.assert_close(found.tensors["w"], torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
-    assert found.about["log"][0]["norm_rest"] == 0  # a single unit has no rest
+    assert found.about["log"][0]["norm_rest"] == 0
 
 
 # ---- against the direct way ------------------------------------------------------------------------------------------
@@ -194,6 +195,18 @@ def test_sixteen_bit_weights() -> None:
     assert 0.3 < norm <= 1.001
 
 
+def test_sixteen_bit_gradients_of_several_passes_are_added_up_in_float32() -> None:
+    forget = ForgetSet(llama(dtype=torch.bfloat16), rows(3, seed=5), options(rows_at_a_time=1), 0)
+    found, nll = forget.gradient([0, 1, 2])
+    alone = [forget.gradient([row]) for row in range(3)]
+    assert nll == pytest.approx(sum(one[1] for one in alone))
+    for i, grad in enumerate(found):
+        parts: list[Any] = [one[0][i] for one in alone]
+        assert {part.dtype for part in parts} == {torch.bfloat16}
+        assert grad is not None
+        assert torch.equal(grad, parts[0].float() + parts[1] + parts[2])
+
+
 # ---- going on after a stop -------------------------------------------------------------------------------------------
 
 
@@ -302,8 +315,6 @@ def test_diverged_model_is_said() -> None:
 
 def test_one_bad_unit_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit whose steps diverge adds nothing; the mean is of the others."""
-    from gru_fast.unlearn.forget_set import ForgetSet
-
     step = ForgetSet.step
 
     def diverging(self: Any, optimizer: Any, indices: Any, sums: Any = None) -> None:
@@ -318,6 +329,8 @@ def test_one_bad_unit_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.about["log"][1]["norm"] is None  # Inf is not JSON
     assert all(bool(tensor.isfinite().all()) for tensor in found.tensors.values())
     assert tru.about_units(found.about).startswith("2 of 3 units, ")
+    one = vector(2, steps=1)  # of a single unit, and so of norm 1: the bad one is not counted
+    assert math.sqrt(sum(float(tensor.square().sum()) for tensor in one.tensors.values())) == pytest.approx(1, abs=1e-5)
 
 
 def test_tv_is_not_for_this_loop() -> None:
