@@ -25,7 +25,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from gru_fast.benchmarks.rows import find_folder, load_rows, nearest
+from gru_fast.benchmarks.rows import load_rows, nearest
 from gru_fast.benchmarks.scoring import Subject, differing
 from gru_fast.benchmarks.tofu_eval import SUMMARY_FILE, finished
 from gru_fast.runs import read_json, write_json
@@ -228,9 +228,9 @@ def task_specs(tasks: Sequence[str], questions: str | Path | None = None) -> dic
         ImportError: no lm-eval. FileNotFoundError, ValueError: no such task, file or field.
     """
     if questions is not None:
-        folder = find_folder(questions)
-        if folder is None:
-            raise FileNotFoundError(f"questions: no folder {questions}")
+        folder = Path(questions).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"questions: expected a folder with TASK.jsonl for each task, got {questions}")
         return {name: _local_task(name, folder) for name in tasks}
     known = _task_manager(own=True).all_tasks
     for name in tasks:

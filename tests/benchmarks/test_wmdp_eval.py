@@ -250,8 +250,9 @@ def test_wrong_questions(change: dict[str, Any], message: str, tmp_path: Path) -
         task_specs(["wmdp_bio"], tmp_path)
     with pytest.raises(FileNotFoundError, match=r'has wmdp_bio, but no "wmdp_cyber"'):
         task_specs(["wmdp_cyber"], tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"^questions: no folder cais/wmdp$"):
-        task_specs(["wmdp_bio"], "cais/wmdp")
+    for name in ("cais/wmdp", "nowhere"):
+        with pytest.raises(FileNotFoundError, match=rf"^questions: expected a folder with TASK.jsonl .*, got {name}$"):
+            task_specs(["wmdp_bio"], name)
 
 
 @pytest.mark.parametrize(
