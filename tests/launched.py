@@ -29,12 +29,13 @@ FSDP2 = {  # what accelerate launch tells of its configuration file
     "FSDP_VERSION": "2",
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "true",
 }
 
 
 @contextmanager
-def launched(fsdp2: bool = False) -> Iterator[int]:
+def launched(fsdp2: bool = False, state_dict: str = "FULL_STATE_DICT") -> Iterator[int]:
     """What the launcher tells a process, taken from the process group it is in; how many there are."""
     if not dist.is_initialized():
         yield 1
@@ -43,7 +44,8 @@ def launched(fsdp2: bool = False) -> Iterator[int]:
 
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "OMP_NUM_THREADS": "1"}
-    with patch.dict(os.environ, told | (FSDP2 if fsdp2 else {})), fsdp_on_cpus() if fsdp2 else nullcontext():
+    configured = FSDP2 | {"FSDP_STATE_DICT_TYPE": state_dict} if fsdp2 else {}
+    with patch.dict(os.environ, told | configured), fsdp_on_cpus() if fsdp2 else nullcontext():
         try:
             yield int(world)
         finally:
@@ -61,6 +63,8 @@ def fsdp_on_cpus() -> Iterator[None]:
     def make(state: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
         made(state, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
+            if state.mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(state.mixed_precision)
             state.fsdp_plugin = fsdp_plugin
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
@@ -103,20 +107,29 @@ def trained(
         return logs, weights(model), [whole(e, p) for e, p in zip(trainer.retain_ema.tensors, shapes, strict=True)]
 
 
-def resumed(folder: Path, **settings: Any) -> list[bool]:
+def resumed(folder: Path, state_dict: str, **settings: Any) -> list[bool]:
     """With FSDP2: whether a run taken up after two of its three steps ends with the very bits of an unbroken one."""
     settings = {"optim": "adamw_torch", "rectify": True, "save_strategy": "steps", **settings}
     ends = []
     for save_steps in (10, 2):
-        with launched(fsdp2=True):
+        with launched(fsdp2=True, state_dict=state_dict):
             trainer = tiny.trainer(folder, data=dataset(), save_steps=save_steps, **settings)
             trainer.train()
             ends.append(state(trainer))
-    with launched(fsdp2=True):
+    with launched(fsdp2=True, state_dict=state_dict):
         trainer = tiny.trainer(folder, tiny.llama(seed=9), data=dataset(), **settings)
         trainer.train(resume_from_checkpoint=folder / "checkpoint-2")
         ends.append(state(trainer))
     return [all(torch.equal(a, b) for a, b in zip(end, ends[0], strict=True)) for end in ends[1:]]
+
+
+def saved(folder: Path) -> list[Tensor]:
+    """With FSDP2: a model trained and saved, its weights as trained."""
+    with launched(fsdp2=True):
+        trainer = tiny.trainer(folder, data=dataset(), method="ga", rectify=True)
+        trainer.train()
+        trainer.save_model()
+        return weights(trainer.model)
 
 
 def state(trainer: UnlearnTrainer) -> list[Tensor]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from processes import Processes
+from transformers import LlamaForCausalLM
 
 
 def assert_follows(processes: Processes, folder: Path, world: int = 2, fsdp2: bool = False, **settings: Any) -> None:
@@ -72,10 +73,16 @@ def test_fsdp2_exchanges_gradients_of_every_loss(processes: Processes, tmp_path:
         assert all(done)
 
 
-@pytest.mark.parametrize("method", ["ga", "npo_gd"])
-def test_fsdp2_resumes(processes: Processes, tmp_path: Path, method: str) -> None:
-    """From Trainer's sharded checkpoint, in which each process has written its shards of e."""
-    assert processes.run(launched.resumed, 2, tmp_path, method=method) == [[True, True]] * 2
+@pytest.mark.parametrize(("method", "state_dict"), [("ga", "SHARDED_STATE_DICT"), ("npo_gd", "FULL_STATE_DICT")])
+def test_fsdp2_resumes(processes: Processes, tmp_path: Path, method: str, state_dict: str) -> None:
+    """From Trainer's checkpoint, sharded or not, to which each process has added its shards of e."""
+    assert processes.run(launched.resumed, 2, tmp_path, state_dict, method=method) == [[True, True]] * 2
+
+
+def test_fsdp2_saves_the_whole_model(processes: Processes, tmp_path: Path) -> None:
+    trained = processes.run(launched.saved, 2, tmp_path)[0]
+    loaded = launched.weights(LlamaForCausalLM.from_pretrained(tmp_path))
+    assert all(bool((a == b).all()) for a, b in zip(loaded, trained, strict=True))
 
 
 @pytest.mark.parametrize(
