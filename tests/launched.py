@@ -15,6 +15,7 @@ import torch.distributed as dist
 from layouts import whole
 from torch import Tensor
 
+from gru_fast.cli import main
 from gru_fast.sharding import is_sharded, local
 from gru_fast.unlearn import UnlearnTrainer
 from gru_fast.unlearn.data import UnlearnDataset
@@ -130,6 +131,12 @@ def saved(folder: Path) -> list[Tensor]:
         trainer.train()
         trainer.save_model()
         return weights(trainer.model)
+
+
+def command(argv: list[str], fsdp2: bool = False) -> int:
+    """`gru-fast` with ``argv``."""
+    with launched(fsdp2):
+        return main(argv)
 
 
 def state(trainer: UnlearnTrainer) -> list[Tensor]:

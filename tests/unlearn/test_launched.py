@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tiny
 from processes import Processes
+from safetensors.torch import load_file
+from tofu_folders import save_data, save_model
 from transformers import LlamaForCausalLM
 
 
@@ -83,6 +85,29 @@ def test_fsdp2_saves_the_whole_model(processes: Processes, tmp_path: Path) -> No
     trained = processes.run(launched.saved, 2, tmp_path)[0]
     loaded = launched.weights(LlamaForCausalLM.from_pretrained(tmp_path))
     assert all(bool((a == b).all()) for a, b in zip(loaded, trained, strict=True))
+
+
+@pytest.mark.parametrize("fsdp2", [False, True])
+def test_command(processes: Processes, tmp_path: Path, fsdp2: bool) -> None:
+    """gru-fast unlearn, which loads the model (with FSDP2 in the first process alone) and saves it, as one process."""
+    save_data(tmp_path / "data")
+    model = save_model(tmp_path / "model")
+
+    def argv(world: int) -> list[str]:
+        places = ["--model", str(model), "--data", str(tmp_path / "data"), "--output-dir", str(tmp_path / str(world))]
+        steps = ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", str(2 // world)]
+        chosen = ["--method", "npo_gd", "--rectify", "--optim", "sgd", "--learning-rate", "0.05", "--use-cpu"]
+        return ["unlearn", "--disable-tqdm", "--num-train-epochs", "1", *places, *steps, *chosen]
+
+    assert processes.run(launched.command, 2, argv(2), fsdp2) == [0, 0]
+    assert launched.command(argv(1)) == 0
+    start, several, one = (
+        load_file(folder / "model.safetensors") for folder in (model, tmp_path / "2", tmp_path / "1")
+    )
+    assert several.keys() == one.keys()
+    for name, weight in one.items():
+        moved = float((weight - start[name]).norm())
+        assert float((several[name] - weight).norm()) <= 2e-5 * moved + 2.0**-23 * float(weight.norm())
 
 
 @pytest.mark.parametrize(
