@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gru_fast.sharding import whole
+from gru_fast.sharding import local, whole
 from gru_fast.unlearn.batch import label_scores
 from gru_fast.unlearn.data import Encoded, SequenceCollator, UnlearnDataset
-from gru_fast.unlearn.fsdp import reshard
+from gru_fast.unlearn.fsdp import reshard, sharded_modules
 from gru_fast.unlearn.hidden import hidden_states
 
 KL_POSITIONS = ("all", "attended")  # what kl_divergence is averaged over
@@ -185,35 +185,45 @@ class ReferenceModel:
     So LoRA costs a copy of the adapters only, and new adapters, which change nothing yet, not even that: they are
     switched off. Make it before training, and before a checkpoint is loaded into the model.
 
+    Of a model sharded by FSDP2 each process keeps the copy of its shards, and exchanges these for it meanwhile.
+
     Args:
         model: a causal LM or a peft model around one, not wrapped for distributed training.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._adapters_off = _is_peft(model) and _adapters_are_new(model)
+        self._is_sharded = bool(sharded_modules(model))
+        self._adapters_off = not self._is_sharded and _is_peft(model) and _adapters_are_new(model)
         trainable = {} if self._adapters_off else {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._copies = {name: param.detach().clone() for name, param in trainable.items()}
 
     @property
     def nbytes(self) -> int:
         """Bytes of the copy."""
-        return sum(copy.numel() * copy.element_size() for copy in self._copies.values())
+        return sum(copy.numel() * copy.element_size() for copy in map(local, self._copies.values()))
 
     def logits(self, part: Mapping[str, Tensor]) -> Tensor:
         """(B, T, V) for ``input_ids`` and ``attention_mask`` (B, T): no gradient, eval mode, the caller's autocast."""
         with self._as_it_was():
-            return _logits(self._model, part, self._copies)
+            return _logits(self._model, part, self._passed)
 
     def hidden_states(self, part: Mapping[str, Tensor], layer: int) -> Tensor:
         """(B, T, D) output of a layer, from 0, see :func:`gru_fast.unlearn.hidden.hidden_states`; as :meth:`logits`."""
         with self._as_it_was():
-            return hidden_states(self._model, part, layer, params=self._copies)
+            return hidden_states(self._model, part, layer, params=self._passed)
+
+    @property
+    def _passed(self) -> dict[str, Tensor]:
+        """The copies that go into the call itself: FSDP2 would not take them, but put its own weights together."""
+        return {} if self._is_sharded else self._copies
 
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
-        """Frozen, new adapters off. The copies go into the call itself."""
+        """Frozen, new adapters off; shards exchanged."""
         with ExitStack() as stack:
+            if self._is_sharded:
+                stack.enter_context(_exchanged(self._model, self._copies))
             stack.enter_context(frozen(self._model))
             if self._adapters_off:
                 stack.enter_context(_same_trainable(self._model))
@@ -298,6 +308,28 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def _exchanged(model: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, ``model`` has the shards of ``others``, and these have its own. No weights are left put together."""
+    params = dict(model.named_parameters())
+    pairs = [(local(params[name].detach()), local(other)) for name, other in others.items()]
+    reshard(model)
+    _exchange(pairs)
+    try:
+        yield
+    finally:
+        reshard(model)
+        _exchange(pairs)
+
+
+@torch.no_grad()
+def _exchange(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for a, b in pairs:
+        kept = a.clone()
+        a.copy_(b)
+        b.copy_(kept)
+
+
+@contextmanager
 def _same_trainable(model: nn.Module) -> Iterator[None]:
     """Afterwards the same parameters are trainable: where peft switches adapters on again, it makes them all so."""
     trainable = [(param, param.requires_grad) for param in model.parameters()]
@@ -362,7 +394,7 @@ def _adapters_are_new(model: nn.Module) -> bool:
             continue
         # peft starts from B = 0, and from A = 0 in embeddings; other kinds (DoRA's magnitudes) are not looked into.
         if "lora_B." in name or "lora_embedding_A." in name:
-            if bool(param.detach().any()):
+            if bool(whole(param.detach()).any()):
                 return False
         elif not ("lora_A." in name or "lora_embedding_B." in name):
             return False

@@ -244,6 +244,11 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         self._reference_fingerprint = ""
         for name, dataset in self._datasets().items():
             self._check_parts(name, dataset)
+        if self.method.hidden_states and self.is_sharded:
+            raise ValueError(
+                f"{self.method.name}: not with FSDP2, whose modules expect to be run whole, not up to a layer; use "
+                "DDP, or a method on the model's output, for example npo_gd"
+            )
         self.add_callback(_UnlearnCallback(self))
 
     def retain_share_of(self, inputs: _Inputs) -> float:
@@ -259,7 +264,8 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if checkpoint is not None:
             check_fits(checkpoint, self.accelerator.unwrap_model(self.model))
-        self._prepare_reference_model(checkpoint)
+        if not self._is_sharded_later:
+            self._prepare_reference_model(checkpoint)
         if checkpoint is not None or not self._is_sharded_later:
             self._prepare_references(checkpoint)
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
@@ -267,9 +273,9 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Trainer's ``evaluate``: ``eval_loss``, ``eval_forget_loss``, ``eval_retain_loss``."""
         if not self.is_in_train:  # before any training: the model is the reference
-            if self.method.reference_log_probs and self.references is None and self._is_sharded_later:
+            if (self.method.reference_log_probs or self.method.reference_model) and self._is_sharded_later:
                 raise RuntimeError(
-                    f"evaluate: {self.method.name} reads reference log-probabilities, which with FSDP2 are computed "
+                    f"evaluate: {self.method.name} compares with the model before unlearning, which FSDP2 has only "
                     "when training begins: call train() first"
                 )
             self._prepare_reference_model(None)
@@ -318,11 +324,6 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         """For a KL term, or hidden states. Must come before a checkpoint's weights do."""
         if not self.method.reference_model:
             return
-        if self.is_sharded:
-            raise ValueError(
-                f"{self.method.name}: not with FSDP2, where its copy of the model before unlearning would not be "
-                "sharded; use a method that needs none, for example npo_gd, or DDP (with LoRA, if need be)"
-            )
         if self.reference_model is None:
             model = self.accelerator.unwrap_model(self.model)
             self._reference_fingerprint = fingerprint(model)
@@ -391,6 +392,11 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         rows_per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return math.ceil(self.args.max_steps / max(1, len(self.train_dataset) // rows_per_step))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.reference_model is None:  # with FSDP2: now the model is sharded, and still as it was
+            self._prepare_reference_model(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save_references(self, folder: str | None) -> None:
         if self.references is not None and self.args.should_save:
             self.references.save(Path(folder or ".") / REFERENCE_LOG_PROBS)
@@ -413,6 +419,8 @@ class _UnlearnCallback(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Now a model for FSDP2 is sharded. (Before, processes may not even have its weights.)"""
+        if self._trainer.reference_model is None:
+            self._trainer._prepare_reference_model(None)
         if self._trainer.references is None:
             self._trainer._prepare_references(None)
         self._trainer._save_references(self._trainer.args.output_dir)
