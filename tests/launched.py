@@ -82,11 +82,22 @@ def dataset() -> UnlearnDataset:
 
 def weights(model: Any) -> list[Tensor]:
     """The parameters as one process would have them."""
-    return [whole(p.detach(), q).clone() for p, q in zip(model.parameters(), tiny.llama().parameters(), strict=True)]
+    return [whole(p.detach(), p) for p in model.parameters()]
+
+
+def model(lora: bool = False) -> Any:
+    """A tiny Llama, or new adapters on it."""
+    if not lora:
+        return tiny.llama()
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny.llama()
+    torch.manual_seed(5)
+    return get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
 
 
 def trained(
-    folder: Path, fsdp2: bool = False, **settings: Any
+    folder: Path, fsdp2: bool = False, lora: bool = False, **settings: Any
 ) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:
     """Three steps over the same rows, however many processes share them: logs, weights and e.
 
@@ -95,17 +106,16 @@ def trained(
     with launched(fsdp2) as world:
         defaults = {"optim": "sgd", "learning_rate": 0.05, "per_device_train_batch_size": 1, "rectify": True}
         accumulated = {"gradient_accumulation_steps": ROWS_A_STEP // world}
-        trainer = tiny.trainer(folder, data=dataset(), **{**defaults, **accumulated, **settings})
+        trainer = tiny.trainer(folder, model(lora), dataset(), **{**defaults, **accumulated, **settings})
         trainer.train()
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        assert all(is_sharded(param) == (fsdp2 and world > 1) for param in model.parameters())
+        unlearned = trainer.accelerator.unwrap_model(trainer.model)
+        assert all(is_sharded(param) == (fsdp2 and world > 1) for param in unlearned.parameters())
         logs = [
             {name: entry[name] for name in STATISTICS if name in entry}
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
-        shapes = list(tiny.llama().parameters())
-        return logs, weights(model), [whole(e, p) for e, p in zip(trainer.retain_ema.tensors, shapes, strict=True)]
+        return logs, weights(unlearned), [whole(e, e) for e in trainer.retain_ema.tensors]
 
 
 def resumed(folder: Path, state_dict: str, **settings: Any) -> list[bool]:

@@ -8,7 +8,6 @@ from typing import Any
 import launched
 import numpy as np
 import pytest
-import tiny
 from processes import Processes
 from safetensors.torch import load_file
 from tofu_folders import save_data, save_model
@@ -32,7 +31,7 @@ def assert_follows(processes: Processes, folder: Path, world: int = 2, fsdp2: bo
                 np.testing.assert_allclose(entry[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
     for other in found[1:]:
         assert all(bool((a == b).all()) for a, b in zip(other[1], found[0][1], strict=True))
-    start = launched.weights(tiny.llama())
+    start = launched.weights(launched.model(settings.get("lora", False)))
     for a, b, w in zip(found[0][1], weights, start, strict=True):
         assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
     for a, b in zip(found[0][2], ema, strict=True):
@@ -53,6 +52,10 @@ def test_ddp_measures_too(processes: Processes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["ga", "npo_gd", "npo_kl"])
 def test_fsdp2(processes: Processes, tmp_path: Path, method: str, stream: bool) -> None:
     assert_follows(processes, tmp_path, fsdp2=True, method=method, stream=stream)
+
+
+def test_fsdp2_with_lora(processes: Processes, tmp_path: Path) -> None:
+    assert_follows(processes, tmp_path, fsdp2=True, method="ga_kl", lora=True)
 
 
 @pytest.mark.parametrize(
