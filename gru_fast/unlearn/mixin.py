@@ -263,7 +263,10 @@ class GRUMixin(_Base):
             return
         name = type(self).__name__
         if self.is_deepspeed_enabled:
-            raise ValueError(f"{name}: GRU does not work with DeepSpeed, which keeps the gradients to itself; use DDP")
+            raise ValueError(
+                f"{name}: GRU does not work with DeepSpeed, which keeps the gradients to itself; use FSDP2 "
+                "(fsdp_version: 2 in the accelerate configuration), or DDP"
+            )
         if self.is_fsdp_enabled and self._fsdp_version != 2:
             raise ValueError(
                 f"{name}: GRU does not work with FSDP {self._fsdp_version}'s flattened parameters; use FSDP2 "
