@@ -264,7 +264,7 @@ class GRUMixin(_Base):
         name = type(self).__name__
         if self.is_deepspeed_enabled:
             raise ValueError(
-                f"{name}: GRU does not work with DeepSpeed, which keeps the gradients to itself; use FSDP2 "
+                f"{name}: GRU does not work with DeepSpeed, which keeps gradients to itself; use FSDP2 "
                 "(fsdp_version: 2 in the accelerate configuration), or DDP"
             )
         if self.is_fsdp_enabled and self._fsdp_version != 2:
