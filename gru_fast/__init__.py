@@ -16,7 +16,7 @@ and changes nothing, ``gru_fast.reference`` is the same in plain PyTorch, ``gru_
 trainers in the manner of ``transformers``, ``gru_fast.build_info()`` says what runs where.
 """
 
-from gru_fast import ops, reference
+from gru_fast import library, ops, reference
 from gru_fast._load import core
 from gru_fast.ema import RetainEMA
 from gru_fast.info import build_info
@@ -25,4 +25,6 @@ from gru_fast.rectify import measure, rectify_
 
 __version__: str = core.VERSION
 
-__all__ = ["Rectification", "RetainEMA", "__version__", "build_info", "measure", "ops", "rectify_", "reference"]
+__all__ = [
+    "Rectification", "RetainEMA", "__version__", "build_info", "library", "measure", "ops", "rectify_", "reference",
+]  # fmt: skip
