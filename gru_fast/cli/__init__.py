@@ -123,9 +123,14 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
     return found + [flag for parsers in nested for below in parsers.values() for flag in _flags(below)]
 
 
+# Packages of another extra than [unlearn].
+_EXTRAS = {"optuna": "sweep", "psutil": "sweep", "lm_eval": "wmdp"}
+
+
 def _line(error: BaseException) -> str:
     """What an error says, on one line; a package that is not there, with the way to get it."""
     text = " ".join(str(error).split()) or "no further word"
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("gru_fast"):
-        text += ". Commands that work on models need the extra packages: pip install 'gru_fast[unlearn]'"
+        extra = _EXTRAS.get(error.name.partition(".")[0], "unlearn")
+        text += f". This command needs extra packages: pip install 'gru_fast[{extra}]'"
     return text

@@ -70,17 +70,18 @@ def test_flags_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--jso (did you mean --json?)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("package", "extra"), [("transformers", "unlearn"), ("optuna.storages", "sweep")])
 def test_missing_package_says_what_to_install(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:
     def fail(parser: object) -> None:
-        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+        raise ModuleNotFoundError(f"No module named '{package}'", name=package)
 
     monkeypatch.setattr(unlearn, "add_arguments", fail)
     assert main(["unlearn"]) == 1
     assert capsys.readouterr().err == (
-        "gru-fast unlearn: ModuleNotFoundError: No module named 'transformers'. Commands that work on models need the "
-        "extra packages: pip install 'gru_fast[unlearn]'\n"
+        f"gru-fast unlearn: ModuleNotFoundError: No module named '{package}'. This command needs extra packages: pip "
+        f"install 'gru_fast[{extra}]'\n"
     )
 
 
