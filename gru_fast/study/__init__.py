@@ -1,0 +1,13 @@
+"""A paper's worth of runs from one recipe: every method plain and with GRU, several seeds, tables, figures, a page.
+
+recipe.py      the YAML file: what is studied
+plan.py        recipe -> jobs, each a list of gru-fast commands, and what each run is for
+task.py        does one job
+collect.py     the folders of the jobs -> results
+results.py     READ FIRST: all that has come of a study, as results.json has it; what follows reads nothing else
+statistics.py  what GRU has changed: pairs, means over seeds, bootstrap intervals
+tables.py      tables in the shape of the paper's, as Markdown, LaTeX and CSV
+paper.py       the paper's own values
+figures.py     figures, PNG and SVG
+page.py        report.html, one file without a network
+"""

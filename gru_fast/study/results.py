@@ -1,0 +1,195 @@
+"""All that has come of a study, as one file: results.json. Tables, figures, statistics and the page read nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gru_fast.jobs.status import DONE
+from gru_fast.runs import read_json, write_json
+
+FILE = "results.json"
+
+# What a model of a study is.
+ORIGINAL, RETRAINED, UNLEARNED, VECTOR = "original", "retrained", "unlearned", "vector"
+# How an unlearned one was trained: as the method is, clipped to tau, with GRU.
+PLAIN, CLIPPED, GRU = "plain", "clipped", "gru"
+# What a run is in a study for; one run may serve several.
+COMPARISON, ABLATION, SENSITIVITY = "comparison", "ablation", "sensitivity"
+# Logged in each optimizer step; kept here.
+STEP_VALUES = ("forget_loss", "retain_loss", "cos", "angle_before", "angle_after")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question, its true answer, and what a model has written.
+
+    Args:
+        set: where the question is from, e.g. "forget".
+    """
+
+    set: str
+    question: str
+    answer: str
+    generation: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """The evaluation of a run on its way, after ``epoch`` epochs and ``step`` steps."""
+
+    epoch: float
+    step: int
+    scores: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The mixture of an unlearned model and the original one that keeps the share ``target`` of its utility (UWC)."""
+
+    target: float
+    alpha: float
+    scores: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One model of a study and its evaluation.
+
+    Args:
+        name: of its job, unique.
+        kind: original, retrained, unlearned or vector.
+        title: the method as the paper has it; "Original", "Retrained".
+        split, seed: what was forgotten, and the seed of everything in it; the original has the split that it was
+            evaluated on. seed is None of models that were given.
+        method: its name; empty of models that have unlearned nothing.
+        variant: plain, clipped or gru, of an unlearned model.
+        uses: what the run is for: comparison, ablation, sensitivity.
+        gamma, tau: of GRU; tau also of clipping. None: no clipping.
+        strength: of a task vector.
+        state: of its job: done, failed, blocked, waiting, running.
+        reason, log: why it has failed, and the file that says more.
+        commands: what was run, as one would type it.
+        folder: the run folder, relative to the study's.
+        scores: by heading, as gru-fast report has them; None where a number is missing.
+        summary: of the evaluation, but its settings.
+        points: evaluations along the way, in order; the last is the end.
+        steps: logged values by name, one a step; None where it was not logged.
+        samples: some questions, and what the model writes.
+        calibrated: by target, in order.
+        config, result, environment: of the run folder.
+    """
+
+    name: str
+    kind: str
+    title: str
+    split: str
+    seed: int | None
+    method: str = ""
+    variant: str = ""
+    uses: Sequence[str] = ()
+    gamma: float | None = None
+    tau: float | None = None
+    strength: float | None = None
+    state: str = DONE
+    reason: str = ""
+    log: str = ""
+    commands: Sequence[str] = ()
+    folder: str = ""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    points: Sequence[Point] = ()
+    steps: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    calibrated: Sequence[Calibrated] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there are scores."""
+        return self.state == DONE
+
+    @property
+    def label(self) -> str:
+        """The method with what was done to it: "GA", "GA + clipping", "GA + GRU"."""
+        return self.title + {CLIPPED: " + clipping", GRU: " + GRU"}.get(self.variant, "")
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """A study.
+
+    Args:
+        name: of its recipe.
+        title: the recipe's first line.
+        benchmark: tofu, muse or wmdp.
+        backbone: as the paper's tables name it ("Phi-1.5"); empty where it has none like it.
+        splits, seeds: in the recipe's order.
+        plane: the two scores that count, retention then removal: heading -> which way is better.
+        recipe: as it was used.
+        command: that makes it again.
+        seconds: of all jobs together; workers that ran at the same time count each.
+        runs: every one of the recipe, whatever has come of it.
+    """
+
+    name: str
+    title: str
+    benchmark: str
+    backbone: str
+    splits: Sequence[str]
+    seeds: Sequence[int]
+    plane: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    command: str
+    seconds: float
+    environment: Mapping[str, Any]
+    runs: Sequence[StudyRun]
+
+    @property
+    def retention(self) -> str:
+        """Heading of what is kept, e.g. "MU"; higher is better."""
+        return next(iter(self.plane))
+
+    @property
+    def removal(self) -> str:
+        """Heading of how well it is removed, e.g. "FQ (ln p)"."""
+        return list(self.plane)[1]
+
+    def find(self, **wanted: Any) -> Iterator[StudyRun]:
+        """The runs with these values, e.g. ``find(split="forget05", variant="gru")``; ``use``: among its uses."""
+        use = wanted.pop("use", None)
+        for run in self.runs:
+            if (use is None or use in run.uses) and all(getattr(run, name) == value for name, value in wanted.items()):
+                yield run
+
+
+def write(results: StudyResults, folder: Path) -> Path:
+    """Writes results.json in ``folder``; returns the file."""
+    write_json(folder / FILE, asdict(results))
+    return folder / FILE
+
+
+def read(path: Path) -> StudyResults:
+    """Reads results.json, or that of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: not such a file, with its path.
+    """
+    file = path / FILE if path.is_dir() else path
+    content = read_json(file)
+    try:
+        return StudyResults(**{**content, "runs": [_run(run) for run in content["runs"]]})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{file}: expected the results of gru-fast study, got something else: {error}") from None
+
+
+def _run(content: Mapping[str, Any]) -> StudyRun:
+    parts: dict[str, Any] = {"points": Point, "samples": Sample, "calibrated": Calibrated}
+    made = {name: [cls(**item) for item in content.get(name, [])] for name, cls in parts.items()}
+    known = {part.name for part in fields(StudyRun)}
+    return StudyRun(**{name: value for name, value in content.items() if name in known} | made)
