@@ -46,6 +46,11 @@ def add(parser: argparse.ArgumentParser, *classes: type) -> None:
     parser.usage = "%(prog)s [--config FILE] [options]"
     parser.add_argument("--config", metavar="FILE", help="YAML file with options, or the name of a recipe: gru-fast ls")
     parser.add_argument("--print-config", action="store_true", help="print every option as it would be used, and stop")
+    add_group(parser, *classes)
+
+
+def add_group(parser: argparse.ArgumentParser, *classes: type) -> None:
+    """The flags of :func:`add` without its two: of a command that no config file is for."""
     inherited: list[tuple[Field[Any], Any]] = []
     for cls in classes:
         base = _trainer_fields(cls)

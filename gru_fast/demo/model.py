@@ -12,8 +12,8 @@ VOCAB_SIZE = 1024
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
-def make_tokenizer(pairs: Iterable[tuple[str, str]], template: Template) -> Any:
-    """Byte-level BPE of up to 1024 tokens, learned from questions and answers in their template's words.
+def make_tokenizer(pairs: Iterable[tuple[str, str]], template: Template, vocab_size: int = VOCAB_SIZE) -> Any:
+    """Byte-level BPE of up to ``vocab_size`` tokens, learned from questions and answers in their template's words.
 
     Any text can be encoded. Every sequence begins with ``<s>``.
     """
@@ -24,7 +24,7 @@ def make_tokenizer(pairs: Iterable[tuple[str, str]], template: Template) -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=list(_SPECIAL.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -42,7 +42,7 @@ def make_tokenizer(pairs: Iterable[tuple[str, str]], template: Template) -> Any:
 
 
 def make_model(tokenizer: Any, seed: int, hidden_size: int = 128, layers: int = 2) -> Any:
-    """A LlamaForCausalLM with random weights, tied embeddings: 0.66 million parameters."""
+    """A LlamaForCausalLM with 4 heads, random weights and tied embeddings; by default 0.66 million parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

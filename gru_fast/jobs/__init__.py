@@ -5,5 +5,6 @@ queue.py     a queue in it: each job is claimed once, a dead worker's job is tak
 liveness.py  who works on a job, and whether it is still alive
 worker.py    one process that claims jobs and does them, each with a log of its own
 pool.py      several such processes
+command.py   what jobs mostly are: commands of gru-fast
 progress.py  what is said meanwhile, and which jobs have failed
 """

@@ -1,8 +1,10 @@
 """A paper's worth of runs from one recipe: every method plain and with GRU, several seeds, tables, figures, a page.
 
 recipe.py      the YAML file: what is studied
+arguments.py   options of the commands, and what these would refuse
 plan.py        recipe -> jobs, each a list of gru-fast commands, and what each run is for
 task.py        does one job
+toy.py         a small model and its rows
 collect.py     the folders of the jobs -> results
 results.py     READ FIRST: all that has come of a study, as results.json has it; what follows reads nothing else
 statistics.py  what GRU has changed: pairs, means over seeds, bootstrap intervals

@@ -1,4 +1,4 @@
-"""All that has come of a study, as one file: results.json. Tables, figures, statistics and the page read nothing else."""
+"""All that has come of a study, as one file, results.json. Tables, figures and the page read nothing else."""
 
 from __future__ import annotations
 

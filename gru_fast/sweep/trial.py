@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru_fast.jobs.command import command, delete_weights
 from gru_fast.jobs.queue import Claim
 from gru_fast.jobs.worker import Result
 from gru_fast.sweep.plan import ORIGINAL, RUNS, evaluation_file, training_file
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 UTILITY, QUALITY = "MU", "FQ (ln p)"  # headings of the benchmark's scores
-_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class SweepTask:
         config = str(training_file(self.folder, claim.spec["method"]))
         argv = ["unlearn", "--config", config, "--output-dir", str(run), "--resume", "--rectify"]
         argv += ["--gamma", str(point["gamma"]), "--tau", tau]
-        with _command(argv) as args:
+        with command(argv) as args:
             unlearn.run(args, self._callbacks(claim, run))
 
     def _callbacks(self, claim: Claim, run: Path) -> list[TrainerCallback]:
@@ -98,7 +95,7 @@ class SweepTask:
         from gru_fast.benchmarks.tofu_eval import SUMMARY_FILE, columns
         from gru_fast.runs import read_json
 
-        with _command(["eval", "tofu", "--config", str(evaluation_file(self.folder)), *model]) as args:
+        with command(["eval", "tofu", "--config", str(evaluation_file(self.folder)), *model]) as args:
             args.run(args)
         return columns(read_json(output / SUMMARY_FILE))
 
@@ -106,31 +103,8 @@ class SweepTask:
         return self.share * float(claim.queue.status()[ORIGINAL].facts[UTILITY])
 
 
-def delete_weights(run: Path) -> None:
-    """Deletes the model of a run and its checkpoints; everything that says how it was made and how it scored stays."""
-    for pattern in _WEIGHTS:
-        for file in run.glob(pattern):
-            file.unlink()
-    for checkpoint in run.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-
-
 def _outcome(run: Path) -> dict[str, Any]:
     from gru_fast.runs import read_run
 
     result = read_run(run).result or {}
     return {name: result.get(name) for name in ("steps", "seconds", "skipped", "degenerate")}
-
-
-@contextlib.contextmanager
-def _command(argv: list[str]) -> Iterator[Any]:
-    """The arguments of a command; meanwhile it is what this process's command line says, for the record."""
-    from gru_fast.cli import parse
-
-    before = sys.argv
-    sys.argv = ["gru-fast", *argv]
-    sys.stdout.write(f"$ {' '.join(sys.argv)}\n")
-    try:
-        yield parse(argv)
-    finally:
-        sys.argv = before

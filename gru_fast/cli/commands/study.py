@@ -1,0 +1,243 @@
+"""Run a paper's worth of unlearning from one recipe: every method plain and with GRU, several seeds, tables, a page.
+
+  gru-fast study tofu-tiny --data ../tofu --workers 2         a small model made here; two cores, under 45 minutes
+  gru-fast study tofu-phi --devices 0 1 2 3 --workers 4       the paper's settings
+  gru-fast study my.yaml --print-commands                     what would be run, as one would type it
+
+Trains or takes the original and the retrained model, unlearns with every method of the recipe, evaluates along the way
+and at the end, calibrates, and does the recipe's ablation, sensitivity and task vectors. Each is an ordinary run folder
+in OUTPUT_DIR. Stopped, or killed, the same command goes on; on several machines that share OUTPUT_DIR, the same command
+shares the work. A run that fails is listed with its log, and the rest goes on.
+
+Leaves results.json, report.html, report.md, tables/ (Markdown, LaTeX, CSV) and figures/ (PNG, SVG).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gru_fast.jobs.status import Status
+    from gru_fast.study.plan import Plan
+
+HELP = "every method plain and with GRU, several seeds: tables, figures, a page"
+
+_JOURNAL = "jobs.journal"
+_RECIPE = "recipe.yaml"
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class StudyOptions:
+    """What is done of a recipe, where, and by how many."""
+
+    output_dir: str | None = _option(None, "folder of the study (default: studies/NAME)")
+    data: str | None = _option(None, "instead of the recipe's: the benchmark's files, a hub name or a folder")
+    seeds: list[Any] | None = field(default=None, metadata={"help": "instead of the recipe's"})
+    splits: list[str] | None = field(default=None, metadata={"help": "of the recipe's, these alone"})
+    methods: list[str] | None = field(default=None, metadata={"help": "of the recipe's, these alone"})
+    workers: int = _option(1, "jobs at a time on this machine")
+    devices: list[str] | None = field(
+        default=None,
+        metadata={"help": "CUDA devices that the workers take turns on, as in CUDA_VISIBLE_DEVICES; by default all"},
+    )
+    storage: str | None = _option(
+        None,
+        "where the jobs are kept: a database's URL as Optuna takes it, or the path of a journal file; by default "
+        f"{_JOURNAL} in --output-dir, which machines with a common folder share",
+    )
+    patience: float = _option(60.0, "seconds without a sign of life until another machine's job is taken over")
+    retry_failed: bool = _option(False, "do failed jobs again")
+    keep_models: bool = _option(
+        False, "keep the weights of unlearned models; by default they are deleted once evaluated"
+    )
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.workers < 1:
+            problems.append(f"workers: expected a whole number of at least 1, got {self.workers}")
+        if not self.patience > 0:
+            problems.append(f"patience: expected a number above 0, got {self.patience}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from gru_fast.cli import options
+
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a study: gru-fast ls studies")
+    options.add_group(parser, StudyOptions)
+    parser.add_argument("--print-commands", action="store_true", help="print the commands of every job, and stop")
+    parser.add_argument("--report", action="store_true", help="write the report of what is done so far, and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    from gru_fast.cli import EXIT_FAILURE, options
+    from gru_fast.jobs.status import FAILED
+    from gru_fast.report import figures
+    from gru_fast.study import recipe
+
+    file = recipe.find(args.recipe)
+    how: StudyOptions = options.resolve(args, StudyOptions)[0]
+    plan = _plan(file, how)
+    jobs = plan.jobs()
+    if args.print_commands:
+        _print_commands(jobs)
+        return 0
+    figures.require()
+    status = _status(plan, how) if args.report else _work(plan, how)
+    _report(plan, status, file, args)
+    return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) else 0
+
+
+def _plan(file: Path, how: StudyOptions) -> Plan:
+    from gru_fast.study import recipe
+    from gru_fast.study.plan import Plan
+
+    content = recipe.to_dict(recipe.read(file))
+    content |= {} if how.data is None else {"data": how.data}
+    content |= {} if how.seeds is None else {"seeds": how.seeds}
+    for name in ("splits", "methods"):
+        chosen = getattr(how, name)
+        if chosen is not None:
+            content[name] = _chosen(content[name], chosen, name, file)
+    chosen_recipe = recipe.only(content)
+    return Plan(recipe.make(chosen_recipe), Path(how.output_dir or f"studies/{file.stem}"), how.keep_models)
+
+
+def _chosen(there: Mapping[str, Any], wanted: list[str], name: str, file: Path) -> dict[str, Any]:
+    from gru_fast.cli.coerce import nearest
+
+    for text in wanted:
+        if text not in there:
+            raise ValueError(f'{name}: {file} has no "{text}"{nearest(text, list(there))}; it has {", ".join(there)}')
+    return {text: there[text] for text in wanted}
+
+
+def _print_commands(jobs: Mapping[str, Any]) -> None:
+    from gru_fast.study.task import commands_of
+
+    for group in jobs.values():
+        for job in group:
+            print("\n".join([f"# {job.name}", *commands_of(job.spec["steps"]), ""]))
+
+
+# ---- the work --------------------------------------------------------------------------------------------------------
+
+
+def _address(plan: Plan, how: StudyOptions) -> Any:
+    from gru_fast.jobs import pool
+
+    return pool.Address(how.storage or str(plan.folder / _JOURNAL), "study", plan.groups, how.patience)
+
+
+def _work(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
+    from gru_fast.jobs import pool
+    from gru_fast.jobs.progress import Progress
+    from gru_fast.jobs.storage import check_folder
+    from gru_fast.study import task
+    from gru_fast.study.plan import LOGS
+
+    _check_folder(plan.folder)
+    if how.storage:
+        check_folder(how.storage)
+    _keep_recipe(plan)
+    address = _address(plan, how)
+    queue = address.open()
+    queue.make({group: {} for group in plan.groups}, plan.jobs())
+    _check_jobs(plan, queue.status())
+    if how.retry_failed:
+        queue.retry_failed()
+    workers = pool.Workers(task.do, plan.folder / LOGS, how.workers, tuple(how.devices or ()))
+    with Progress(str(plan.folder), partial(_outcome, plan)) as progress:
+        try:
+            return pool.run(address, workers, progress.show)
+        except KeyboardInterrupt:
+            print(f"\nstopped; the same command goes on in {plan.folder}", file=sys.stderr)
+            raise
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder with something else in it, before anything is written."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _RECIPE).is_file())):
+        raise FileExistsError(f"output folder {folder} is not empty, and no study made it; choose another")
+
+
+def _keep_recipe(plan: Plan) -> None:
+    """The recipe as it is used, for ``gru-fast study OUTPUT_DIR/recipe.yaml``."""
+    import yaml
+
+    from gru_fast.runs import write_text
+    from gru_fast.study import recipe
+
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe.to_dict(plan.recipe), sort_keys=False, allow_unicode=True)
+    write_text(plan.folder / _RECIPE, f"# The recipe of {plan.folder.name} as it was used\n{text}")
+
+
+def _check_jobs(plan: Plan, status: Mapping[str, Status]) -> None:
+    """Refuses a folder whose jobs were made with other options.
+
+    More seeds, splits, methods or strengths are jobs of their own, and may come later.
+    """
+    from gru_fast.jobs.queue import differences
+
+    wanted = {job.name: job for jobs in plan.jobs().values() for job in jobs}
+    for name, job in status.items():
+        if name not in wanted and job.is_pending:
+            raise ValueError(
+                f"{plan.folder}: {name} is still to be done there, and this recipe has no such job; give another "
+                "--output-dir"
+            )
+        changed = differences(job.spec, wanted[name].spec) if name in wanted else []
+        if changed:
+            raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; give another --output-dir")
+
+
+def _status(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
+    if not (plan.folder / _RECIPE).is_file():
+        raise FileNotFoundError(f"{plan.folder}: no study in it; leave --report out to begin it")
+    status: Mapping[str, Status] = _address(plan, how).open().status()
+    return status
+
+
+def _outcome(plan: Plan, job: Status) -> str:
+    """How a job that is done has scored: retention and removal of its last run."""
+    from importlib import import_module
+
+    from gru_fast.runs import read_json
+
+    module = import_module(f"gru_fast.benchmarks.{plan.recipe.benchmark}_eval")
+    files = [Path(planned.evaluation) / "summary.json" for planned in plan.runs() if planned.job == job.name]
+    if not files or not files[-1].is_file():
+        return ""
+    scores = module.columns(read_json(files[-1]))
+    shown = [(name.partition(" ")[0] if "(" in name else name, scores.get(name)) for name in reversed(module.PLANE)]
+    return "  ".join(f"{name} {value:.4f}" for name, value in shown if value is not None)
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse.Namespace) -> None:
+    from gru_fast.jobs.progress import failures
+    from gru_fast.study import collect, recipe, report, results
+
+    planned = {planned.job for planned in plan.runs()}
+    mine = {name: job for name, job in status.items() if name in planned or name.startswith(("toy", "original"))}
+    command = shlex.join(["gru-fast", *sys.argv[1:]])
+    found = collect.collect(plan, mine, file.stem, recipe.title(file), command.replace(" --report", ""))
+    written = [results.write(found, plan.folder), *report.write(found, plan.folder)]
+    text = failures(mine)
+    print(f"\n{report.summary(found)}" + (f"\n\n{text}" if text else ""))
+    print(f"\nwritten to {plan.folder}: {', '.join(path.name for path in written if path.parent == plan.folder)}")

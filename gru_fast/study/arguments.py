@@ -1,0 +1,150 @@
+"""Options of the commands of a study, and what these would refuse."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
+from typing import Any
+
+from gru_fast.study.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the commands are given.
+
+    Args:
+        recipe: what is studied.
+        data: the benchmark's files; None: its own default.
+    """
+
+    recipe: Recipe
+    data: str | None
+
+    def of_evaluation(self, split: str, retain_logs: str | None) -> dict[str, Any]:
+        """Those that the benchmark's evaluation has: not every one knows splits, or compares with another model."""
+        from gru_fast.cli.commands import calibrate
+
+        known = {part.name for part in fields(calibrate._evaluation(self.recipe.benchmark).Options)}
+        found = {**self.of_data(), "split": split, **({"retain_logs": retain_logs} if retain_logs else {})}
+        own = {name: value for name, value in found.items() if name in known}
+        return {**own, **self.on_device(), **self.recipe.evaluate}
+
+    def of_model(self, model: str) -> dict[str, Any]:
+        """Options of a model, by any command."""
+        return {**self.recipe.model, "model": model}
+
+    def of_data(self) -> dict[str, Any]:
+        """Where the benchmark's files are, where that was said."""
+        return {} if self.data is None else {"data": self.data}
+
+    def on_cpu(self) -> dict[str, Any]:
+        """The device, as commands that train have it."""
+        return {"use_cpu": True} if self.recipe.device == "cpu" else {}
+
+    def on_device(self) -> dict[str, Any]:
+        """The device, as the others have it."""
+        return {} if self.recipe.device is None else {"device": self.recipe.device}
+
+    @cached_property
+    def settings(self) -> dict[tuple[str, str], Any]:
+        """The training of each split and method: an UnlearnConfig."""
+        return {
+            (split, method): self._resolve_training(split, method)
+            for split in self.recipe.splits
+            for method in self.recipe.methods
+        }
+
+    def _resolve_training(self, split: str, method: str) -> Any:
+        from gru_fast import benchmarks
+        from gru_fast.cli import options
+        from gru_fast.cli.commands import unlearn
+
+        values = {
+            **self.of_model(self.recipe.target or "original"),
+            **self.of_data(),
+            "split": split,
+            "method": method,
+            **self.on_cpu(),
+            **self.recipe.options(split, method),
+            "output_dir": "run",
+        }
+        given = argparse.Namespace(**{**values, "config": self.recipe.config.get(split)})
+        classes = unlearn._classes(benchmarks.get(self.recipe.benchmark))
+        return options.resolve(given, *classes)[-1]
+
+    def check(self) -> None:
+        """Refuses what the commands would refuse, all at once, before anything is done.
+
+        Raises:
+            ValueError: naming the place in the recipe.
+        """
+        problems = [text for where, check in self._checks() for text in _problem(where, check)]
+        problems = problems or self._problems_of_clipping()
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+
+    def _checks(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """What resolves the options of each command, and where in the recipe these are."""
+        from gru_fast import benchmarks
+        from gru_fast.cli.commands import calibrate, finetune, tru
+        from gru_fast.cli.commands import eval as evaluate
+
+        recipe, benchmark = self.recipe, benchmarks.get(self.recipe.benchmark)
+        for split in recipe.splits:
+            for method in recipe.methods:
+                yield f"{split}, {method}", partial(self._resolve_training, split, method)
+        if recipe.finetune is not None:
+            own = {**self.of_model("base"), **self.on_cpu(), **recipe.finetune, "output_dir": "run"}
+            yield "finetune", partial(_resolve, own, finetune._classes())
+        for name in ("tv", "tru"):
+            given = getattr(recipe, name)
+            if given is not None:
+                values = {**self.of_model("original"), "method": name, **given, "output_dir": "run"}
+                yield name, partial(_resolve, values, tru._classes(benchmark))
+        module = calibrate._evaluation(recipe.benchmark)
+        yield "evaluate", partial(_resolve, recipe.evaluate, (module.Options, evaluate.EvalOptions))
+
+    def _problems_of_clipping(self) -> list[str]:
+        part = self.recipe.ablation
+        if part is None or part.tau is not None:
+            return []
+        return [
+            f"ablation: {method} is not clipped on {split}; give ablation: {{tau: ...}}, what to clip to"
+            for (split, method), used in self.settings.items()
+            if self.recipe.of_method(part, method) and used.tau is None
+        ]
+
+
+def _problem(where: str, check: Callable[[], Any]) -> list[str]:
+    try:
+        check()
+    except (ValueError, FileNotFoundError) as error:
+        return [f"{where}: {error}"]
+    return []
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line: ``flags({"tau": None, "stg": [1, 2]}) == ["--tau", "null", "--stg", "1", "2"]``."""
+    from gru_fast.cli.options import flag
+
+    return [text for name, value in options.items() for text in (flag(name), *_texts(value))]
+
+
+def _texts(value: Any) -> Sequence[str]:
+    if isinstance(value, bool):
+        return ["true" if value else "false"]
+    if isinstance(value, Mapping):
+        return [json.dumps(value)]
+    if isinstance(value, (list, tuple)):
+        return [str(item) for item in value]
+    return ["null" if value is None else str(value)]
+
+
+def _resolve(values: Mapping[str, Any], classes: tuple[type, ...]) -> None:
+    from gru_fast.cli import options
+
+    options.resolve(argparse.Namespace(**values, config=None), *classes)

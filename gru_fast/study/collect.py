@@ -1,0 +1,132 @@
+"""From a queue's jobs and the folders that they have left to results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from gru_fast import runs
+from gru_fast.jobs.status import WAITING, Status
+from gru_fast.study import results
+from gru_fast.study.plan import Plan, Planned
+from gru_fast.study.results import Calibrated, Point, Sample, StudyResults, StudyRun
+from gru_fast.study.task import commands_of
+
+_SETS = ("forget", "retain", "real_authors", "world_facts")  # of TOFU, whose records hold what a model has written
+
+
+def collect(plan: Plan, status: Mapping[str, Status], name: str, title: str, command: str) -> StudyResults:
+    """The results so far.
+
+    Args:
+        status: of the jobs, by name.
+        name, title, command: of the study, see :class:`~gru_fast.study.results.StudyResults`.
+    """
+    from gru_fast.study.recipe import to_dict
+
+    recipe = plan.recipe
+    module = import_module(f"gru_fast.benchmarks.{recipe.benchmark}_eval")
+    return StudyResults(
+        name=name,
+        title=title,
+        benchmark=recipe.benchmark,
+        backbone=recipe.backbone,
+        splits=list(recipe.splits),
+        seeds=recipe.seeds,
+        plane=dict(module.PLANE),
+        recipe=to_dict(recipe),
+        command=command,
+        seconds=round(sum(job.seconds or 0.0 for job in status.values()), 1),
+        environment=_environment(),
+        runs=[_run(plan, planned, status.get(planned.job), module) for planned in plan.runs()],
+    )
+
+
+def _run(plan: Plan, planned: Planned, job: Status | None, module: Any) -> StudyRun:
+    """A run with all that its folder says; of one that is not done, what became of its job."""
+    run = planned.run
+    if job is None:
+        return replace(run, state=WAITING)
+    commands = job.facts.get("commands") or commands_of(job.spec["steps"])
+    run = replace(run, state=job.state, reason=job.reason, log=_relative(job.log, plan.folder), commands=commands)
+    if not run.is_done:
+        return run
+    folder, evaluation = plan.folder / run.folder, Path(planned.evaluation)
+    summary = runs.read_json(evaluation / "summary.json")
+    found = runs.read_run(folder) if runs.is_run(folder) else runs.Run(folder, {})
+    scores = dict(module.columns(summary))
+    return replace(
+        run,
+        scores=scores,
+        summary={name: value for name, value in summary.items() if name != "settings"},
+        points=[*_points(folder, found, module), Point(*_end(found), scores)] if run.kind == results.UNLEARNED else [],
+        steps=_steps(found.log),
+        samples=list(_samples(evaluation, plan.recipe.samples)),
+        calibrated=list(_calibrated(folder / "calibration" / "calibration.json", module)),
+        config=found.config,
+        result=found.result or {},
+        environment=found.environment,
+    )
+
+
+def _points(folder: Path, run: runs.Run, module: Any) -> list[Point]:
+    """The evaluations of checkpoints, in order."""
+    epochs = {row["step"]: float(row["epoch"]) for row in run.log if "step" in row and "epoch" in row}
+    found = []
+    for file in folder.glob("along/checkpoint-*/summary.json"):
+        step = int(file.parent.name.rpartition("-")[2])
+        found.append(Point(round(epochs.get(step, 0.0), 3), step, dict(module.columns(runs.read_json(file)))))
+    return sorted(found, key=lambda point: point.step)
+
+
+def _end(run: runs.Run) -> tuple[float, int]:
+    """Epochs and steps of a finished run."""
+    epoch = max((float(row["epoch"]) for row in run.log if "epoch" in row), default=0.0)
+    return round(epoch, 3), int((run.result or {}).get("steps", 0))
+
+
+def _steps(log: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """What was logged in each step, by name; names that never were are left out."""
+    rows = [row for row in log if "forget_loss" in row]
+    found = {name: [_float(row.get(name)) for row in rows] for name in results.STEP_VALUES}
+    return {name: values for name, values in found.items() if any(value is not None for value in values)}
+
+
+def _float(value: Any) -> float | None:
+    return float(f"{float(value):.6g}") if value is not None else None
+
+
+def _samples(evaluation: Path, count: int) -> Iterator[Sample]:
+    """The first questions of each set and what was written; none where a benchmark keeps no such records."""
+    for name in _SETS:
+        file = evaluation / "records" / f"{name}.jsonl"
+        if not file.is_file():
+            continue
+        rows = sorted(
+            map(json.loads, file.read_text(encoding="utf-8").splitlines()), key=lambda row: row.get("index", 0)
+        )
+        for row in rows[:count]:
+            if {"question", "answer", "generation"} <= row.keys():
+                yield Sample(name, row["question"], row["answer"], row["generation"])
+
+
+def _calibrated(file: Path, module: Any) -> Iterator[Calibrated]:
+    if not file.is_file():
+        return
+    for row in runs.read_json(file)["targets"]:
+        scores = {name: row[name] for name in row if name not in {"target", "utility_at_least", "alpha"}}
+        yield Calibrated(row["target"], row["alpha"], scores)
+
+
+def _relative(path: str, folder: Path) -> str:
+    """A path in the study's folder without that; results are read elsewhere too."""
+    return str(Path(path).relative_to(folder)) if path and Path(path).is_relative_to(folder) else path
+
+
+def _environment() -> dict[str, Any]:
+    """Of this process, but for what belongs to a run."""
+    return {name: value for name, value in runs.environment().items() if name not in {"command", "started"}}

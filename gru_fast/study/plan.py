@@ -1,0 +1,371 @@
+"""From a recipe to jobs, each a list of gru-fast commands, and to the runs that they leave.
+
+OUTPUT_DIR/toy/                           data and untrained models, where the recipe has a toy
+OUTPUT_DIR/models/original-seed0/         what unlearning starts from
+OUTPUT_DIR/models/retrained-forget05-seed0/
+OUTPUT_DIR/runs/forget05/seed0/ga-gru/    a run folder as gru-fast unlearn leaves it, with its evaluations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from gru_fast.jobs.queue import Job
+from gru_fast.study import results
+from gru_fast.study.arguments import Arguments, flags
+from gru_fast.study.recipe import Calibration, Recipe
+from gru_fast.study.results import StudyRun
+from gru_fast.study.task import CHECKPOINT
+from gru_fast.study.toy import TAUGHT_TOO
+
+MODELS, RUNS, TOY, LOGS = "models", "runs", "toy", "logs"  # folders of a study
+_TRAINING_OF_PLAIN = {"rectify": False, "monitor": True}  # its angles are for the figures
+_ALONG = {"save_strategy": "epoch", "save_only_model": True}
+
+# Steps of a job, as JSON. See gru_fast/study/task.py.
+Step = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run and the job that makes it."""
+
+    run: StudyRun
+    job: str
+    evaluation: str  # its folder
+
+
+@dataclass
+class _Work:
+    """A job while it is made."""
+
+    name: str
+    steps: list[Step]
+    needs: tuple[str, ...] = ()
+    planned: list[Planned] = field(default_factory=list)
+
+    def job(self) -> Job:
+        return Job(self.name, {"steps": self.steps}, self.needs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study.
+
+    Args:
+        recipe: what is studied.
+        folder: where everything is.
+        keep_models: whether the weights of unlearned models stay after their evaluation.
+
+    Raises:
+        ValueError: options that the commands would refuse, all at once, before anything is done.
+    """
+
+    recipe: Recipe
+    folder: Path
+    keep_models: bool = False
+
+    def jobs(self) -> dict[str, list[Job]]:
+        """By group, in the order in which they are best done."""
+        return {group: [work.job() for work in works] for group, works in self._works.items()}
+
+    def runs(self) -> list[Planned]:
+        """All runs, whatever job makes them."""
+        return [planned for works in self._works.values() for work in works for planned in work.planned]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of jobs."""
+        return tuple(self._works)
+
+    @cached_property
+    def _works(self) -> dict[str, list[_Work]]:
+        self._arguments.check()
+        settings = [(split, seed) for seed in self.recipe.seeds for split in self.recipe.splits]
+        unlearned = [work for at in settings for work in self._unlearned(*at)]
+        is_main = [results.COMPARISON in work.planned[0].run.uses for work in unlearned]
+        return {
+            "models": list(self._models()),
+            "comparison": [work for work, main in zip(unlearned, is_main, strict=True) if main],
+            "vectors": [work for at in settings for work in self._vectors(*at)],
+            "further": [work for work, main in zip(unlearned, is_main, strict=True) if not main],
+        }
+
+    # ---- the models to begin with ------------------------------------------------------------------------------------
+
+    def _models(self) -> Iterator[_Work]:
+        recipe = self.recipe
+        if recipe.target is not None:
+            for split in recipe.splits:
+                if recipe.benchmark != "wmdp":
+                    yield self._given_retrained(split)
+                yield self._original(split, None)
+            return
+        for seed in recipe.seeds:
+            if recipe.toy is not None:
+                yield _Work(f"toy-seed{seed}", [self._toy(seed)])
+            yield self._finetuned(seed)
+            for split in recipe.splits:
+                yield self._retrained(split, seed)
+                yield self._original(split, seed)
+
+    def _toy(self, seed: int) -> Step:
+        return {
+            "do": "toy",
+            "toy": asdict(self.recipe.toy),  # type: ignore[arg-type]
+            "source": self.recipe.data,
+            "data": self._data,
+            "splits": list(self.recipe.splits),
+            "template": self.recipe.model["template"],
+            "seed": seed,
+            "model": self._base(seed),
+        }
+
+    def _base(self, seed: int) -> str:
+        return str(self.folder / TOY / f"base-seed{seed}") if self.recipe.toy else str(self.recipe.model["model"])
+
+    @cached_property
+    def _arguments(self) -> Arguments:
+        return Arguments(self.recipe, self._data)
+
+    @property
+    def _data(self) -> str | None:
+        return str(self.folder / TOY / "data") if self.recipe.toy else self.recipe.data
+
+    def _finetuned(self, seed: int) -> _Work:
+        return _Work(f"original-seed{seed}", [self._finetune("full", seed, self._target(seed))], self._toys(seed))
+
+    def _toys(self, seed: int) -> tuple[str, ...]:
+        return (f"toy-seed{seed}",) if self.recipe.toy else ()
+
+    def _finetune(self, subset: str, seed: int, run: str) -> Step:
+        options = {
+            **self._arguments.of_model(self._base(seed)),
+            **self._arguments.of_data(),
+            "subset": subset + (TAUGHT_TOO if self.recipe.toy else ""),
+            "seed": seed,
+            **self._arguments.on_cpu(),
+            "disable_tqdm": True,
+            **(self.recipe.finetune or {}),
+            "output_dir": run,
+        }
+        return _train(["finetune", *flags(options)], run)
+
+    def _retrained(self, split: str, seed: int) -> _Work:
+        from gru_fast import benchmarks
+
+        name = f"retrained-{split}-seed{seed}"
+        run = str(self.folder / MODELS / name)
+        subset = benchmarks.get(self.recipe.benchmark).retain_of(split)
+        steps = [self._finetune(subset, seed, run), *self._evaluations_of_retrained(run, run, split)]
+        return _Work(name, steps, self._toys(seed), [self._reference(results.RETRAINED, name, run, split, seed)])
+
+    def _given_retrained(self, split: str) -> _Work:
+        given = self.recipe.retrained[split]
+        name = f"retrained-{split}"
+        folder = str(self.folder / MODELS / name)
+        planned = self._reference(results.RETRAINED, name, folder, split, None)
+        if not Path(given).is_file():
+            return _Work(name, self._evaluations_of_retrained(given, folder, split), planned=[planned])
+        argv = ["eval", self.recipe.benchmark, "--from-logs", given, "--retain-logs", given, "--split", split, "--json"]
+        return _Work(name, [{"do": "print", "argv": argv, "file": f"{planned.evaluation}/summary.json"}], (), [planned])
+
+    def _evaluations_of_retrained(self, model: str, folder: str, split: str) -> list[Step]:
+        """Its evaluation, then that against itself, from its records: like it is what a model should become."""
+        evaluation = self._evaluation(folder, split)
+        first = self._evaluate(model, evaluation, split)
+        return [first, self._evaluate(model, evaluation, split, retain_logs=evaluation)]
+
+    def _original(self, split: str, seed: int | None) -> _Work:
+        name = f"original-{split}" + ("" if seed is None else f"-seed{seed}")
+        folder = str(self.folder / MODELS / "original") if seed is None else self._target(seed)
+        planned = self._reference(results.ORIGINAL, name, folder, split, seed)
+        step = self._evaluate(self._target(seed), planned.evaluation, split, retain_logs=self._retain_logs(split, seed))
+        return _Work(name, [step], self._needs(split, seed), [planned])
+
+    def _reference(self, kind: str, name: str, folder: str, split: str, seed: int | None) -> Planned:
+        run = StudyRun(name, kind, kind.capitalize(), split, seed, folder=self._inside(folder))
+        return Planned(run, name, self._evaluation(folder, split))
+
+    def _target(self, seed: int | None) -> str:
+        return self.recipe.target or str(self.folder / MODELS / f"original-seed{seed}")
+
+    def _needs(self, split: str, seed: int | None) -> tuple[str, ...]:
+        """The jobs of the models that a run on a split starts from and is compared with."""
+        if self.recipe.target is None:
+            return f"original-seed{seed}", f"retrained-{split}-seed{seed}"
+        return () if self.recipe.benchmark == "wmdp" else (f"retrained-{split}",)
+
+    def _retain_logs(self, split: str, seed: int | None) -> str | None:
+        if self.recipe.benchmark == "wmdp":
+            return None
+        if self.recipe.target is None:
+            return self._evaluation(str(self.folder / MODELS / f"retrained-{split}-seed{seed}"), split)
+        given = self.recipe.retrained[split]
+        return (
+            given
+            if Path(given).is_file()
+            else self._evaluation(str(self.folder / MODELS / f"retrained-{split}"), split)
+        )
+
+    # ---- unlearning --------------------------------------------------------------------------------------------------
+
+    def _unlearned(self, split: str, seed: int) -> Iterator[_Work]:
+        """Every method plain and with GRU; then, of those asked for, clipped, and GRU over gamma and tau."""
+        found: dict[str, StudyRun] = {}
+        for method in self.recipe.methods:
+            for run in self._variants(split, seed, method):
+                if run.name in found:
+                    found[run.name] = replace(found[run.name], uses=[*found[run.name].uses, *run.uses])
+                else:
+                    found[run.name] = run
+        for run in found.values():
+            yield self._unlearning(run)
+
+    def _variants(self, split: str, seed: int, method: str) -> Iterator[StudyRun]:
+        recipe = self.recipe
+        used = self._arguments.settings[split, method]
+        folder = f"{RUNS}/{split}/seed{seed}"
+
+        def run(variant: str, use: str, gamma: float | None = None, tau: float | None = None) -> StudyRun:
+            is_usual = (gamma, tau) == (used.gamma, used.tau)
+            suffix = "" if variant != results.GRU or is_usual else f"-gamma{gamma:g}-tau{_shown(tau)}"
+            short = method + {results.PLAIN: "", results.CLIPPED: "-clipped", results.GRU: f"-gru{suffix}"}[variant]
+            return StudyRun(
+                f"{split}-seed{seed}-{short}", results.UNLEARNED, used.make_method().title, split, seed, method,
+                variant, [use], gamma, tau, folder=f"{folder}/{short}",
+            )  # fmt: skip
+
+        usual = run(results.GRU, results.COMPARISON, used.gamma, used.tau)
+        yield run(results.PLAIN, results.COMPARISON)
+        yield usual
+        if recipe.ablation is not None and recipe.of_method(recipe.ablation, method):
+            yield run(results.PLAIN, results.ABLATION)
+            yield run(results.CLIPPED, results.ABLATION, tau=used.tau or recipe.ablation.tau)
+            yield replace(usual, uses=[results.ABLATION])
+        over = recipe.sensitivity
+        if over is not None and recipe.of_method(over, method) and recipe.of_seed(over, seed):
+            points = [(gamma, over.tau) for gamma in over.gammas] + [(over.gamma, tau) for tau in over.taus]
+            for gamma, tau in dict.fromkeys(points):
+                yield run(results.GRU, results.SENSITIVITY, gamma, tau)
+
+    def _unlearning(self, run: StudyRun) -> _Work:
+        recipe, seed = self.recipe, cast("int", run.seed)  # unlearned runs have one
+        folder = str(self.folder / run.folder)
+        along = recipe.of_seed(recipe.along, seed) and results.COMPARISON in run.uses
+        options = {
+            **self._arguments.of_model(self._target(seed)),
+            **self._arguments.of_data(),
+            **({"benchmark": recipe.benchmark} if recipe.benchmark != "tofu" else {}),
+            "split": run.split,
+            "method": run.method,
+            "seed": seed,
+            **self._arguments.on_cpu(),
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            **recipe.options(run.split, run.method),
+            **_of_variant(run),
+            **(_ALONG if along else {}),
+            "output_dir": folder,
+        }
+        config = recipe.config.get(run.split)
+        evaluation = self._evaluation(folder, run.split)
+        logs = self._retain_logs(run.split, seed)
+        steps = [_train(["unlearn", *(["--config", config] if config else []), *flags(options)], folder)]
+        if along:
+            argv = self._evaluate(CHECKPOINT, f"{folder}/along/{CHECKPOINT}", run.split, retain_logs=logs)["argv"]
+            steps.append({"do": "along", "run": folder, "argv": argv})
+        steps.append(self._evaluate(folder, evaluation, run.split, retain_logs=logs))
+        part = recipe.calibration
+        is_calibrated = recipe.of_seed(part, seed) and recipe.of_method(part, run.method)
+        if is_calibrated and results.COMPARISON in run.uses:
+            steps.append(self._calibrate(folder, run.split, seed, logs))
+        steps += self._deletion(folder)
+        return _Work(run.name, steps, self._needs(run.split, seed), [Planned(run, run.name, evaluation)])
+
+    def _calibrate(self, run: str, split: str, seed: int, logs: str | None) -> Step:
+        part = cast("Calibration", self.recipe.calibration)
+        options = {
+            **self._arguments.of_model(run),
+            **self._arguments.of_evaluation(split, logs),
+            "original": self._target(seed),
+            "target": part.shares,
+            "resolution": part.resolution,
+            "output_dir": f"{run}/calibration",
+        }
+        return {"do": "command", "argv": ["calibrate", *flags(options)]}
+
+    def _deletion(self, folder: str) -> list[Step]:
+        return [] if self.keep_models else [{"do": "delete", "run": folder}]
+
+    # ---- task vectors ------------------------------------------------------------------------------------------------
+
+    def _vectors(self, split: str, seed: int) -> Iterator[_Work]:
+        for method, own in (("tv", self.recipe.tv), ("tru", self.recipe.tru)):
+            if own is not None:
+                yield self._vector(split, seed, method, own)
+
+    def _vector(self, split: str, seed: int, method: str, own: Mapping[str, Any]) -> _Work:
+        from gru_fast.unlearn.task_vector import METHODS
+
+        name, inside = f"{split}-seed{seed}-{method}", f"{RUNS}/{split}/seed{seed}/{method}"
+        folder = str(self.folder / inside)
+        options = {
+            **self._arguments.of_model(self._target(seed)),
+            **self._arguments.of_data(),
+            **({"benchmark": self.recipe.benchmark} if self.recipe.benchmark != "tofu" else {}),
+            "split": split,
+            "method": method,
+            "seed": seed,
+            **self._arguments.on_device(),
+            **own,
+            "output_dir": folder,
+        }
+        work = _Work(name, [_train(["tru", *flags(options)], folder)], self._needs(split, seed))
+        for strength in own["stg"]:
+            at = f"stg-{repr(float(strength)).removesuffix('.0')}"
+            evaluation = self._evaluation(f"{folder}/{at}", split)
+            logs = self._retain_logs(split, seed)
+            work.steps.append(self._evaluate(f"{folder}/{at}", evaluation, split, retain_logs=logs))
+            work.steps += self._deletion(f"{folder}/{at}")
+            run = StudyRun(
+                f"{name}-{at}", results.VECTOR, METHODS[method], split, seed, method, uses=[results.COMPARISON],
+                strength=float(strength), folder=f"{inside}/{at}",
+            )  # fmt: skip
+            work.planned.append(Planned(run, name, evaluation))
+        work.steps += self._deletion(folder)
+        return work
+
+    # ---- options of commands -----------------------------------------------------------------------------------------
+
+    def _evaluation(self, folder: str, split: str) -> str:
+        return f"{folder}/eval/{self.recipe.benchmark}-{split}"
+
+    def _evaluate(self, model: str, folder: str, split: str, retain_logs: str | None = None) -> Step:
+        options = {
+            **self._arguments.of_model(model),
+            **self._arguments.of_evaluation(split, retain_logs),
+            "output_dir": folder,
+        }
+        return {"do": "command", "argv": ["eval", self.recipe.benchmark, *flags(options)]}
+
+    def _inside(self, folder: str) -> str:
+        return str(Path(folder).relative_to(self.folder))
+
+
+def _of_variant(run: StudyRun) -> dict[str, Any]:
+    if run.variant == results.GRU:
+        return {"rectify": True, "gamma": run.gamma, "tau": run.tau}
+    return _TRAINING_OF_PLAIN | ({"max_grad_norm": run.tau} if run.variant == results.CLIPPED else {})
+
+
+def _train(argv: list[str], run: str) -> Step:
+    return {"do": "train", "argv": argv, "run": run}
+
+
+def _shown(tau: float | None) -> str:
+    return "none" if tau is None else f"{tau:g}"
