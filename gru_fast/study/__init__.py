@@ -1,6 +1,7 @@
 """A paper's worth of runs from one recipe: every method plain and with GRU, several seeds, tables, figures, a page.
 
-recipe.py      the YAML file: what is studied
+recipe.py      what is studied: the keys of the YAML file
+load.py        finds and reads it
 arguments.py   options of the commands, and what these would refuse
 plan.py        recipe -> jobs, each a list of gru-fast commands, and what each run is for
 task.py        does one job

@@ -115,7 +115,7 @@ class Arguments:
         return [
             f"ablation: {method} is not clipped on {split}; give ablation: {{tau: ...}}, what to clip to"
             for (split, method), used in self.settings.items()
-            if self.recipe.of_method(part, method) and used.tau is None
+            if used.tau is None and any(part.holds(split, seed, method) for seed in self.recipe.seeds)
         ]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast import runs
-from gru_fast.jobs.status import WAITING, Status
+from gru_fast.jobs.status import BLOCKED, FAILED, WAITING, Status
 from gru_fast.study import results
-from gru_fast.study.plan import Plan, Planned
+from gru_fast.study.plan import Plan, Planned, calibration_of
 from gru_fast.study.results import Calibrated, Point, Sample, StudyResults, StudyRun
 from gru_fast.study.task import commands_of
 
@@ -26,7 +26,7 @@ def collect(plan: Plan, status: Mapping[str, Status], name: str, title: str, com
         status: of the jobs, by name.
         name, title, command: of the study, see :class:`~gru_fast.study.results.StudyResults`.
     """
-    from gru_fast.study.recipe import to_dict
+    from gru_fast.study.load import to_dict
 
     recipe = plan.recipe
     module = import_module(f"gru_fast.benchmarks.{recipe.benchmark}_eval")
@@ -42,17 +42,20 @@ def collect(plan: Plan, status: Mapping[str, Status], name: str, title: str, com
         command=command,
         seconds=round(sum(job.seconds or 0.0 for job in status.values()), 1),
         environment=_environment(),
-        runs=[_run(plan, planned, status.get(planned.job), module) for planned in plan.runs()],
+        runs=[_run(plan, planned, status, module) for planned in plan.runs()],
     )
 
 
-def _run(plan: Plan, planned: Planned, job: Status | None, module: Any) -> StudyRun:
+def _run(plan: Plan, planned: Planned, status: Mapping[str, Status], module: Any) -> StudyRun:
     """A run with all that its folder says; of one that is not done, what became of its job."""
-    run = planned.run
+    run, job = planned.run, status.get(planned.job)
     if job is None:
         return replace(run, state=WAITING)
     commands = job.facts.get("commands") or commands_of(job.spec["steps"])
     run = replace(run, state=job.state, reason=job.reason, log=_relative(job.log, plan.folder), commands=commands)
+    calibration = status.get(calibration_of(planned.job))
+    if run.is_done and calibration is not None:
+        run = _with_calibration(run, calibration, plan.folder)
     if not run.is_done:
         return run
     folder, evaluation = plan.folder / run.folder, Path(planned.evaluation)
@@ -71,6 +74,15 @@ def _run(plan: Plan, planned: Planned, job: Status | None, module: Any) -> Study
         result=found.result or {},
         environment=found.environment,
     )
+
+
+def _with_calibration(run: StudyRun, job: Status, folder: Path) -> StudyRun:
+    """The run with the commands of its calibration, and why that has failed."""
+    commands = job.facts.get("commands") or commands_of(job.spec["steps"])
+    run = replace(run, commands=[*run.commands, *commands])
+    if job.state not in {FAILED, BLOCKED}:
+        return run
+    return replace(run, reason=f"calibration: {job.reason}", log=_relative(job.log, folder))
 
 
 def _points(folder: Path, run: runs.Run, module: Any) -> list[Point]:

@@ -17,7 +17,7 @@ from typing import Any, cast
 from gru_fast.jobs.queue import Job
 from gru_fast.study import results
 from gru_fast.study.arguments import Arguments, flags
-from gru_fast.study.recipe import Calibration, Recipe
+from gru_fast.study.recipe import Calibration, Part, Recipe
 from gru_fast.study.results import StudyRun
 from gru_fast.study.task import CHECKPOINT
 from gru_fast.study.toy import TAUGHT_TOO
@@ -87,12 +87,16 @@ class Plan:
         self._arguments.check()
         settings = [(split, seed) for seed in self.recipe.seeds for split in self.recipe.splits]
         unlearned = [work for at in settings for work in self._unlearned(*at)]
-        is_main = [results.COMPARISON in work.planned[0].run.uses for work in unlearned]
+        runs = [work.planned[0].run for work in unlearned]
+        is_main = [results.COMPARISON in run.uses for run in runs]
         return {
             "models": list(self._models()),
             "comparison": [work for work, main in zip(unlearned, is_main, strict=True) if main],
             "vectors": [work for at in settings for work in self._vectors(*at)],
-            "further": [work for work, main in zip(unlearned, is_main, strict=True) if not main],
+            "further": [
+                *(work for work, main in zip(unlearned, is_main, strict=True) if not main),
+                *(self._calibration(run) for run in runs if self._is_in(self.recipe.calibration, run)),
+            ],
         }
 
     # ---- the models to begin with ------------------------------------------------------------------------------------
@@ -243,20 +247,18 @@ class Plan:
         usual = run(results.GRU, results.COMPARISON, used.gamma, used.tau)
         yield run(results.PLAIN, results.COMPARISON)
         yield usual
-        if recipe.ablation is not None and recipe.of_method(recipe.ablation, method):
+        if recipe.ablation is not None and recipe.ablation.holds(split, seed, method):
             yield run(results.PLAIN, results.ABLATION)
             yield run(results.CLIPPED, results.ABLATION, tau=used.tau or recipe.ablation.tau)
             yield replace(usual, uses=[results.ABLATION])
-        over = recipe.sensitivity
-        if over is not None and recipe.of_method(over, method) and recipe.of_seed(over, seed):
-            points = [(gamma, over.tau) for gamma in over.gammas] + [(over.gamma, tau) for tau in over.taus]
-            for gamma, tau in dict.fromkeys(points):
+        if recipe.sensitivity is not None and recipe.sensitivity.holds(split, seed, method):
+            for gamma, tau in recipe.sensitivity.points():
                 yield run(results.GRU, results.SENSITIVITY, gamma, tau)
 
     def _unlearning(self, run: StudyRun) -> _Work:
         recipe, seed = self.recipe, cast("int", run.seed)  # unlearned runs have one
         folder = str(self.folder / run.folder)
-        along = recipe.of_seed(recipe.along, seed) and results.COMPARISON in run.uses
+        along = self._is_in(recipe.along, run)
         options = {
             **self._arguments.of_model(self._target(seed)),
             **self._arguments.of_data(),
@@ -280,12 +282,20 @@ class Plan:
             argv = self._evaluate(CHECKPOINT, f"{folder}/along/{CHECKPOINT}", run.split, retain_logs=logs)["argv"]
             steps.append({"do": "along", "run": folder, "argv": argv})
         steps.append(self._evaluate(folder, evaluation, run.split, retain_logs=logs))
-        part = recipe.calibration
-        is_calibrated = recipe.of_seed(part, seed) and recipe.of_method(part, run.method)
-        if is_calibrated and results.COMPARISON in run.uses:
-            steps.append(self._calibrate(folder, run.split, seed, logs))
-        steps += self._deletion(folder)
+        if not self._is_in(recipe.calibration, run):
+            steps += self._deletion(folder)
         return _Work(run.name, steps, self._needs(run.split, seed), [Planned(run, run.name, evaluation)])
+
+    def _is_in(self, part: Part | None, run: StudyRun) -> bool:
+        """Whether something is done for a run; it is for those of the comparison alone."""
+        is_asked = part is not None and part.holds(run.split, cast("int", run.seed), run.method)
+        return is_asked and results.COMPARISON in run.uses
+
+    def _calibration(self, run: StudyRun) -> _Work:
+        """A job of its own: where no share can be kept, the run itself has not failed."""
+        folder, logs = str(self.folder / run.folder), self._retain_logs(run.split, run.seed)
+        step = self._calibrate(folder, run.split, cast("int", run.seed), logs)
+        return _Work(calibration_of(run.name), [step, *self._deletion(folder)], (run.name,))
 
     def _calibrate(self, run: str, split: str, seed: int, logs: str | None) -> Step:
         part = cast("Calibration", self.recipe.calibration)
@@ -355,6 +365,11 @@ class Plan:
 
     def _inside(self, folder: str) -> str:
         return str(Path(folder).relative_to(self.folder))
+
+
+def calibration_of(run: str) -> str:
+    """The job that calibrates a run, by the run's name."""
+    return f"{run}-calibrated"
 
 
 def _of_variant(run: StudyRun) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class StudyRun:
         gamma, tau: of GRU; tau also of clipping. None: no clipping.
         strength: of a task vector.
         state: of its job: done, failed, blocked, waiting, running.
-        reason, log: why it has failed, and the file that says more.
+        reason, log: why it, or its calibration, has failed, and the file that says more.
         commands: what was run, as one would type it.
         folder: the run folder, relative to the study's.
         scores: by heading, as gru-fast report has them; None where a number is missing.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.cli import EXIT_FAILURE, options
     from gru_fast.jobs.status import FAILED
     from gru_fast.report import figures
-    from gru_fast.study import recipe
+    from gru_fast.study import load
 
-    file = recipe.find(args.recipe)
+    file = load.find(args.recipe)
     how: StudyOptions = options.resolve(args, StudyOptions)[0]
     plan = _plan(file, how)
     jobs = plan.jobs()
@@ -101,27 +101,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(file: Path, how: StudyOptions) -> Plan:
-    from gru_fast.study import recipe
+    from gru_fast.study import load
     from gru_fast.study.plan import Plan
 
-    content = recipe.to_dict(recipe.read(file))
-    content |= {} if how.data is None else {"data": how.data}
-    content |= {} if how.seeds is None else {"seeds": how.seeds}
-    for name in ("splits", "methods"):
-        chosen = getattr(how, name)
-        if chosen is not None:
-            content[name] = _chosen(content[name], chosen, name, file)
-    chosen_recipe = recipe.only(content)
-    return Plan(recipe.make(chosen_recipe), Path(how.output_dir or f"studies/{file.stem}"), how.keep_models)
+    read = load.read(file)
+    content = load.to_dict(read) | ({} if how.data is None else {"data": how.data})
+    methods = _chosen(read.methods, how.methods, "methods", file)
+    splits = _chosen(read.splits, how.splits, "splits", file)
+    found = load.only(content, methods, splits, _seeds(how.seeds) if how.seeds else read.seeds)
+    return Plan(found, Path(how.output_dir or f"studies/{file.stem}"), how.keep_models)
 
 
-def _chosen(there: Mapping[str, Any], wanted: list[str], name: str, file: Path) -> dict[str, Any]:
+def _seeds(given: Sequence[Any]) -> list[int]:
+    from gru_fast.cli.coerce import coerce
+
+    try:
+        return [coerce(seed, int, {}) for seed in given]
+    except ValueError as error:
+        raise ValueError(f"seeds: {error}") from None
+
+
+def _chosen(there: Mapping[str, Any], wanted: Sequence[str] | None, name: str, file: Path) -> list[str]:
+    """The names of ``there`` that are wanted."""
     from gru_fast.cli.coerce import nearest
 
-    for text in wanted:
+    for text in wanted or ():
         if text not in there:
             raise ValueError(f'{name}: {file} has no "{text}"{nearest(text, list(there))}; it has {", ".join(there)}')
-    return {text: there[text] for text in wanted}
+    return list(wanted or there)
 
 
 def _print_commands(jobs: Mapping[str, Any]) -> None:
@@ -178,10 +185,10 @@ def _keep_recipe(plan: Plan) -> None:
     import yaml
 
     from gru_fast.runs import write_text
-    from gru_fast.study import recipe
+    from gru_fast.study import load
 
     plan.folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(recipe.to_dict(plan.recipe), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(load.to_dict(plan.recipe), sort_keys=False, allow_unicode=True)
     write_text(plan.folder / _RECIPE, f"# The recipe of {plan.folder.name} as it was used\n{text}")
 
 
@@ -231,12 +238,12 @@ def _outcome(plan: Plan, job: Status) -> str:
 
 def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse.Namespace) -> None:
     from gru_fast.jobs.progress import failures
-    from gru_fast.study import collect, recipe, report, results
+    from gru_fast.study import collect, load, report, results
 
-    planned = {planned.job for planned in plan.runs()}
-    mine = {name: job for name, job in status.items() if name in planned or name.startswith(("toy", "original"))}
+    planned = {job.name for jobs in plan.jobs().values() for job in jobs}
+    mine = {name: job for name, job in status.items() if name in planned}
     command = shlex.join(["gru-fast", *sys.argv[1:]])
-    found = collect.collect(plan, mine, file.stem, recipe.title(file), command.replace(" --report", ""))
+    found = collect.collect(plan, mine, file.stem, load.title(file), command.replace(" --report", ""))
     written = [results.write(found, plan.folder), *report.write(found, plan.folder)]
     text = failures(mine)
     print(f"\n{report.summary(found)}" + (f"\n\n{text}" if text else ""))
