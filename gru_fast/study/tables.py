@@ -1,0 +1,293 @@
+"""Tables in the shape of the paper's, and those that it has not: task vectors.
+
+A cell is the mean over the seeds that have the score; n is how many of the recipe's runs have scores. A table that the
+recipe has no runs for is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from gru_fast.study import overview, paper
+from gru_fast.study.render import Cell, Column, Score, Table, last_if_none, score_column, setting, without_empty
+from gru_fast.study.results import (
+    ABLATION,
+    CLIPPED,
+    COMPARISON,
+    GRU,
+    ORIGINAL,
+    PLAIN,
+    RETRAINED,
+    SENSITIVITY,
+    UNLEARNED,
+    VECTOR,
+    StudyResults,
+    StudyRun,
+)
+from gru_fast.study.statistics import finite, oriented, places, score_of
+
+VARIANTS = {PLAIN: "plain", CLIPPED: "clipping only", GRU: "w/ GRU"}
+_HEADINGS = {
+    "wmdp": ("WMDP Bio", "WMDP Cyber", "MMLU"),
+    "muse": ("VerbMem forget", "KnowMem forget", "KnowMem retain", "PrivLeak"),
+}
+_NUMBERS = {"tofu": "Tables 1 and 2", "wmdp": "Table 3", "muse": "Table 4"}
+_MEANS = "Mean ± standard deviation over seeds; n: runs with scores, of those in the recipe."
+
+
+def tables(results: StudyResults) -> list[Table]:
+    """All that there is anything for, in the order of the paper."""
+    per_split = (comparison, over_tau, over_gamma, ablation, calibration, vectors)
+    found = [make(results, split) for make in per_split for split in results.splits]
+    found += [overview.statistics(results), overview.every_pair(results), overview.every_run(results)]
+    return [table for table in found if table.rows]
+
+
+def headings(results: StudyResults) -> Sequence[str]:
+    """The scores of the main table."""
+    return _HEADINGS.get(results.benchmark, (results.removal, results.retention))
+
+
+# ---- the paper's -----------------------------------------------------------------------------------------------------
+
+
+def comparison(results: StudyResults, split: str) -> Table:
+    """The original, the retrained model, each method plain and with GRU, task vectors at each strength."""
+    shown = headings(results)
+    rows: list[_Row] = []
+    for kind in (ORIGINAL, RETRAINED):
+        runs = list(results.find(kind=kind, split=split))
+        if runs:
+            known = paper.find(COMPARISON, results.backbone, split, runs[0].title)
+            rows.append((runs[0].title, "", _scores(runs, shown), known, _count(runs)))
+    unlearned = _by_method(results.find(kind=UNLEARNED, use=COMPARISON, split=split))
+    for title, runs in unlearned.items():
+        rows += _variants(results, split, title, runs, (PLAIN, GRU), shown)
+    strengths = list(_strengths(results, split))
+    for title, strength, runs in strengths:
+        rows.append((title, f"strength {strength:g}", _scores(runs, shown), {}, _count(runs)))
+    if not unlearned and not strengths:
+        rows = []
+    numbers = _NUMBERS.get(results.benchmark)
+    shape = f"In the shape of the paper's {numbers}. " if numbers else ""
+    return _with_paper(
+        f"comparison-{split}",
+        f"{_named(results)} {split}: every method plain and with GRU",
+        f"{shape}Bold: the better mean of plain and w/ GRU. {_MEANS}",
+        (Column("Method", number=False), Column("", number=False)),
+        shown,
+        rows,
+    )
+
+
+def over_tau(results: StudyResults, split: str) -> Table:
+    """Both scores over tau, at each gamma that has several."""
+    return _sensitivity(results, split, "tau", "gamma", "Table 6")
+
+
+def over_gamma(results: StudyResults, split: str) -> Table:
+    """Both scores over gamma, at each tau that has several."""
+    return _sensitivity(results, split, "gamma", "tau", "Table 7")
+
+
+def ablation(results: StudyResults, split: str) -> Table:
+    """Plain, clipped to tau, with GRU."""
+    shown = (results.removal, results.retention)
+    rows: list[_Row] = []
+    for title, runs in _by_method(results.find(kind=UNLEARNED, use=ABLATION, split=split)).items():
+        rows += _variants(results, split, title, runs, (PLAIN, CLIPPED, GRU), shown, ABLATION)
+    return _with_paper(
+        f"ablation-{split}",
+        f"{_named(results)} {split}: is it the clipping?",
+        f"In the shape of the paper's Table 8. Bold: the best mean of a method. {_MEANS}",
+        (Column("Method", number=False), Column("", number=False)),
+        shown,
+        rows,
+    )
+
+
+def calibration(results: StudyResults, split: str) -> Table:
+    """Removal at equal retention: each run mixed with the original until it keeps a share of it (UWC)."""
+    chosen = [run for run in results.find(kind=UNLEARNED, split=split) if run.calibrated]
+    targets = sorted({each.target for run in chosen for each in run.calibrated})
+    shown = (results.removal, results.retention)
+    rows: list[list[Cell]] = []
+    for title, runs in _by_method(results.find(kind=UNLEARNED, use=COMPARISON, split=split)).items():
+        for variant in (PLAIN, GRU) if targets else ():
+            members = [run for run in runs if run.variant == variant]
+            row: list[Cell] = [title, VARIANTS[variant]]
+            for target in targets:
+                found = [each for run in members for each in run.calibrated if run.is_done and each.target == target]
+                known = paper.find("calibration", results.backbone, split, title, variant, target=target)
+                values = [_known(each.scores.get(heading) for each in found) for heading in shown]
+                row += [Score(part, places(heading)) for part, heading in zip(values, shown, strict=True)]
+                row += [Score(_known(each.alpha for each in found), 2), *(known.get(heading) for heading in shown)]
+            if members:
+                rows.append([*row, _count([run for run in members if run.calibrated], len(members))])
+    columns = [Column("Method", number=False), Column("", number=False)]
+    for target in targets:
+        columns += [Column(f"{heading} at {target:.0%}") for heading in shown]
+        columns += [Column(f"α at {target:.0%}"), *(Column(f"paper: {heading} at {target:.0%}") for heading in shown)]
+    return without_empty(
+        Table(
+            f"calibration-{split}",
+            f"{_named(results)} {split}: {results.removal} at equal {results.retention} (UWC)",
+            "In the shape of the paper's Tables 9 and 10. Each run is mixed with the original model, α of it and 1 − α "
+            f"of the original, until it keeps the share of the original's {results.retention}. {_MEANS}",
+            [*columns, Column("n")],
+            _with_best(rows, [2 + 5 * i for i in range(len(targets))], results.removal),
+        )
+    )
+
+
+# ---- what the paper has not ------------------------------------------------------------------------------------------
+
+
+def vectors(results: StudyResults, split: str) -> Table:
+    """TV and TRU over strengths."""
+    shown = headings(results)
+    rows = [
+        [title, strength, *_scores(runs, shown), _count(runs)] for title, strength, runs in _strengths(results, split)
+    ]
+    columns = [Column("Method", number=False), Column("strength"), *map(score_column, shown), Column("n")]
+    title = f"{_named(results)} {split}: task vectors over strengths, without retain data"
+    return Table(f"vectors-{split}", title, _MEANS, columns, rows)
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+_Row = tuple[str, str, Sequence[Score], Mapping[str, str], Cell]
+
+
+def _variants(
+    results: StudyResults,
+    split: str,
+    title: str,
+    runs: Sequence[StudyRun],
+    variants: Sequence[str],
+    shown: Sequence[str],
+    use: str = COMPARISON,
+) -> list[_Row]:
+    """A row a variant, the best mean of each score marked."""
+    members_of = {variant: [run for run in runs if run.variant == variant] for variant in variants}
+    filled = {variant: members for variant, members in members_of.items() if members}
+    marked = _best([_scores(members, shown) for members in filled.values()], shown)
+    return [
+        (title, VARIANTS[variant], scores, paper.find(use, results.backbone, split, title, variant), _count(members))
+        for (variant, members), scores in zip(filled.items(), marked, strict=True)
+    ]
+
+
+def _sensitivity(results: StudyResults, split: str, name: str, fixed: str, number: str) -> Table:
+    """Rows: method, value of ``fixed``, score; columns: values of ``name``. What is fixed has several of the other."""
+    runs = list(results.find(kind=UNLEARNED, use=SENSITIVITY, split=split, variant=GRU))
+    found: dict[tuple[str, float | None], list[StudyRun]] = {}
+    for run in runs:
+        found.setdefault((run.title, getattr(run, fixed)), []).append(run)
+    varied = {key: runs for key, runs in found.items() if len({getattr(run, name) for run in runs}) > 1}
+    values = sorted({getattr(run, name) for runs in varied.values() for run in runs}, key=last_if_none)
+    rows: list[list[Cell]] = []
+    for (title, held), members in varied.items():
+        at = {value: [run for run in members if getattr(run, name) == value] for value in values}
+        for heading in (results.removal, results.retention):
+            scores = [Score(_known(score_of(run, heading) for run in at[value]), places(heading)) for value in values]
+            rows.append([title, setting(held), heading, *scores, _count(members)])
+            known = [
+                paper.find(SENSITIVITY, results.backbone, split, title, GRU, **{name: value, fixed: held}).get(heading)
+                for value in values
+            ]
+            if any(known):
+                rows.append([title, setting(held), f"{heading}, paper", *known, None])
+    return Table(
+        f"over-{name}-{split}",
+        f"{_named(results)} {split}: with GRU, over {name} at fixed {fixed}",
+        f"In the shape of the paper's {number}. {_MEANS}",
+        [
+            Column("Method", number=False),
+            Column(_GREEK[fixed]),
+            Column("Score", number=False),
+            *(Column(f"{_GREEK[name]} {setting(value)}") for value in values),
+            Column("n"),
+        ],
+        rows,
+    )
+
+
+_GREEK = {"tau": "τ", "gamma": "γ"}
+
+
+def _with_paper(
+    name: str, title: str, note: str, first: Sequence[Column], shown: Sequence[str], rows: Sequence[_Row]
+) -> Table:
+    """A table whose scores have the paper's beside them, where it has any."""
+    from_paper = [heading for heading in shown if any(heading in known for *_, known, _ in rows)]
+    columns = [*first]
+    for heading in shown:
+        columns += [score_column(heading), *([Column(f"paper: {heading}")] if heading in from_paper else [])]
+    made: list[list[Cell]] = []
+    for method, how, scores, known, count in rows:
+        cells: list[Cell] = [method, how]
+        for heading, score in zip(shown, scores, strict=True):
+            cells += [score, *([known.get(heading)] if heading in from_paper else [])]
+        made.append([*cells, count])
+    if any(paper.FOREIGN in shown for *_, known, _ in rows for shown in known.values()):
+        note += f" {paper.FOREIGN} not from the paper: {paper.foreign_sources()}."
+    return Table(name, title, note, [*columns, Column("n")], made)
+
+
+def _with_best(rows: Sequence[Sequence[Cell]], columns: Iterable[int], heading: str) -> list[list[Cell]]:
+    """Marks in each column the better of the rows of a method."""
+    made = [list(row) for row in rows]
+    for column in columns:
+        for title in dict.fromkeys(row[0] for row in made):
+            chosen = [row for row in made if row[0] == title]
+            scores = [[cell] for row in chosen if isinstance(cell := row[column], Score)]
+            for row, (score,) in zip(chosen, _best(scores, [heading]), strict=True):
+                row[column] = score
+    return made
+
+
+def _best(rows: Sequence[Sequence[Score]], shown: Sequence[str]) -> list[list[Score]]:
+    """Marks the best mean of each score, where there are several and one is better than another."""
+    made = [list(row) for row in rows]
+    for i, heading in enumerate(shown):
+        means = [None if row[i].mean is None else oriented(heading, row[i].mean or 0.0) for row in made]
+        known = [mean for mean in means if mean is not None]
+        if len(known) > 1 and min(known) < max(known):
+            for row, mean in zip(made, means, strict=True):
+                row[i] = replace(row[i], is_best=mean == max(known))
+    return made
+
+
+def _scores(runs: Iterable[StudyRun], shown: Sequence[str]) -> list[Score]:
+    members = list(runs)
+    return [Score(_known(score_of(run, heading) for run in members), places(heading)) for heading in shown]
+
+
+def _known(values: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(value for value in map(finite, values) if value is not None)
+
+
+def _count(runs: Sequence[StudyRun], of: int | None = None) -> Cell:
+    """How many have scores: "3", or "2 of 3" in the recipe."""
+    done, there = sum(run.is_done for run in runs), len(runs) if of is None else of
+    return done if done == there else f"{done} of {there}"
+
+
+def _by_method(runs: Iterable[StudyRun]) -> dict[str, list[StudyRun]]:
+    found: dict[str, list[StudyRun]] = {}
+    for run in runs:
+        found.setdefault(run.title, []).append(run)
+    return found
+
+
+def _strengths(results: StudyResults, split: str) -> Iterator[tuple[str, float, list[StudyRun]]]:
+    """Each task vector's method and strength, with its runs."""
+    for title, runs in _by_method(results.find(kind=VECTOR, split=split)).items():
+        for strength in sorted({run.strength or 0.0 for run in runs}):
+            yield title, strength, [run for run in runs if (run.strength or 0.0) == strength]
+
+
+def _named(results: StudyResults) -> str:
+    return results.benchmark.upper()
