@@ -17,10 +17,10 @@ from typing import Any
 from gru_fast.report.collect import Entry, pairs, plane_of, steps
 
 PLAIN, GRU, REFERENCE = "#d55e00", "#0072b2", "#444444"  # Okabe and Ito's: told apart by the colour-blind too
-_FAINT = "#f3f3f3"
-_MARKERS = "osD^vPX*<>"
-_FORMATS = ("png", "svg")
-_WIDE = 30  # largest over smallest loss from which on a log scale is drawn
+FAINT = "#f3f3f3"
+MARKERS = "osD^vPX*<>"
+_FORMATS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
+WIDE = 30  # largest over smallest loss from which on a log scale is drawn
 _MANY_STEPS = 50  # from here on single steps are drawn thin, with their moving average
 # Logged along a run by those who can: mean exp(-loss) of the rows to forget and of rows to keep.
 FORGET_PROBABILITY, RETAIN_PROBABILITY = "eval_forget_probability", "eval_retain_probability"
@@ -66,9 +66,10 @@ def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
 
 def save(figure: Any, folder: Path, name: str) -> Path:
     """Writes a figure as PNG and SVG, the same bytes for the same figure; returns the PNG."""
-    for suffix in _FORMATS:
-        metadata = {"Date": None} if suffix == "svg" else None
-        figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=metadata)
+    for suffix, metadata in _FORMATS.items():
+        unfinished = folder / f".{name}.{suffix}"
+        figure.savefig(unfinished, format=suffix, dpi=150, metadata=metadata)
+        unfinished.replace(folder / f"{name}.{suffix}")
     return folder / f"{name}.png"
 
 
@@ -115,19 +116,19 @@ def over_steps(entries: Sequence[Entry]) -> Any:
     for column, (title, runs) in enumerate(methods.items()):
         loss, cosine = axes[0, column], axes[1, column]
         for entry in runs:
-            _line(loss, *steps(entry, "retain_loss"), _color(entry))
-            _line(cosine, *steps(entry, "cos"), _color(entry))
-        cosine.axhspan(-1.05, 0.0, color=_FAINT, zorder=0)
+            line(loss, *steps(entry, "retain_loss"), _color(entry))
+            line(cosine, *steps(entry, "cos"), _color(entry))
+        cosine.axhspan(-1.05, 0.0, color=FAINT, zorder=0)
         cosine.axhline(0.0, color=REFERENCE, linewidth=0.8)
         cosine.set_ylim(-1.05, 1.05)
         loss.set_title(title)
         cosine.set_xlabel("optimizer step")
-    if _spread(axes[0]) > _WIDE:
+    if spread(axes[0]) > WIDE:
         axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("retain loss\n(nats per token)")
     axes[1, 0].set_ylabel("cos(unlearning gradient,\nretain gradient)")
-    axes[1, -1].text(0.98, 0.03, "conflict: the step would raise the retain loss", **_note(axes[1, -1]), ha="right")
-    _legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
+    axes[1, -1].text(0.98, 0.03, "conflict: the step would raise the retain loss", **note(axes[1, -1]), ha="right")
+    legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
     return figure
 
 
@@ -138,22 +139,22 @@ def angles(entries: Sequence[Entry]) -> Any:
         return None
     figure, axes = panels(1, len(methods), height=3.0, sharey=True)
     for axis, (title, runs) in zip(axes[0], methods.items(), strict=True):
-        axis.axhspan(90, 180, color=_FAINT, zorder=0)
+        axis.axhspan(90, 180, color=FAINT, zorder=0)
         axis.axhline(90, color=REFERENCE, linewidth=0.8)
         for entry in runs:
             x, before = steps(entry, "angle_before")
             if entry.rectified:
-                _dots(axis, x, before, GRU, filled=False)
-                _dots(axis, *steps(entry, "angle_after"), GRU, filled=True)
+                dots(axis, x, before, GRU, filled=False)
+                dots(axis, *steps(entry, "angle_after"), GRU, filled=True)
             else:
-                _dots(axis, x, before, PLAIN, filled=True)
+                dots(axis, x, before, PLAIN, filled=True)
         axis.set_title(title)
         axis.set_xlabel("optimizer step")
     axes[0, 0].set_ylim(0, 180)
     axes[0, 0].set_yticks(range(0, 181, 45))
     axes[0, 0].set_ylabel("angle to the retain gradient\n(degrees)")
-    axes[0, -1].text(0.98, 0.96, "above 90°: raises the retain loss", **_note(axes[0, -1]), ha="right", va="top")
-    _legend(
+    axes[0, -1].text(0.98, 0.96, "above 90°: raises the retain loss", **note(axes[0, -1]), ha="right", va="top")
+    legend(
         figure,
         [("without GRU", PLAIN), ("with GRU, before", (GRU, "none")), ("with GRU, after", GRU)],
         marker="o",
@@ -161,26 +162,28 @@ def angles(entries: Sequence[Entry]) -> Any:
     return figure
 
 
-def _line(axis: Any, x: list[int], y: list[float], color: str) -> None:
+def line(axis: Any, x: list[int], y: list[float], color: str) -> None:
+    """A series: thick where it has few steps, else thin, with its moving average."""
     if len(x) < _MANY_STEPS:
         axis.plot(x, y, color=color, linewidth=1.6, marker="o", markersize=2.5 if len(x) > 12 else 4)
         return
     axis.plot(x, y, color=color, linewidth=0.6, alpha=0.4)
-    axis.plot(x, _smooth(y, max(2, len(y) // 40)), color=color, linewidth=1.8)
+    axis.plot(x, smooth(y, max(2, len(y) // 40)), color=color, linewidth=1.8)
 
 
-def _dots(axis: Any, x: list[int], y: list[float], color: str, *, filled: bool) -> None:
+def dots(axis: Any, x: list[int], y: list[float], color: str, *, filled: bool) -> None:
+    """A series as dots."""
     size = 18 if len(x) < _MANY_STEPS else 9
     axis.scatter(x, y, s=size, facecolors=color if filled else "none", edgecolors=color, linewidths=0.9, zorder=3)
 
 
-def _smooth(values: list[float], half: int) -> list[float]:
+def smooth(values: list[float], half: int) -> list[float]:
     """Mean over the ``half`` neighbours on either side."""
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
-def _spread(axes: Iterable[Any]) -> float:
+def spread(axes: Iterable[Any]) -> float:
     """Largest over smallest value drawn; 0 where some are not above 0."""
     values = [value for axis in axes for line in axis.get_lines() for value in line.get_ydata()]
     return max(values) / min(values) if values and min(values) > 0 else 0.0
@@ -199,10 +202,10 @@ def tradeoff(entries: Sequence[Entry]) -> Any:
     if not titles:
         return None
     figure, axes = panels(1, len(groups), width=5.6, height=4.0)
-    marks = dict(zip(titles, _MARKERS * len(titles), strict=False))
+    marks = dict(zip(titles, MARKERS * len(titles), strict=False))
     for axis, ((benchmark, split), group) in zip(axes[0], groups.items(), strict=True):
         for plain, rectified in pairs(group):
-            _arrow(axis, plain.plane, rectified.plane)
+            arrow(axis, plain.plane, rectified.plane)
         for entry in group:
             if entry.is_unlearned:
                 x, y = entry.plane or (0.0, 0.0)
@@ -215,7 +218,7 @@ def tradeoff(entries: Sequence[Entry]) -> Any:
         axis.set_ylabel(up)
         axis.margins(0.08, 0.1)
     shapes = [(title, "#999999", mark) for title, mark in marks.items()]
-    _legend(figure, [*shapes, ("without GRU", PLAIN), ("with GRU", GRU)], marker="s")
+    legend(figure, [*shapes, ("without GRU", PLAIN), ("with GRU", GRU)], marker="s")
     return figure
 
 
@@ -241,22 +244,28 @@ def paths(entries: Sequence[Entry]) -> Any:
     axes[0, 0].set_xlim(1.02, -0.02)
     axes[0, 0].set_ylim(-0.02, 1.02)
     axes[0, 0].set_ylabel("retain Probability")
-    axes[0, 0].text(0.03, 0.03, "at the same removal,\nhigher is better", **_note(axes[0, 0]))
-    _legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
+    axes[0, 0].text(0.03, 0.03, "at the same removal,\nhigher is better", **note(axes[0, 0]))
+    legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
     return figure
 
 
-def _arrow(axis: Any, start: Any, end: Any) -> None:
+def arrow(axis: Any, start: Any, end: Any) -> None:
+    """An arrow between two points, in grey."""
     style = {"arrowstyle": "-|>", "color": "#8a8a8a", "linewidth": 1.2, "shrinkA": 5, "shrinkB": 6}
     axis.annotate("", end, start, arrowprops=style, zorder=1)
 
 
-def _note(axis: Any) -> dict[str, Any]:
+def note(axis: Any) -> dict[str, Any]:
+    """What axis.text needs to write a remark in a panel."""
     return {"transform": axis.transAxes, "fontsize": 8, "color": REFERENCE, "style": "italic"}
 
 
-def _legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = None) -> None:
-    """A legend above the panels: (label, colour, or (edge, face) colours, and where given a marker of its own)."""
+def legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = None, columns: int = 0) -> None:
+    """A legend above the panels: (label, colour, or (edge, face) colours, and where given a marker of its own).
+
+    Args:
+        columns: of the legend; 0: one an item.
+    """
     from matplotlib.lines import Line2D
 
     handles = []
@@ -277,7 +286,7 @@ def _legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = 
                 markersize=7,
             )
         )
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.5)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns or len(handles), handletextpad=0.5)
 
 
 _FIGURES: dict[str, Callable[[Sequence[Entry]], Any]] = {
