@@ -18,7 +18,7 @@ from gru_fast.report.collect import Entry, pairs, plane_of, steps
 
 PLAIN, GRU, REFERENCE = "#d55e00", "#0072b2", "#444444"  # Okabe and Ito's: told apart by the colour-blind too
 FAINT = "#f3f3f3"
-MARKERS = "osD^vPX*<>"
+_MARKERS = "osD^vPX*<>"
 _FORMATS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
 WIDE = 30  # largest over smallest loss from which on a log scale is drawn
 _MANY_STEPS = 50  # from here on single steps are drawn thin, with their moving average
@@ -116,8 +116,8 @@ def over_steps(entries: Sequence[Entry]) -> Any:
     for column, (title, runs) in enumerate(methods.items()):
         loss, cosine = axes[0, column], axes[1, column]
         for entry in runs:
-            line(loss, *steps(entry, "retain_loss"), _color(entry))
-            line(cosine, *steps(entry, "cos"), _color(entry))
+            _line(loss, *steps(entry, "retain_loss"), _color(entry))
+            _line(cosine, *steps(entry, "cos"), _color(entry))
         cosine.axhspan(-1.05, 0.0, color=FAINT, zorder=0)
         cosine.axhline(0.0, color=REFERENCE, linewidth=0.8)
         cosine.set_ylim(-1.05, 1.05)
@@ -127,8 +127,8 @@ def over_steps(entries: Sequence[Entry]) -> Any:
         axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("retain loss\n(nats per token)")
     axes[1, 0].set_ylabel("cos(unlearning gradient,\nretain gradient)")
-    axes[1, -1].text(0.98, 0.03, "conflict: the step would raise the retain loss", **note(axes[1, -1]), ha="right")
-    legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
+    axes[1, -1].text(0.98, 0.03, "conflict: the step would raise the retain loss", **_note(axes[1, -1]), ha="right")
+    _legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
     return figure
 
 
@@ -144,17 +144,17 @@ def angles(entries: Sequence[Entry]) -> Any:
         for entry in runs:
             x, before = steps(entry, "angle_before")
             if entry.rectified:
-                dots(axis, x, before, GRU, filled=False)
-                dots(axis, *steps(entry, "angle_after"), GRU, filled=True)
+                _dots(axis, x, before, GRU, filled=False)
+                _dots(axis, *steps(entry, "angle_after"), GRU, filled=True)
             else:
-                dots(axis, x, before, PLAIN, filled=True)
+                _dots(axis, x, before, PLAIN, filled=True)
         axis.set_title(title)
         axis.set_xlabel("optimizer step")
     axes[0, 0].set_ylim(0, 180)
     axes[0, 0].set_yticks(range(0, 181, 45))
     axes[0, 0].set_ylabel("angle to the retain gradient\n(degrees)")
-    axes[0, -1].text(0.98, 0.96, "above 90°: raises the retain loss", **note(axes[0, -1]), ha="right", va="top")
-    legend(
+    axes[0, -1].text(0.98, 0.96, "above 90°: raises the retain loss", **_note(axes[0, -1]), ha="right", va="top")
+    _legend(
         figure,
         [("without GRU", PLAIN), ("with GRU, before", (GRU, "none")), ("with GRU, after", GRU)],
         marker="o",
@@ -162,8 +162,7 @@ def angles(entries: Sequence[Entry]) -> Any:
     return figure
 
 
-def line(axis: Any, x: list[int], y: list[float], color: str) -> None:
-    """A series: thick where it has few steps, else thin, with its moving average."""
+def _line(axis: Any, x: list[int], y: list[float], color: str) -> None:
     if len(x) < _MANY_STEPS:
         axis.plot(x, y, color=color, linewidth=1.6, marker="o", markersize=2.5 if len(x) > 12 else 4)
         return
@@ -171,8 +170,7 @@ def line(axis: Any, x: list[int], y: list[float], color: str) -> None:
     axis.plot(x, smooth(y, max(2, len(y) // 40)), color=color, linewidth=1.8)
 
 
-def dots(axis: Any, x: list[int], y: list[float], color: str, *, filled: bool) -> None:
-    """A series as dots."""
+def _dots(axis: Any, x: list[int], y: list[float], color: str, *, filled: bool) -> None:
     size = 18 if len(x) < _MANY_STEPS else 9
     axis.scatter(x, y, s=size, facecolors=color if filled else "none", edgecolors=color, linewidths=0.9, zorder=3)
 
@@ -202,7 +200,7 @@ def tradeoff(entries: Sequence[Entry]) -> Any:
     if not titles:
         return None
     figure, axes = panels(1, len(groups), width=5.6, height=4.0)
-    marks = dict(zip(titles, MARKERS * len(titles), strict=False))
+    marks = dict(zip(titles, _MARKERS * len(titles), strict=False))
     for axis, ((benchmark, split), group) in zip(axes[0], groups.items(), strict=True):
         for plain, rectified in pairs(group):
             arrow(axis, plain.plane, rectified.plane)
@@ -218,7 +216,7 @@ def tradeoff(entries: Sequence[Entry]) -> Any:
         axis.set_ylabel(up)
         axis.margins(0.08, 0.1)
     shapes = [(title, "#999999", mark) for title, mark in marks.items()]
-    legend(figure, [*shapes, ("without GRU", PLAIN), ("with GRU", GRU)], marker="s")
+    _legend(figure, [*shapes, ("without GRU", PLAIN), ("with GRU", GRU)], marker="s")
     return figure
 
 
@@ -244,8 +242,8 @@ def paths(entries: Sequence[Entry]) -> Any:
     axes[0, 0].set_xlim(1.02, -0.02)
     axes[0, 0].set_ylim(-0.02, 1.02)
     axes[0, 0].set_ylabel("retain Probability")
-    axes[0, 0].text(0.03, 0.03, "at the same removal,\nhigher is better", **note(axes[0, 0]))
-    legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
+    axes[0, 0].text(0.03, 0.03, "at the same removal,\nhigher is better", **_note(axes[0, 0]))
+    _legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
     return figure
 
 
@@ -255,17 +253,12 @@ def arrow(axis: Any, start: Any, end: Any) -> None:
     axis.annotate("", end, start, arrowprops=style, zorder=1)
 
 
-def note(axis: Any) -> dict[str, Any]:
-    """What axis.text needs to write a remark in a panel."""
+def _note(axis: Any) -> dict[str, Any]:
     return {"transform": axis.transAxes, "fontsize": 8, "color": REFERENCE, "style": "italic"}
 
 
-def legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = None, columns: int = 0) -> None:
-    """A legend above the panels: (label, colour, or (edge, face) colours, and where given a marker of its own).
-
-    Args:
-        columns: of the legend; 0: one an item.
-    """
+def _legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = None) -> None:
+    """A legend above the panels: (label, colour, or (edge, face) colours, and where given a marker of its own)."""
     from matplotlib.lines import Line2D
 
     handles = []
@@ -286,7 +279,7 @@ def legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = N
                 markersize=7,
             )
         )
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns or len(handles), handletextpad=0.5)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.5)
 
 
 _FIGURES: dict[str, Callable[[Sequence[Entry]], Any]] = {

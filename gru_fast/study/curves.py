@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gru_fast.report.figures import FAINT, GRU, PLAIN, REFERENCE, WIDE, note, panels, smooth, spread
+from gru_fast.report.figures import FAINT, GRU, PLAIN, REFERENCE, WIDE, panels, smooth, spread
 from gru_fast.study import results as study
 from gru_fast.study.results import StudyResults, StudyRun
 from gru_fast.study.statistics import finite, score_of
@@ -42,8 +42,7 @@ def over_steps(results: StudyResults, split: str) -> Any:
     for loss, cosine in grid[::PER_ROW]:
         loss.set_ylabel("retain loss\n(nats per token)")
         cosine.set_ylabel("cos(g, retain gradient)")
-    grid[-1][1].text(0.98, 0.03, "conflict: raises the retain loss", **note(grid[-1][1]), ha="right")
-    _legend_of(figure, methods)
+    key(figure, [*_variants_of(methods), shaded("conflict: the step would raise the retain loss")])
     return figure
 
 
@@ -67,15 +66,8 @@ def angles(results: StudyResults, split: str) -> Any:
         axis.set_yticks(range(0, 181, 45))
     for (axis,) in grid[::PER_ROW]:
         axis.set_ylabel("angle to the\nretain gradient (degrees)")
-    grid[-1][0].text(0.98, 0.96, "above 90°: raises the retain loss", **note(grid[-1][0]), ha="right", va="top")
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=PLAIN, linewidth=2, label="plain"),
-        Line2D([], [], color=GRU, linewidth=2, linestyle=":", label="with GRU, before"),
-        Line2D([], [], color=GRU, linewidth=2, label="with GRU, after"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    handles = [line("plain", PLAIN), line("with GRU, before", GRU, ":"), line("with GRU, after", GRU)]
+    key(figure, [*handles, shaded("above 90°: the step would raise the retain loss")])
     return figure
 
 
@@ -97,7 +89,7 @@ def over_epochs(results: StudyResults, split: str) -> Any:
         _same_limits([axes[row] for axes in grid])
         for axes in grid[::PER_ROW]:
             axes[row].set_ylabel(heading)
-    _legend_of(figure, methods, [("original", REFERENCE, "--"), ("retrained", REFERENCE, ":")])
+    key(figure, [*_variants_of(methods), *reference_lines()])
     return figure
 
 
@@ -140,10 +132,42 @@ def wrapped(count: int, rows: int, width: float = 3.0, height: float = 2.2) -> t
 
 def references(axis: Any, results: StudyResults, split: str, heading: str) -> None:
     """Horizontal lines where the original and the retrained model are."""
-    for kind, line in ((study.ORIGINAL, "--"), (study.RETRAINED, ":")):
+    for kind, look in ((study.ORIGINAL, "--"), (study.RETRAINED, ":")):
         level = mean(score_of(run, heading) for run in results.find(kind=kind, split=split))
         if level is not None:
-            axis.axhline(level, color=REFERENCE, linewidth=1.0, linestyle=line, zorder=1)
+            axis.axhline(level, color=REFERENCE, linewidth=1.0, linestyle=look, zorder=1)
+
+
+def reference_lines() -> list[Any]:
+    """What a legend says of them."""
+    return [line("original", REFERENCE, "--"), line("retrained", REFERENCE, ":")]
+
+
+def line(label: str, color: str, style: str = "-") -> Any:
+    """A line in a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=color, linestyle=style, linewidth=2, label=label)
+
+
+def mark(label: str, color: str, marker: str, face: str | None = None) -> Any:
+    """A marker in a legend."""
+    from matplotlib.lines import Line2D
+
+    look: dict[str, Any] = {"markeredgecolor": color, "markerfacecolor": face or color, "markersize": 7}
+    return Line2D([], [], linestyle="none", marker=marker, label=label, **look)
+
+
+def shaded(label: str) -> Any:
+    """A shaded part of panels in a legend."""
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=FAINT, edgecolor="#cccccc", linewidth=0.5, label=label)
+
+
+def key(figure: Any, handles: Sequence[Any], columns: int = 0) -> None:
+    """A legend above the panels, with as many columns as there are handles, or so many."""
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns or len(handles), handletextpad=0.5)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -204,12 +228,6 @@ def _same_limits(axes: Sequence[Any]) -> None:
         axis.set_ylim(min(lows), max(highs))
 
 
-def _legend_of(
-    figure: Any, methods: Mapping[str, Sequence[StudyRun]], others: Sequence[tuple[str, str, str]] = ()
-) -> None:
-    from matplotlib.lines import Line2D
-
+def _variants_of(methods: Mapping[str, Sequence[StudyRun]]) -> list[Any]:
     variants = by_variant(run for runs in methods.values() for run in runs)
-    items = [(NAMES[variant], COLORS[variant], "-") for variant in variants] + list(others)
-    handles = [Line2D([], [], color=color, linestyle=line, linewidth=2, label=name) for name, color, line in items]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return [line(NAMES[variant], COLORS[variant]) for variant in variants]

@@ -19,11 +19,9 @@ from typing import Any
 
 from gru_fast.report.figures import (
     GRU,
-    MARKERS,
     PLAIN,
     REFERENCE,
     arrow,
-    legend,
     panels,
     require,
     save,
@@ -36,9 +34,13 @@ from gru_fast.study.curves import (
     angles,
     by_method,
     by_variant,
+    key,
+    line,
+    mark,
     mean,
     over_epochs,
     over_steps,
+    reference_lines,
     references,
     wrapped,
 )
@@ -49,6 +51,7 @@ from gru_fast.study.statistics import Change, Group, finite, group, groups, scor
 _VECTOR = "#cc79a7"
 _MAP = "viridis"  # told apart by the colour-blind, and in grey
 _LEGEND_COLUMNS = 6
+_MARKS = "osD^vX<>hdpP"
 
 Point = tuple[float, float]
 
@@ -82,7 +85,7 @@ def plane(results: StudyResults, split: str) -> Any:
         return None
     figure, axes = panels(1, 1, width=6.2, height=4.3)
     axis = axes[0, 0]
-    marks = dict(zip([*methods, *vectors], MARKERS * len([*methods, *vectors]), strict=False))
+    marks = dict(zip([*methods, *vectors], _MARKS * len([*methods, *vectors]), strict=False))
     for title, runs in methods.items():
         ends = {}
         for variant, members in by_variant(runs).items():
@@ -97,31 +100,27 @@ def plane(results: StudyResults, split: str) -> Any:
         ]
         known = [point for point in path if point]
         axis.plot([x for x, _ in known], [y for _, y in known], color=_VECTOR, linewidth=1.0, zorder=2)
-    shown = [
-        (kind, mark)
-        for kind, mark in ((study.ORIGINAL, "P"), (study.RETRAINED, "*"))
-        if _marked(axis, results, split, kind, mark)
-    ]
+    for kind, sign in ((study.ORIGINAL, "8"), (study.RETRAINED, "*")):
+        _labelled(axis, results, split, kind, sign)
     axis.set_xlabel(f"{results.retention}: {results.plane[results.retention]}")
     axis.set_ylabel(f"{results.removal}: {results.plane[results.removal]}")
     axis.set_title(f"{results.benchmark.upper()} {split}")
     axis.margins(0.08, 0.1)
-    items = [(title, "#999999", mark) for title, mark in marks.items()]
-    items += [(NAMES[variant], COLORS[variant], "s") for variant in (study.PLAIN, study.GRU)] if methods else []
-    items += [("task vectors", _VECTOR, "s")] if vectors else []
-    legend(figure, [*items, *((kind, REFERENCE, mark) for kind, mark in shown)], "s", _LEGEND_COLUMNS)
+    handles = [mark(title, "#999999", sign) for title, sign in marks.items()]
+    handles += [mark(NAMES[variant], COLORS[variant], "s") for variant in (study.PLAIN, study.GRU)] if methods else []
+    key(figure, [*handles, *([mark("task vectors", _VECTOR, "s")] if vectors else [])], _LEGEND_COLUMNS)
     return figure
 
 
-def _cloud(axis: Any, results: StudyResults, runs: Sequence[StudyRun], mark: str, color: str) -> Point | None:
+def _cloud(axis: Any, results: StudyResults, runs: Sequence[StudyRun], sign: str, color: str) -> Point | None:
     """The runs, and their mean, which is returned."""
     points = _points(results, runs)
     if not points:
         return None
     if len(points) > 1:
-        axis.scatter(*zip(*points, strict=True), s=16, marker=mark, color=color, alpha=0.3, linewidths=0, zorder=2)
+        axis.scatter(*zip(*points, strict=True), s=16, marker=sign, color=color, alpha=0.3, linewidths=0, zorder=2)
     middle = (sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points))
-    axis.scatter(*middle, s=75, marker=mark, color=color, edgecolors="white", linewidths=0.6, zorder=4)
+    axis.scatter(*middle, s=75, marker=sign, color=color, edgecolors="white", linewidths=0.6, zorder=4)
     return middle
 
 
@@ -131,11 +130,13 @@ def _points(results: StudyResults, runs: Iterable[StudyRun]) -> list[Point]:
     return [(x, y) for x, y in both if x is not None and y is not None]
 
 
-def _marked(axis: Any, results: StudyResults, split: str, kind: str, mark: str) -> bool:
+def _labelled(axis: Any, results: StudyResults, split: str, kind: str, sign: str) -> None:
     points = _points(results, results.find(kind=kind, split=split))
     for x, y in points:
-        axis.scatter(x, y, s=110, marker=mark, color=REFERENCE, zorder=3)
-    return bool(points)
+        axis.scatter(x, y, s=100, marker=sign, color=REFERENCE, zorder=3)
+    if points:
+        where = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 8.5}
+        axis.annotate(kind, points[0], **where, color=REFERENCE)
 
 
 # ---- over settings ---------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def sensitivity(results: StudyResults, split: str) -> Any:
             axes[row, 0].set_ylabel(heading)
         axes[1, column].set_xticks(range(len(values)), [setting(value) for value in values])
         axes[1, column].set_xlabel(name)
-    legend(figure, [(title, color, mark) for title, (color, mark) in colors.items()], "o", _LEGEND_COLUMNS)
+    key(figure, [mark(title, color, sign) for title, (color, sign) in colors.items()], _LEGEND_COLUMNS)
     return figure
 
 
@@ -203,7 +204,7 @@ def _over_values(
     axis: Any, runs: Sequence[StudyRun], name: str, values: Sequence[float | None], heading: str, look: tuple[str, str]
 ) -> None:
     """Means joined, seeds faint."""
-    color, mark = look
+    color, sign = look
     means = []
     for x, value in enumerate(values):
         known = [score_of(run, heading) for run in runs if getattr(run, name) == value]
@@ -212,7 +213,7 @@ def _over_values(
             axis.scatter([x] * len(known), known, s=12, color=color, alpha=0.3, linewidths=0)
         if known:
             means.append((x, sum(score or 0.0 for score in known) / len(known)))
-    axis.plot([x for x, _ in means], [y for _, y in means], color=color, marker=mark, markersize=5, linewidth=1.6)
+    axis.plot([x for x, _ in means], [y for _, y in means], color=color, marker=sign, markersize=5, linewidth=1.6)
 
 
 def _grid(runs: Sequence[StudyRun]) -> tuple[list[Any], list[Any], dict[tuple[Any, Any], list[StudyRun]]] | None:
@@ -258,7 +259,8 @@ def ablation(results: StudyResults, split: str) -> Any:
         axis.grid(visible=False, axis="x")
     axes[1, 0].set_xticks(range(len(methods)), list(methods))
     axes[1, 0].set_xlim(-0.6, len(methods) - 0.4)
-    legend(figure, [(NAMES[variant], color, "s") for variant, color in COLORS.items()], "s")
+    variants = by_variant(run for runs in methods.values() for run in runs)
+    key(figure, [*(mark(NAMES[variant], COLORS[variant], "s") for variant in variants), *reference_lines()])
     return figure
 
 
@@ -289,7 +291,7 @@ def calibration(results: StudyResults, split: str) -> Any:
         axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         if i % 4 == 0:
             axis.set_ylabel(results.removal)
-    legend(figure, [(NAMES[variant], COLORS[variant]) for variant in (study.PLAIN, study.GRU)])
+    key(figure, [line(NAMES[variant], COLORS[variant]) for variant in (study.PLAIN, study.GRU)])
     return figure
 
 
@@ -309,7 +311,8 @@ def changes(results: StudyResults, split: str = "") -> Any:
         axis.grid(visible=False, axis="y")
     axes[0, 0].set_yticks(range(len(rows)), [f"{each.method} {each.split}".strip() for each in rows])
     axes[0, 0].get_yticklabels()[-1].set_fontweight("bold")
-    legend(figure, [("better", GRU, "D"), ("worse", PLAIN, "D"), ("a pair", "#aaaaaa", "o")], "o")
+    handles = [mark("better", GRU, "D"), mark("worse", PLAIN, "D"), mark("interval holds 0", REFERENCE, "D", "white")]
+    key(figure, [*handles, mark("a pair", "#aaaaaa", "o")])
     return figure
 
 
@@ -329,7 +332,7 @@ def _bar(axis: Any, y: int, each: Group, name: str) -> None:
 def _palette(titles: Iterable[str]) -> Mapping[str, tuple[str, str]]:
     """A colour and a marker for each, Okabe and Ito's."""
     colors = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-    return {title: (colors[i % len(colors)], MARKERS[i % len(MARKERS)]) for i, title in enumerate(titles)}
+    return {title: (colors[i % len(colors)], _MARKS[i % len(_MARKS)]) for i, title in enumerate(titles)}
 
 
 _FIGURES: dict[str, Callable[[StudyResults, str], Any]] = {
