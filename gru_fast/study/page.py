@@ -143,13 +143,18 @@ def _facts(results: StudyResults) -> list[tuple[str, str]]:
         "Runs with scores": f"{done} of {len(results.runs)}",
         "Time of all jobs": duration(results.seconds),
         "Started": str(environment.get("started") or ""),
-        "Commit": str(environment.get("commit") or ""),
+        "Commit": _commit(str(environment.get("commit") or "")),
         "Devices": ", ".join(map(str, environment.get("devices") or ())),
         "Python": str(environment.get("python") or ""),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Study": results.name,
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def _commit(name: str) -> str:
+    """Twelve letters of it, and whether files differed."""
+    return name[:12] + ("+" if name.endswith("+") else "")
 
 
 def duration(seconds: float) -> str:

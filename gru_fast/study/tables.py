@@ -75,7 +75,7 @@ def comparison(results: StudyResults, split: str) -> Table:
         f"comparison-{split}",
         f"{_named(results)} {split}: every method plain and with GRU",
         f"{shape}Bold: the better mean of plain and w/ GRU. {_MEANS}",
-        (Column("Method", number=False), Column("", number=False)),
+        (Column("Method", number=False), Column("Variant", number=False)),
         shown,
         rows,
     )
@@ -101,7 +101,7 @@ def ablation(results: StudyResults, split: str) -> Table:
         f"ablation-{split}",
         f"{_named(results)} {split}: is it the clipping?",
         f"In the shape of the paper's Table 8. Bold: the best mean of a method. {_MEANS}",
-        (Column("Method", number=False), Column("", number=False)),
+        (Column("Method", number=False), Column("Variant", number=False)),
         shown,
         rows,
     )
@@ -125,7 +125,7 @@ def calibration(results: StudyResults, split: str) -> Table:
                 row += [Score(_known(each.alpha for each in found), 2), *(known.get(heading) for heading in shown)]
             if members:
                 rows.append([*row, _count([run for run in members if run.calibrated], len(members))])
-    columns = [Column("Method", number=False), Column("", number=False)]
+    columns = [Column("Method", number=False), Column("Variant", number=False)]
     for target in targets:
         columns += [Column(f"{heading} at {target:.0%}") for heading in shown]
         columns += [Column(f"α at {target:.0%}"), *(Column(f"paper: {heading} at {target:.0%}") for heading in shown)]

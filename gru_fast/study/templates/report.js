@@ -107,11 +107,11 @@
     const x = (value) => pad.left + ((value - x0) / (x1 - x0)) * (width - pad.left - pad.right);
     const y = (value) => height - pad.bottom - ((value - y0) / (y1 - y0)) * (height - pad.top - pad.bottom);
     const svg = draw("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, height, role: "group" });
-    for (const tick of ticks(x0, x1, Math.max(2, width / 110))) {
+    for (const tick of ticks(x0, x1, Math.max(2, width / 85))) {
       svg.append(draw("line", { class: "grid", x1: x(tick.value), x2: x(tick.value), y1: pad.top, y2: height - pad.bottom }));
       svg.append(draw("text", { class: "quiet", x: x(tick.value), y: height - pad.bottom + 16, "text-anchor": "middle" }, tick.text));
     }
-    for (const tick of ticks(y0, y1, Math.max(2, height / 60))) {
+    for (const tick of ticks(y0, y1, Math.max(3, height / 50))) {
       svg.append(draw("line", { class: "grid", x1: pad.left, x2: width - pad.right, y1: y(tick.value), y2: y(tick.value) }));
       svg.append(draw("text", { class: "quiet", x: pad.left - 6, y: y(tick.value) + 4, "text-anchor": "end" }, tick.text));
     }
@@ -162,6 +162,8 @@
     (r) => `M${-r},${-r / 2.4}H${-r / 2.4}V${-r}H${r / 2.4}V${-r / 2.4}H${r}V${r / 2.4}H${r / 2.4}V${r}H${-r / 2.4}V${r / 2.4}H${-r}Z`,
     (r) => `M${-1.2 * r},0L${r},${1.15 * r}V${-1.15 * r}Z`,
     (r) => `M${1.2 * r},0L${-r},${1.15 * r}V${-1.15 * r}Z`,
+    (r) => `M0,${-1.35 * r}L${0.3 * r},${-0.4 * r}L${1.28 * r},${-0.42 * r}L${0.49 * r},${0.16 * r}L${0.79 * r},${1.09 * r}L0,${0.53 * r}` +
+      `L${-0.79 * r},${1.09 * r}L${-0.49 * r},${0.16 * r}L${-1.28 * r},${-0.42 * r}L${-0.3 * r},${-0.4 * r}Z`,
     (r) => `M${r},0L${r / 2},${0.87 * r}H${-r / 2}L${-r},0L${-r / 2},${-0.87 * r}H${r / 2}Z`,
   ];
 
@@ -175,12 +177,12 @@
     const chart = make("div");
     const paint = redrawn(chart, (width) => paintPlane(chart, width, shown, state, shape));
     const toggle = (set, value) => (isOn) => { set[isOn ? "add" : "delete"](value); paint(); };
-    const group = (name, boxes) => make("fieldset", {}, [make("legend", { text: name }), ...boxes]);
+    const group = (name, boxes) => make("fieldset", { "aria-label": name }, boxes);
     const splits = unique(shown.map((run) => run.split));
     root.append(
       make("div", { class: "controls" }, [
         ...(splits.length > 1 ? [select("Split ", splits, (value) => { state.split = value; paint(); })] : []),
-        group("", kinds.map((kind) => checkbox(NAMES[kind] || kind, true, toggle(state.kinds, kind), { color: color(kind) }))),
+        group("Variants", kinds.map((kind) => checkbox(NAMES[kind] || kind, true, toggle(state.kinds, kind), { color: color(kind) }))),
       ]),
       make("div", { class: "controls" }, [
         group("Methods", methods.map((title) => {
@@ -216,6 +218,11 @@
       const to = means.find((each) => kindOf(each.run) === "gru" && each.run.title === from.run.title);
       if (to) ax.svg.append(arrow(ax.x(from.x), ax.y(from.y), ax.x(to.x), ax.y(to.y)));
     }
+    for (const title of unique(means.filter((each) => each.run.kind === "vector").map((each) => each.run.title))) {
+      const path = means.filter((each) => each.run.title === title).sort((a, b) => a.run.strength - b.run.strength);
+      const d = path.map((each, i) => `${i ? "L" : "M"}${ax.x(each.x)},${ax.y(each.y)}`).join("");
+      ax.svg.append(draw("path", { d, fill: "none", stroke: color("vector"), "stroke-width": 1.2 }));
+    }
     for (const { members } of means.filter((each) => each.members.length > 1)) {
       for (const run of members) ax.svg.append(point(ax, run.x, run.y, shape(run.title)(4), run, 0.4, about(run)));
     }
@@ -226,7 +233,8 @@
         : about(each.run);
       ax.svg.append(point(ax, each.x, each.y, shape(each.run.title)(7), each.run, 1, text));
       if (kindOf(each.run) === "reference") {
-        ax.svg.append(draw("text", { x: ax.x(each.x), y: ax.y(each.y) + 22, "text-anchor": "middle" }, each.run.title));
+        const x = Math.min(ax.x(each.x), width - 36);
+        ax.svg.append(draw("text", { x, y: ax.y(each.y) + 22, "text-anchor": "middle" }, each.run.title));
       }
     }
     chart.replaceChildren(ax.svg);
