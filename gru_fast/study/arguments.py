@@ -82,10 +82,13 @@ class Arguments:
         Raises:
             ValueError: naming the place in the recipe.
         """
-        problems = [text for where, check in self._checks() for text in _problem(where, check)]
-        problems = problems or self._problems_of_clipping()
+        places: dict[str, list[str]] = {}  # what is wrong -> where
+        for where, check in self._checks():
+            for text in _problem(check):
+                places.setdefault(text, []).append(where)
+        problems = [f"{_some(wheres)}: {text}" for text, wheres in places.items()] or self._problems_of_clipping()
         if problems:
-            raise ValueError("; ".join(dict.fromkeys(problems)))
+            raise ValueError("; ".join(problems))
 
     def _checks(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """What resolves the options of each command, and where in the recipe these are."""
@@ -119,12 +122,18 @@ class Arguments:
         ]
 
 
-def _problem(where: str, check: Callable[[], Any]) -> list[str]:
+def _problem(check: Callable[[], Any]) -> list[str]:
     try:
         check()
     except (ValueError, FileNotFoundError) as error:
-        return [f"{where}: {error}"]
+        text = str(error).replace("add --use-cpu to train on the CPU", "give --device cpu to compute on the CPU")
+        return [text]
     return []
+
+
+def _some(places: Sequence[str]) -> str:
+    """The first of some places, and how many more there are."""
+    return places[0] + (f" (and {len(places) - 1} more)" if len(places) > 1 else "")
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:

@@ -46,6 +46,7 @@ class StudyOptions:
     seeds: list[Any] | None = field(default=None, metadata={"help": "instead of the recipe's"})
     splits: list[str] | None = field(default=None, metadata={"help": "of the recipe's, these alone"})
     methods: list[str] | None = field(default=None, metadata={"help": "of the recipe's, these alone"})
+    device: str | None = _option(None, "instead of the recipe's: cpu, cuda, ...")
     workers: int = _option(1, "jobs at a time on this machine")
     devices: list[str] | None = field(
         default=None,
@@ -105,7 +106,8 @@ def _plan(file: Path, how: StudyOptions) -> Plan:
     from gru_fast.study.plan import Plan
 
     read = load.read(file)
-    content = load.to_dict(read) | ({} if how.data is None else {"data": how.data})
+    changed = {name: value for name in ("data", "device") if (value := getattr(how, name)) is not None}
+    content = load.to_dict(read) | changed
     methods = _chosen(read.methods, how.methods, "methods", file)
     splits = _chosen(read.splits, how.splits, "splits", file)
     found = load.only(content, methods, splits, _seeds(how.seeds) if how.seeds else read.seeds)
