@@ -240,13 +240,14 @@ def _outcome(plan: Plan, job: Status) -> str:
 
 def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse.Namespace) -> None:
     from gru_fast.jobs.progress import failures
-    from gru_fast.study import collect, load, report, results
+    from gru_fast.study import collect, load, report, results, verdict
 
     planned = {job.name for jobs in plan.jobs().values() for job in jobs}
     mine = {name: job for name, job in status.items() if name in planned}
     command = shlex.join(["gru-fast", *sys.argv[1:]])
     found = collect.collect(plan, mine, file.stem, load.title(file), command.replace(" --report", ""))
     written = [results.write(found, plan.folder), *report.write(found, plan.folder)]
-    text = failures(mine)
-    print(f"\n{report.summary(found)}" + (f"\n\n{text}" if text else ""))
-    print(f"\nwritten to {plan.folder}: {', '.join(path.name for path in written if path.parent == plan.folder)}")
+    said = [verdict.headline(found), *(f"  {line}" for line in verdict.sentences(found))]
+    print("\n" + "\n".join(said))
+    print("".join(f"\n{text}\n" for text in [failures(mine)] if text), end="")
+    print(f"\nwritten to {plan.folder}: {', '.join(path.name for path in written if path.parent == plan.folder)}, ...")
