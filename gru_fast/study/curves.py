@@ -73,7 +73,7 @@ def angles(results: StudyResults, split: str) -> Any:
 
 def over_epochs(results: StudyResults, split: str) -> Any:
     """Retention (above) and removal (below) along each run, and those of the original and the retrained model."""
-    methods = by_method(_compared(results, split), lambda run: bool(run.points))
+    methods = by_method(_compared(results, split), lambda run: len(run.points) > 1)
     if not methods:
         return None
     figure, grid = wrapped(len(methods), 2)

@@ -70,9 +70,21 @@ def every_run(results: StudyResults) -> Table:
     for run in results.runs:
         tau = setting(run.tau) if run.variant in {GRU, CLIPPED} else None
         scores: list[Cell] = [_fixed(run.scores.get(heading), places(heading)) for heading in shown]
-        reason = f"{run.reason} ({run.log})" if run.reason and run.log else run.reason or run.log
+        log = f"log: {run.log}" if run.is_lacking and run.log else ""
+        why = "; ".join(filter(None, (run.reason, log)))
         how: list[Cell] = [run.gamma if run.variant == GRU else None, tau, run.strength]
-        rows.append([run.name, run.label, run.split, run.seed, *how, run.state, *scores, reason])
+        rows.append(
+            [
+                run.name,
+                run.label,
+                run.split,
+                run.seed,
+                *how,
+                run.state,
+                *scores,
+                "; ".join(filter(None, (run.reason, log))),
+            ]
+        )
     note = "Every run of the recipe, whatever has come of it; of those that failed, why, and the log."
     return without_empty(Table("runs", "All runs", note, columns, rows))
 

@@ -46,7 +46,7 @@ CAPTIONS = {
 }
 _SECTIONS = {
     "verdict": "Verdict",
-    "failures": "Failures",
+    "failures": "Missing",
     "plane": "Plane",
     "tables": "Tables",
     "curves": "Curves",
@@ -98,7 +98,7 @@ def page(results: StudyResults, tables: Sequence[Table], figures: Sequence[Path]
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    failures = [run for run in results.runs if not run.is_done]
+    failures = [run for run in results.runs if run.is_lacking]
     pictures = [_picture(path, results) for path in figures]
     questions = _questions(results)
     others = any(picture.stem in {"sensitivity", "heatmap", "ablation", "calibration"} for picture in pictures)

@@ -45,18 +45,23 @@ def write(results: StudyResults, folder: str | Path) -> list[Path]:
     return [folder / PAGE, folder / TEXT, *written]
 
 
+def summary(results: StudyResults) -> str:
+    """The verdict for a terminal."""
+    return "\n".join([headline(results), *(f"- {sentence}" for sentence in sentences(results))])
+
+
 def as_markdown(results: StudyResults, found: Sequence[Table], drawn: Sequence[Path]) -> str:
     """The verdict, what has failed, all tables in the order of the paper, and the figures."""
     parts = [f"# {results.title}", _facts(results), "## What GRU changes", headline(results)]
     parts.append("\n".join(f"- {_one_line(sentence)}" for sentence in sentences(results)))
-    failed = [run for run in results.runs if not run.is_done]
+    failed = [run for run in results.runs if run.is_lacking]
     if failed:
         lines = (
             f"- `{run.name}`: {run.state}{f', {_one_line(run.reason)}' if run.reason else ''}"
             f"{f' (log: `{run.log}`)' if run.log else ''}"
             for run in failed
         )
-        parts += ["## Runs without scores", "\n".join(lines)]
+        parts += ["## What is missing", "\n".join(lines)]
     for table in found:
         parts += [f"## {table.title}", table.note, markdown(table).rstrip()]
     if drawn:

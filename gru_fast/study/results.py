@@ -114,6 +114,11 @@ class StudyRun:
         return self.state == DONE
 
     @property
+    def is_lacking(self) -> bool:
+        """Whether there are no scores, or a part of it has failed."""
+        return not self.is_done or bool(self.reason)
+
+    @property
     def label(self) -> str:
         """The method with what was done to it: "GA", "GA + clipping", "GA + GRU"."""
         return self.title + {CLIPPED: " + clipping", GRU: " + GRU"}.get(self.variant, "")

@@ -115,7 +115,7 @@ def calibration(results: StudyResults, split: str) -> Table:
     rows: list[list[Cell]] = []
     for title, runs in _by_method(results.find(kind=UNLEARNED, use=COMPARISON, split=split)).items():
         for variant in (PLAIN, GRU) if targets else ():
-            members = [run for run in runs if run.variant == variant]
+            members = [run for run in runs if run.variant == variant and (run.calibrated or run.is_lacking)]
             row: list[Cell] = [title, VARIANTS[variant]]
             for target in targets:
                 found = [each for run in members for each in run.calibrated if run.is_done and each.target == target]
