@@ -73,18 +73,7 @@ def every_run(results: StudyResults) -> Table:
         log = f"log: {run.log}" if run.is_lacking and run.log else ""
         why = "; ".join(filter(None, (run.reason, log)))
         how: list[Cell] = [run.gamma if run.variant == GRU else None, tau, run.strength]
-        rows.append(
-            [
-                run.name,
-                run.label,
-                run.split,
-                run.seed,
-                *how,
-                run.state,
-                *scores,
-                "; ".join(filter(None, (run.reason, log))),
-            ]
-        )
+        rows.append([run.name, run.label, run.split, run.seed, *how, run.state, *scores, why])
     note = "Every run of the recipe, whatever has come of it; of those that failed, why, and the log."
     return without_empty(Table("runs", "All runs", note, columns, rows))
 

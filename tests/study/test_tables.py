@@ -44,8 +44,8 @@ def test_the_comparison_in_three_forms() -> None:
         r"\begin{table}[t]",
         r"\centering",
         (
-            r"\caption{TOFU forget05: every method plain and with GRU. In the shape of the paper's Tables 1 and 2. Bold: "
-            rf"the better mean of plain and w/ GRU. {_NOTE}}}\label{{tab:comparison-forget05}}"
+            r"\caption{TOFU forget05: every method plain and with GRU. In the shape of the paper's Tables 1 and 2. "
+            rf"Bold: the better mean of plain and w/ GRU. {_NOTE}}}\label{{tab:comparison-forget05}}"
         ),
         r"\begin{tabular}{llrrr}",
         r"\toprule",

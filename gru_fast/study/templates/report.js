@@ -59,7 +59,7 @@
     let width = 0;
     new ResizeObserver((entries) => {
       const now = Math.round(entries[0].contentRect.width);
-      if (now && now !== width) { width = now; paint(now); }
+      if (now && now !== width) { width = now; requestAnimationFrame(() => paint(now)); }
     }).observe(element);
     return () => { if (width) paint(width); };
   }

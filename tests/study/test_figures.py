@@ -1,0 +1,152 @@
+"""Figures of a study: which are drawn, of which runs, in which colour, and where the arrows lead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.colors import to_hex
+from study_results import large, run, small, study
+
+from gru_fast.study import curves, figures
+from gru_fast.study.curves import COLORS
+from gru_fast.study.results import ABLATION, CLIPPED, GRU, PLAIN, SENSITIVITY, Calibrated, Point
+
+SPLIT = "forget05"
+
+
+def lines(axis: Any, color: str, width: float | None = None) -> list[tuple[list[float], list[float]]]:
+    """(x, y) of the lines of a colour; ``width``: of that width alone."""
+    return [
+        (list(map(float, line.get_xdata())), list(map(float, line.get_ydata())))
+        for line in axis.get_lines()
+        if to_hex(line.get_color()) == color and width in {None, line.get_linewidth()}
+    ]
+
+
+def dots(axis: Any, color: str, faint: bool) -> list[tuple[float, float]]:
+    """The points of a colour: single runs, which are faint, or means."""
+    return [
+        tuple(map(float, xy))
+        for marks in axis.collections
+        if len(marks.get_facecolor()) and to_hex(marks.get_facecolor()[0]) == color
+        if (marks.get_alpha() is not None) == faint
+        for xy in marks.get_offsets()
+    ]
+
+
+def arrows(axis: Any) -> list[tuple[Any, Any]]:
+    """(from, to) of each arrow."""
+    return [(text.xyann, text.xy) for text in axis.texts if getattr(text, "arrow_patch", None) is not None]
+
+
+def test_the_plane_has_means_seeds_and_arrows() -> None:
+    """GA by hand: plain (0.375, -6.5), with GRU (0.5, -3.5); of NPO with GRU one run is left."""
+    (axis,) = figures.plane(small(), SPLIT).axes
+    assert dots(axis, COLORS[PLAIN], faint=False) == [(0.375, -6.5), (0.5625, -1.25)]
+    assert dots(axis, COLORS[GRU], faint=False) == [(0.5, -3.5), (0.75, -2.0)]
+    assert dots(axis, COLORS[PLAIN], faint=True) == [(0.25, -6.0), (0.5, -7.0), (0.5, -1.0), (0.625, -1.5)]
+    assert dots(axis, COLORS[GRU], faint=True) == [(0.5, -4.0), (0.5, -3.0)]
+    assert arrows(axis) == [((0.375, -6.5), (0.5, -3.5)), ((0.5625, -1.25), (0.75, -2.0))]
+    assert axis.get_xlabel() == "MU: what is kept, higher is better"
+
+
+def test_steps_are_those_of_the_runs_and_their_mean() -> None:
+    def logged(seed: int, variant: str, *cosines: float) -> Any:
+        steps = {"retain_loss": [1.0, 2.0], "cos": list(cosines)}
+        return run("GA", 0.5, -1.0, seed=seed, variant=variant, steps=steps)
+
+    runs = [logged(1, PLAIN, -1.0, -0.5), logged(2, PLAIN, 0.0, -0.25), logged(1, GRU, 0.25, None)]
+    loss, cosine = curves.over_steps(study(runs), SPLIT).axes
+    assert lines(cosine, COLORS[PLAIN], 2.0) == [([1, 2], [-0.5, -0.375])]
+    assert lines(cosine, COLORS[PLAIN], 0.7) == [([1, 2], [-1.0, -0.5]), ([1, 2], [0.0, -0.25])]
+    assert lines(cosine, COLORS[GRU]) == [([1], [0.25])]
+    assert lines(loss, COLORS[GRU]) == [([1, 2], [1.0, 2.0])]
+
+
+def test_angles_of_gru_are_those_before_and_after() -> None:
+    steps = {"angle_before": [120.0, 60.0], "angle_after": [90.0, 60.0]}
+    runs = [run("GA", 0.5, -1.0, variant=variant, steps=steps) for variant in (PLAIN, GRU)]
+    (axis,) = curves.angles(study(runs), SPLIT).axes
+    assert lines(axis, COLORS[PLAIN]) == [([1, 2], [120.0, 60.0])]
+    assert lines(axis, COLORS[GRU]) == [([1, 2], [120.0, 60.0]), ([1, 2], [90.0, 60.0])]
+
+
+def test_epochs() -> None:
+    def along(seed: int, *utilities: float) -> Any:
+        points = [Point(float(i), 10 * i, {"MU": mu, "FQ (ln p)": -mu}) for i, mu in enumerate(utilities)]
+        return run("GA", 0.5, -1.0, seed=seed, points=points)
+
+    retention, removal = curves.over_epochs(study([along(1, 0.75, 0.5), along(2, 0.25, 0.0)]), SPLIT).axes
+    assert lines(retention, COLORS[PLAIN], 2.0) == [([0, 1], [0.5, 0.25])]
+    assert lines(removal, COLORS[PLAIN], 2.0) == [([0, 1], [-0.5, -0.25])]
+
+
+def test_changes_are_a_row_a_group_with_its_interval() -> None:
+    """GA: MU +0.25 and 0, mean 0.125 and filled nowhere, for the interval holds 0; all three: 0.5 / 3."""
+    retention, removal = figures.changes(small()).axes
+    assert [label.get_text() for label in retention.get_yticklabels()] == ["GA forget05", "NPO forget05", "all"]
+    assert lines(retention, COLORS[GRU]) == [([0.0, 0.25], [0, 0]), ([0.0, 0.25], [2, 2])]
+    assert lines(removal, COLORS[GRU]) == [([2.0, 4.0], [0, 0]), ([0.5, 4.0], [2, 2])]
+    assert dots(removal, COLORS[GRU], faint=False) == [(3.0, 0), (pytest.approx(5 / 3), 2)]
+    assert dots(removal, COLORS[PLAIN], faint=False) == []  # NPO, -1.0: worse, one seed, so hollow
+    hollow = [marks for marks in removal.collections if to_hex(marks.get_edgecolor()[0]) == COLORS[PLAIN]]
+    assert [tuple(marks.get_offsets()[0]) for marks in hollow] == [(-1.0, 1)]
+
+
+def test_sensitivity_holds_what_the_recipe_holds() -> None:
+    settings = [(0.8, 0.1, 0.25), (0.8, 1.0, 0.5), (0.8, None, 0.75), (0.5, 1.0, 0.125)]
+    runs = [run("GA", mu, -mu, variant=GRU, gamma=g, tau=t, uses=[SENSITIVITY]) for g, t, mu in settings]
+    _, fq_tau, mu_gamma, mu_tau = figures.sensitivity(study(runs), SPLIT).axes
+    first = "#0072b2"
+    assert lines(mu_gamma, first) == [([0, 1], [0.125, 0.5])]
+    assert lines(mu_tau, first) == [([0, 1, 2], [0.25, 0.5, 0.75])]
+    assert lines(fq_tau, first) == [([0, 1, 2], [-0.25, -0.5, -0.75])]
+    assert [label.get_text() for label in mu_tau.get_xticklabels()] == ["0.1", "1", "none"]
+    assert figures.heatmap(study(runs), SPLIT) is None
+
+
+def test_a_grid_is_a_heat_map() -> None:
+    grid = [(g, t, g * t) for g in (0.5, 0.8) for t in (0.1, 1.0)]
+    runs = [run("GA", mu, -3.0, variant=GRU, gamma=g, tau=t, uses=[SENSITIVITY]) for g, t, mu in grid]
+    runs[3] = replace(runs[3], state="failed", scores={})
+    removal, retention = figures.heatmap(study(runs), SPLIT).axes[:2]
+    assert [text.get_text() for text in retention.texts] == ["0.05", "0.50", "0.08", "failed"]
+    assert [text.get_text() for text in removal.texts] == ["-3.0", "-3.0", "-3.0", "failed"]
+
+
+def test_ablation_and_calibration() -> None:
+    done = [Calibrated(share, 0.5, {"FQ (ln p)": -10 * share}) for share in (0.85, 0.95)]
+    scores = {PLAIN: 0.25, CLIPPED: 0.5, GRU: 0.75}
+    results = study(
+        [run("GA", mu, -1.0, variant=v, uses=[ABLATION, "comparison"], calibrated=done) for v, mu in scores.items()]
+    )
+    _, retention = figures.ablation(results, SPLIT).axes
+    assert [lines(retention, COLORS[variant]) for variant in scores] == [
+        [([x], [mu])] for x, mu in ((-0.22, 0.25), (0.0, 0.5), (0.22, 0.75))
+    ]
+    (axis,) = figures.calibration(results, SPLIT).axes
+    assert lines(axis, COLORS[GRU]) == [([0.85, 0.95], [-8.5, -9.5])]
+
+
+def test_what_has_no_data_is_not_drawn(tmp_path: Path) -> None:
+    assert [path.name for path in figures.write(small(), tmp_path)] == [f"plane-{SPLIT}.png", "changes.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "changes.png", "changes.svg", f"plane-{SPLIT}.png", f"plane-{SPLIT}.svg",
+    ]  # fmt: skip
+    lost = [replace(each, state="failed", scores={}) for each in small().runs]
+    assert figures.write(study(lost), tmp_path / "none") == []
+
+
+def test_every_figure_is_drawn_of_a_study_that_has_everything(tmp_path: Path) -> None:
+    """Six methods: the panels wrap, and none is lost."""
+    results = large(("GA", "WGA", "GD", "NPO", "NPO+KL", "SimNPO"), seeds=2, steps=5)
+    assert [path.stem for path in figures.write(replace(results, splits=[SPLIT]), tmp_path)] == [
+        *(f"{name}-{SPLIT}" for name in ("steps", "plane", "epochs", "angles")),
+        "changes",
+        *(f"{name}-{SPLIT}" for name in ("sensitivity", "ablation", "calibration")),
+    ]
+    titles = [axis.get_title() for axis in curves.angles(results, SPLIT).axes]
+    assert titles == ["GA", "WGA", "GD", "NPO", "NPO+KL", "SimNPO"]
