@@ -141,12 +141,12 @@ def test_what_has_no_data_is_not_drawn(tmp_path: Path) -> None:
 
 
 def test_every_figure_is_drawn_of_a_study_that_has_everything(tmp_path: Path) -> None:
-    """Six methods: the panels wrap, and none is lost."""
-    results = large(("GA", "WGA", "GD", "NPO", "NPO+KL", "SimNPO"), seeds=2, steps=5)
+    """Five methods: the panels wrap, and none is lost."""
+    results = large(("GA", "WGA", "GD", "NPO", "SimNPO"), seeds=1, steps=5)
     assert [path.stem for path in figures.write(replace(results, splits=[SPLIT]), tmp_path)] == [
         *(f"{name}-{SPLIT}" for name in ("steps", "plane", "epochs", "angles")),
         "changes",
         *(f"{name}-{SPLIT}" for name in ("sensitivity", "ablation", "calibration")),
     ]
     titles = [axis.get_title() for axis in curves.angles(results, SPLIT).axes]
-    assert titles == ["GA", "WGA", "GD", "NPO", "NPO+KL", "SimNPO"]
+    assert titles == ["GA", "WGA", "GD", "NPO", "SimNPO"]

@@ -200,7 +200,6 @@ _ERRORS = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 @pytest.mark.parametrize("width", [1280, 500])
 def test_in_a_browser(page: str, tmp_path: Path, width: int) -> None:
