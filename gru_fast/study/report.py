@@ -45,11 +45,6 @@ def write(results: StudyResults, folder: str | Path) -> list[Path]:
     return [folder / PAGE, folder / TEXT, *written]
 
 
-def summary(results: StudyResults) -> str:
-    """The verdict for a terminal."""
-    return "\n".join([headline(results), *(f"- {sentence}" for sentence in sentences(results))])
-
-
 def as_markdown(results: StudyResults, found: Sequence[Table], drawn: Sequence[Path]) -> str:
     """The verdict, what has failed, all tables in the order of the paper, and the figures."""
     parts = [f"# {results.title}", _facts(results), "## What GRU changes", headline(results)]

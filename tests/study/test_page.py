@@ -166,12 +166,6 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_summary_for_a_terminal() -> None:
-    first, *rest = report.summary(small()).splitlines()
-    assert first.startswith("GRU improves both MU and FQ (ln p) in 1 of 3 pairs")
-    assert all(line.startswith("- ") for line in rest)
-
-
 # ---- in a browser ----------------------------------------------------------------------------------------------------
 
 # Runs in the page, after its own script; what it finds goes into the title.
