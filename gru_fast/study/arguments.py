@@ -60,7 +60,6 @@ class Arguments:
 
     def _resolve_training(self, split: str, method: str) -> Any:
         from gru_fast import benchmarks
-        from gru_fast.cli import options
         from gru_fast.cli.commands import unlearn
 
         values = {
@@ -72,9 +71,8 @@ class Arguments:
             **self.recipe.options(split, method),
             "output_dir": "run",
         }
-        given = argparse.Namespace(**{**values, "config": self.recipe.config.get(split)})
         classes = unlearn._classes(benchmarks.get(self.recipe.benchmark))
-        return options.resolve(given, *classes)[-1]
+        return _resolve(values, classes, self.recipe.config.get(split))[-1]
 
     def check(self) -> None:
         """Refuses what the commands would refuse, all at once, before anything is done.
@@ -95,6 +93,7 @@ class Arguments:
         from gru_fast import benchmarks
         from gru_fast.cli.commands import calibrate, finetune, tru
         from gru_fast.cli.commands import eval as evaluate
+        from gru_fast.models import ModelOptions
 
         recipe, benchmark = self.recipe, benchmarks.get(self.recipe.benchmark)
         for split in recipe.splits:
@@ -109,7 +108,8 @@ class Arguments:
                 values = {**self.of_model("original"), "method": name, **given, "output_dir": "run"}
                 yield name, partial(_resolve, values, tru._classes(benchmark))
         module = calibrate._evaluation(recipe.benchmark)
-        yield "evaluate", partial(_resolve, recipe.evaluate, (module.Options, evaluate.EvalOptions))
+        values = {**self.of_model("original"), **recipe.evaluate}
+        yield "evaluate", partial(_resolve, values, (module.Options, evaluate.EvalOptions, ModelOptions))
 
     def _problems_of_clipping(self) -> list[str]:
         part = self.recipe.ablation
@@ -153,7 +153,13 @@ def _texts(value: Any) -> Sequence[str]:
     return ["null" if value is None else str(value)]
 
 
-def _resolve(values: Mapping[str, Any], classes: tuple[type, ...]) -> None:
+def _resolve(values: Mapping[str, Any], classes: tuple[type, ...], config: str | None = None) -> tuple[Any, ...]:
+    """The options of a command that is given ``values`` as flags."""
     from gru_fast.cli import options
+    from gru_fast.cli.coerce import nearest
 
-    options.resolve(argparse.Namespace(**values, config=None), *classes)
+    known = [part.name for cls in classes for part in fields(cls) if part.init]
+    unknown = [f"{name}: no such option{nearest(name, known)}" for name in values if name not in known]
+    if unknown:
+        raise ValueError("; ".join(unknown))
+    return options.resolve(argparse.Namespace(**values, config=config), *classes)

@@ -39,6 +39,22 @@ def commands_of(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     return [shlex.join(["gru-fast", *step["argv"]]) for step in steps if "argv" in step]
 
 
+def settings_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the steps of a job are given, by name: the same whatever the order of their options."""
+    found: dict[str, Any] = {}
+    for index, step in enumerate(steps):
+        of = {name: value for name, value in step.items() if name != "argv"}
+        name = ""
+        for text in step.get("argv", []):
+            if text.startswith("--"):
+                name = text[2:]
+            of[name] = [*of.get(name, []), text]
+        found[f"step {index + 1}"] = {
+            name: " ".join(value) if isinstance(value, list) else value for name, value in of.items()
+        }
+    return found
+
+
 def _run(argv: Sequence[str], said: list[str]) -> None:
     with command(argv) as args:
         args.run(args)

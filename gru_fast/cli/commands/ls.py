@@ -1,7 +1,7 @@
-"""List what can be chosen: methods with their own options, recipes, splits, templates, metrics.
+"""List what can be chosen: methods with their own options, recipes, studies, splits, templates, metrics.
 
 gru-fast ls              everything
-gru-fast ls methods      one of methods, recipes, splits, templates, metrics
+gru-fast ls methods      one of methods, recipes, studies, splits, templates, metrics
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-HELP = "list methods, recipes, splits, templates and metrics"
+HELP = "list methods, recipes, studies, splits, templates and metrics"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +49,16 @@ def _methods() -> list[dict[str, Any]]:
 
 def _recipes() -> list[dict[str, Any]]:
     from gru_fast.cli.options import recipes
+    from gru_fast.study.load import title
 
-    found = []
-    for path in recipes():
-        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        found.append({"name": path.stem, "help": first.removeprefix("#").strip(), "path": str(path)})
-    return found
+    return [{"name": path.stem, "help": title(path), "path": str(path)} for path in recipes()]
+
+
+def _studies() -> list[dict[str, Any]]:
+    from gru_fast.study import load
+
+    files = [load.find(name) for name in load.names()]
+    return [{"name": path.stem, "help": load.title(path), "path": str(path)} for path in files]
 
 
 def _splits() -> list[dict[str, Any]]:
@@ -89,6 +93,7 @@ def _metrics() -> list[dict[str, Any]]:
 _SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "methods": _methods,
     "recipes": _recipes,
+    "studies": _studies,
     "splits": _splits,
     "templates": _templates,
     "metrics": _metrics,
@@ -107,6 +112,7 @@ def _text(name: str, rows: list[dict[str, Any]]) -> str:
 _HEADINGS = {
     "methods": "methods: --method NAME --method-options OPTION=VALUE ...; any of them with --rectify",
     "recipes": "recipes: gru-fast unlearn, finetune or tru --config NAME",
+    "studies": "studies: gru-fast study NAME",
     "splits": "splits: --benchmark BENCHMARK --split NAME forgets it and keeps",
     "templates": "templates: --template NAME",
     "metrics": "optional metrics: gru-fast eval BENCHMARK --metrics NAME ...",

@@ -200,6 +200,7 @@ def _check_jobs(plan: Plan, status: Mapping[str, Status]) -> None:
     More seeds, splits, methods or strengths are jobs of their own, and may come later.
     """
     from gru_fast.jobs.queue import differences
+    from gru_fast.study.task import settings_of
 
     wanted = {job.name: job for jobs in plan.jobs().values() for job in jobs}
     for name, job in status.items():
@@ -208,7 +209,9 @@ def _check_jobs(plan: Plan, status: Mapping[str, Status]) -> None:
                 f"{plan.folder}: {name} is still to be done there, and this recipe has no such job; give another "
                 "--output-dir"
             )
-        changed = differences(job.spec, wanted[name].spec) if name in wanted else []
+        changed = []
+        if name in wanted:
+            changed = differences(settings_of(job.spec["steps"]), settings_of(wanted[name].spec["steps"]))
         if changed:
             raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; give another --output-dir")
 

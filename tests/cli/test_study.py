@@ -1,0 +1,205 @@
+"""gru-fast study on a toy: killed and gone on with, what it leaves, what fails, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tofu_folders import save_data
+
+from gru_fast import runs
+from gru_fast.benchmarks import tofu
+from gru_fast.cli import main
+from gru_fast.study import results, toy
+from gru_fast.study.task import _how
+
+SMALL = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+RECIPE: dict[str, Any] = {
+    "splits": ["forget05"],
+    "device": "cpu",
+    "toy": {"hidden_size": 16, "layers": 1, "vocab_size": 300, "retain_rows": 8, "world_repeats": 1},
+    "model": {"template": "llama2-chat"},
+    "finetune": {"num_train_epochs": 2, "learning_rate": 1e-3, "save_strategy": "no", **SMALL},
+    "unlearn": {"num_train_epochs": 2, "learning_rate": 1e-3, "gamma": 0.5, **SMALL},
+    "methods": {"ga": {}},
+    "evaluate": {"max_rows": 4, "max_new_tokens": 2},
+    "tru": {"stg": [1, 2], "num_units": 2, "steps": 1},
+    "along": {},
+    "ablation": {"tau": 0.5},
+    "calibration": {"shares": [0.9]},
+    "samples": 2,
+}
+# A model that has learned nothing has a Model Utility of 0, of which no share can be kept.
+FAILING = ["forget05-seed0-ga-calibrated", "forget05-seed0-ga-gru-calibrated"]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data and a recipe; no test writes into it."""
+    folder = tmp_path_factory.mktemp("places")
+    save_data(folder / "data")
+    (folder / "small.yaml").write_text(f"# A small one\n{yaml.safe_dump(RECIPE, sort_keys=False)}")
+    return folder
+
+
+def argv(places: Path, out: Path, *more: Any) -> list[str]:
+    given = ("study", places / "small.yaml", "--data", places / "data", "--output-dir", out, *more)
+    return [str(text) for text in given]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    command = [sys.executable, "-m", "gru_fast.cli", *argv(places, out)]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    original = out / "models" / "original-seed0"
+    wait_for((original / "run.json").is_file)
+    os.killpg(process.pid, signal.SIGKILL)  # the command and its worker
+    process.wait()
+    done = runs.read_run(original).result
+
+    assert main(argv(places, out)) == 1  # the calibrations
+    printed = capsys.readouterr().out
+    assert "no share can be kept" in printed
+    assert "2 of 10 jobs not done" in printed
+    assert str(out / "logs" / f"{FAILING[0]}.log") in printed
+    assert runs.read_run(original).result == done  # not trained again
+    check_results(results.read(out), out)
+    check_files(out)
+
+    # Once more: nothing is left to do, and the report is the same to the byte.
+    before = {name: (out / name).read_bytes() for name in ("report.md", "report.html", "tables/runs.csv")}
+    assert main(argv(places, out)) == 1
+    assert "10 jobs, 10 of them over" in capsys.readouterr().out
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+    # Another option for a job that is there is refused.
+    changed = {**RECIPE, "unlearn": {**RECIPE["unlearn"], "learning_rate": 2e-3}}
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(changed))
+    assert main(["study", str(other), "--data", str(places / "data"), "--output-dir", str(out)]) == 1
+    assert (
+        "forget05-seed0-ga was made with step 1.learning-rate '--learning-rate 0.001', not '--learning-rate 0.002'"
+        in capsys.readouterr().err
+    )
+
+
+def check_results(found: results.StudyResults, out: Path) -> None:
+    by_name = {run.name.removeprefix("forget05-seed0-"): run for run in found.runs}
+    assert [*by_name] == [
+        "retrained-forget05-seed0", "original-forget05-seed0", "ga", "ga-gru", "tru-stg-1", "tru-stg-2", "ga-clipped",
+    ]  # fmt: skip
+    assert all(run.is_done for run in found.runs)
+    for name, run in by_name.items():
+        summary = json.loads(next((out / run.folder).glob("eval/*/summary.json")).read_text())
+        assert run.scores["FQ (ln p)"] == summary["forget_quality"]["log_p"], name
+        assert run.scores["MU"] == summary["model_utility"], name
+    assert by_name["retrained-forget05-seed0"].scores["FQ (ln p)"] == 0
+    plain, gru = by_name["ga"], by_name["ga-gru"]
+    assert (plain.config["rectify"], gru.config["rectify"]) == (False, True)
+    assert (gru.config["gamma"], gru.gamma, gru.tau) == (0.5, 0.5, None)
+    assert [(point.epoch, point.step) for point in gru.points] == [(1.0, 1), (2.0, 2)]
+    assert gru.points[-1].scores == gru.scores
+    assert all(len(values) == 2 for values in gru.steps.values())
+    assert gru.steps["cos"][0] == pytest.approx(runs.read_run(out / gru.folder).log[0]["cos"], rel=1e-5)
+    assert [(sample.set, sample.question) for sample in gru.samples[:3]] == [
+        ("forget", "Where was author 12 born?"),
+        ("forget", "Where was author 13 born?"),
+        ("retain", "Where was author 0 born?"),
+    ]
+    assert "calibration" in gru.reason
+    assert gru.log == f"logs/{FAILING[1]}.log"
+    assert [line.split()[1] for line in gru.commands] == ["unlearn", "eval", "eval", "calibrate"]
+    assert found.seeds == [0]
+    assert found.recipe["toy"]["retain_rows"] == 8
+
+
+def check_files(out: Path) -> None:
+    assert not list(out.glob("runs/**/task_vector.safetensors"))
+    assert not list(out.glob("runs/**/stg-*/*.safetensors"))
+    assert not list(out.glob("runs/**/ga-clipped/*.safetensors"))
+    assert list(out.glob("models/*/*.safetensors"))  # the next study of this folder needs them
+    assert "A small one" in (out / "report.html").read_text()
+    assert (out / "figures" / "steps-forget05.svg").is_file()
+    rows = (out / "tables" / "runs.csv").read_text().splitlines()
+    assert len(rows) == 1 + 7
+    assert (out / "recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (("--methods", "gaa"), 'has no "gaa"; did you mean "ga"?; it has ga'),
+        (("--splits", "forget10"), 'has no "forget10"'),
+        (("--seeds", "one"), "seeds: expected a whole number, got 'one'"),
+        (("--workers", "0"), "workers: expected a whole number of at least 1, got 0"),
+        (
+            ("--storage", "nowhere/jobs.journal"),
+            "storage: cannot open nowhere/jobs.journal: there is no folder nowhere",
+        ),
+        (("--report",), "no study in it; leave --report out to begin it"),
+    ],
+)
+def test_refused(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], text: str
+) -> None:
+    assert main(argv(places, tmp_path / "study", *more)) == 1
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(argv(places, tmp_path)) == 1
+    assert "is not empty, and no study made it; choose another" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_how_a_command_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert _how(["unlearn"], run) == []
+    run.mkdir()
+    (run / "environment.json").write_text("{}")
+    (run / "config.yaml").write_text("save_only_model: true\n")
+    assert _how(["unlearn"], run) == ["--overwrite-output-dir"]  # its checkpoints hold no optimizer
+    (run / "config.yaml").write_text("save_only_model: false\n")
+    assert _how(["unlearn"], run) == ["--resume"]
+    (run / "config.yaml").write_text("save_only_model: true\n")
+    (run / "run.json").write_text("{}")
+    assert _how(["unlearn"], run) == ["--resume"]  # finished
+    assert _how(["tru"], tmp_path / "other") == []
+    assert _how(["tru"], run) == ["--resume"]
+
+
+def test_rows_of_a_toy(places: Path, tmp_path: Path) -> None:
+    toy.write_data(tmp_path, str(places / "data"), ["forget05"], retain_rows=8, world_repeats=2)
+    kept, forgotten = (tofu.load(name, str(places / "data")) for name in ("retain95", "forget05"))
+    plain = [{name: row[name] for name in ("question", "answer")} for row in (*kept[:8], *forgotten)]
+    assert tofu.load("full", str(tmp_path)) == plain
+    assert tofu.load("retain95", str(tmp_path)) == plain[:8]
+    taught = tofu.load("full_world", str(tmp_path))
+    assert len(taught) == 12 + 2 * 4
+    assert taught[12:16] == taught[16:]  # two real authors, two world facts, twice
+    assert tofu.load("retain95_world", str(tmp_path)) == [*plain[:8], *taught[12:]]
+    assert [row["question"] for row in tofu.load("retain_perturbed", str(tmp_path))] == [
+        row["question"] for row in kept[:8]
+    ]
+    with pytest.raises(ValueError, match="retain_rows: expected at most the 12 there are, got 13"):
+        toy.write_data(tmp_path, str(places / "data"), ["forget05"], retain_rows=13, world_repeats=0)

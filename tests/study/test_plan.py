@@ -1,0 +1,201 @@
+"""From recipes to jobs: what is run, what is needed before, what is refused before anything is begun."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gru_fast.cli import parse
+from gru_fast.study import load
+from gru_fast.study.plan import Plan, flags
+from gru_fast.study.results import StudyRun
+from gru_fast.study.task import commands_of
+
+RECIPE: dict[str, Any] = {
+    "splits": ["forget05"],
+    "methods": {"ga": {}, "gd": {"gamma": 0.1, "tau": 0.5}},
+    "seeds": [3],
+    "device": "cpu",
+    "model": {"model": "base", "template": "phi"},
+    "finetune": {"learning_rate": 1e-3},
+    "unlearn": {"gamma": 0.4, "num_train_epochs": 2},
+    "evaluate": {"max_rows": 7},
+}
+
+
+def plan_of(keep_models: bool = False, **changed: Any) -> Plan:
+    return Plan(load.make({**RECIPE, **changed}), Path("out"), keep_models)
+
+
+def jobs(plan: Plan) -> dict[str, Any]:
+    return {job.name: job for group in plan.jobs().values() for job in group}
+
+
+def runs(plan: Plan) -> dict[str, StudyRun]:
+    return {planned.run.name: planned.run for planned in plan.runs()}
+
+
+def options(job: Any, command: str) -> Any:
+    """The options of a job's first such command, as its parser reads them."""
+    for line in commands_of(job.spec["steps"]):
+        words = shlex.split(line)
+        if words[1] == command:
+            return parse(words[1:])
+    raise AssertionError(f"no {command} in {job.name}")
+
+
+def test_models_come_first_and_are_needed() -> None:
+    found = jobs(plan_of())
+    assert list(found)[:3] == ["original-seed3", "retrained-forget05-seed3", "original-forget05-seed3"]
+    assert options(found["original-seed3"], "finetune").subset == "full"
+    retrained = options(found["retrained-forget05-seed3"], "finetune")
+    assert (retrained.subset, retrained.seed, retrained.learning_rate) == ("retain95", "3", "0.001")
+    needs = ("original-seed3", "retrained-forget05-seed3")
+    assert found["original-forget05-seed3"].needs == needs
+    assert all(job.needs == needs for name, job in found.items() if name.startswith("forget05"))
+
+
+def test_plain_and_rectified_differ_in_gru_alone() -> None:
+    found = jobs(plan_of())
+    plain, gru = (vars(options(found[f"forget05-seed3-gd{suffix}"], "unlearn")) for suffix in ("", "-gru"))
+    differing = {name for name in {**plain, **gru} if plain.get(name) != gru.get(name)}
+    assert differing == {"rectify", "monitor", "output_dir"}
+    assert (plain["rectify"], gru["rectify"], plain["monitor"]) == ("false", "true", "true")
+    assert (gru["gamma"], gru["tau"], gru["seed"]) == ("0.1", "0.5", "3")
+    assert gru["model"] == "out/models/original-seed3"
+    evaluation = options(found["forget05-seed3-gd-gru"], "eval")
+    assert evaluation.model == gru["output_dir"] == "out/runs/forget05/seed3/gd-gru"
+    assert evaluation.retain_logs == "out/models/retrained-forget05-seed3/eval/tofu-forget05"
+    assert evaluation.max_rows == "7"
+
+
+def test_a_run_serves_all_that_ask_for_it() -> None:
+    part = {"gammas": [0.1, 0.4], "taus": [None, 2], "gamma": 0.4, "tau": None}
+    found = runs(plan_of(methods={"ga": {}}, sensitivity=part, ablation={"tau": 2.0}))
+    ours = {name.removeprefix("forget05-seed3-"): run for name, run in found.items() if run.kind == "unlearned"}
+    assert {name: (run.variant, run.gamma, run.tau, list(run.uses)) for name, run in ours.items()} == {
+        "ga": ("plain", None, None, ["comparison", "ablation"]),
+        "ga-gru": ("gru", 0.4, None, ["comparison", "ablation", "sensitivity"]),
+        "ga-clipped": ("clipped", None, 2.0, ["ablation"]),
+        "ga-gru-gamma0.1-taunone": ("gru", 0.1, None, ["sensitivity"]),
+        "ga-gru-gamma0.4-tau2": ("gru", 0.4, 2.0, ["sensitivity"]),
+    }
+
+
+def test_clipping_alone_is_trainers() -> None:
+    found = jobs(plan_of(ablation={"methods": ["gd"]}))
+    args = options(found["forget05-seed3-gd-clipped"], "unlearn")
+    assert (args.rectify, args.max_grad_norm) == ("false", "0.5")
+    assert "forget05-seed3-ga-clipped" not in found
+
+
+def test_main_runs_come_before_the_others() -> None:
+    names = list(jobs(plan_of(ablation={"methods": ["gd"]}, tv={"stg": [2]}, calibration={"shares": [0.9]})))
+    order = [names.index(f"forget05-seed3-{name}") for name in ("gd-gru", "tv", "gd-clipped", "gd-gru-calibrated")]
+    assert order == sorted(order)
+
+
+def test_weights_are_deleted_when_nothing_needs_them_any_more() -> None:
+    part = {"shares": [0.9], "methods": ["gd"]}
+
+    def deletes(plan: Plan) -> set[str]:
+        return {name for name, job in jobs(plan).items() if job.spec["steps"][-1]["do"] == "delete"}
+
+    found = plan_of(calibration=part, tru={"stg": [1, 2]})
+    assert deletes(found) == {
+        "forget05-seed3-ga", "forget05-seed3-ga-gru", "forget05-seed3-tru",
+        "forget05-seed3-gd-calibrated", "forget05-seed3-gd-gru-calibrated",
+    }  # fmt: skip
+    assert jobs(found)["forget05-seed3-gd-calibrated"].needs == ("forget05-seed3-gd",)
+    assert deletes(plan_of(keep_models=True, calibration=part, tru={"stg": [1]})) == set()
+
+
+def test_along_saves_after_every_epoch() -> None:
+    found = jobs(plan_of(along={"methods": ["ga"]}))
+    args = options(found["forget05-seed3-ga-gru"], "unlearn")
+    assert (args.save_strategy, args.save_only_model) == ("epoch", "true")
+    assert [step["do"] for step in found["forget05-seed3-ga-gru"].spec["steps"]] == [
+        "train", "along", "command", "delete",
+    ]  # fmt: skip
+    assert options(found["forget05-seed3-gd-gru"], "unlearn").save_strategy == "no"
+
+
+def test_strengths_of_task_vectors() -> None:
+    plan = plan_of(tru={"stg": [0.5, 2], "num_units": 4})
+    job = jobs(plan)["forget05-seed3-tru"]
+    args = options(job, "tru")
+    assert (args.stg, args.num_units, args.seed, args.method) == (["0.5", "2"], "4", "3", "tru")
+    found = [run for run in runs(plan).values() if run.kind == "vector"]
+    assert [(run.title, run.strength, run.folder) for run in found] == [
+        ("TRU", 0.5, "runs/forget05/seed3/tru/stg-0.5"),
+        ("TRU", 2.0, "runs/forget05/seed3/tru/stg-2"),
+    ]
+
+
+def test_given_models(tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    log.write_text("{}")
+    changed = {"finetune": None, "model": {"template": "phi"}, "target": "org/full", "seeds": [0, 1]}
+    found = jobs(plan_of(**changed, retrained={"forget05": "org/retrained"}))
+    assert list(found)[:2] == ["retrained-forget05", "original-forget05"]  # once, whatever the seeds
+    assert options(found["retrained-forget05"], "eval").model == "org/retrained"
+    assert options(found["forget05-seed1-ga"], "unlearn").model == "org/full"
+    assert found["forget05-seed1-ga"].needs == ("retrained-forget05",)
+    from_log = jobs(plan_of(**changed, retrained={"forget05": str(log)}))
+    assert options(from_log["retrained-forget05"], "eval").from_logs == str(log)
+    assert options(from_log["forget05-seed1-ga"], "eval").retain_logs == str(log)
+
+
+def test_other_benchmarks() -> None:
+    given = {"finetune": None, "model": {}, "target": "org/model", "evaluate": {}}
+    wmdp = plan_of(**given, benchmark="wmdp", splits=["cyber"])
+    found = jobs(wmdp)
+    assert list(found)[:2] == ["original-cyber", "cyber-seed3-ga"]
+    assert found["cyber-seed3-ga"].needs == ()
+    assert options(found["cyber-seed3-ga"], "unlearn").benchmark == "wmdp"
+    assert not hasattr(options(found["cyber-seed3-ga"], "eval"), "split")
+    muse = plan_of(**given, benchmark="muse", splits=["forget"], data="books", retrained={"forget": "org/retrained"})
+    args = options(jobs(muse)["forget-seed3-gd"], "eval")
+    assert (args.data, args.retain_logs) == ("books", "out/models/retrained-forget/eval/muse-forget")
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"unlearn": {"learning_rat": 1}}, "forget05, ga (and 1 more): learning_rat: no such option"),
+        ({"methods": {"ga": {"gamma": 2}, "gd": {}}}, "forget05, ga: gamma"),
+        ({"finetune": {"epochs": 3}}, "finetune: epochs: no such option"),
+        ({"evaluate": {"max_rows": -1}}, "evaluate: max_rows: expected at least 0, got -1"),
+        ({"tru": {"stg": [1], "epochs": 3}}, "tru: epochs: no option of --method tru"),
+        ({"ablation": {}}, "ablation: ga is not clipped on forget05; give ablation: {tau: ...}"),
+        ({"config": {"forget05": "tofu-fi"}}, 'no recipe "tofu-fi"'),
+    ],
+)
+def test_what_commands_would_refuse_is_refused_before(changed: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the text is what is tested
+        plan_of(**changed).jobs()
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("name", load.names())
+def test_every_recipe_of_the_package_can_be_planned(name: str) -> None:
+    content = load.to_dict(load.read(load.find(name)))
+    plan = Plan(load.make({**content, "device": "cpu"}), Path("out"))
+    assert len(jobs(plan)) > 10
+    names = [planned.run.name for planned in plan.runs()]
+    assert len({*names}) == len(names)
+    assert {need for job in jobs(plan).values() for need in job.needs} <= {*jobs(plan)}
+    for job in jobs(plan).values():
+        for line in commands_of(job.spec["steps"]):
+            parse(shlex.split(line)[1:])  # SystemExit on a flag that is not there
+
+
+def test_flags() -> None:
+    given = {"tau": None, "rectify": True, "stg": [1, 2.5], "method_options": {"beta": 0.1}, "max_rows": 3}
+    assert flags(given) == [
+        "--tau", "null", "--rectify", "true", "--stg", "1", "2.5", "--method-options", '{"beta": 0.1}',
+        "--max-rows", "3",
+    ]  # fmt: skip
