@@ -14,12 +14,10 @@ gradient as well. In all that is one pass over the forget set and one backward p
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from gru_fast import processes
 from gru_fast.unlearn.data import Encoded
 from gru_fast.unlearn.forget_set import ForgetSet, Store, copy_
 from gru_fast.unlearn.task_vector import (
@@ -40,7 +39,6 @@ from gru_fast.unlearn.task_vector import (
 from gru_fast.vectors import TaskVectorStep
 
 TOTAL = "total.safetensors"
-_WAIT = timedelta(days=7)  # of one process for another's units
 
 
 def units_of(num_rows: int, num_units: int | None = None, partition: str = "random", seed: int = 0) -> list[list[int]]:
@@ -126,7 +124,7 @@ class _Loop:
                 f'method: expected "tru", got "{options.method}"; gru_fast.unlearn.task_vector has the other'
             )
         self.options = options
-        self.rank, self.world = _processes()
+        self.rank, self.world = processes.here()
         self.units = units_of(len(rows), options.num_units, str(options.partition), options.seed)
         self.own_units = range(self.rank, len(self.units), self.world)
         self.forget = ForgetSet(model, rows, options, pad_token_id)
@@ -146,7 +144,7 @@ class _Loop:
             return  # there is no rest to rectify against
         kept = None if self.state is None else self.state / TOTAL
         # One process alone must not go and add up: they all have the file or they all compute.
-        if _all(kept is not None and kept.is_file()):
+        if all(processes.gather(kept is not None and kept.is_file())):
             tensors, about = load_tensors(str(kept))
             check_source(str(kept), about, self.source)
             found = [tensors.get(name) for name in self.forget.names]
@@ -211,9 +209,7 @@ class _Loop:
         log = self.done.log
         if self.world > 1:
             _add_up(self.store.mean)
-            logs: list[Any] = [None] * self.world
-            dist.all_gather_object(logs, log)
-            log = sorted((entry for part in logs for entry in part), key=lambda entry: int(entry["unit"]))
+            log = sorted((entry for part in processes.gather(log) for entry in part), key=lambda x: int(x["unit"]))
         counts = {name: sum(entry[name] for entry in log) for name in ("projected", "degenerate", "nonfinite")}
         kept = len(log) - counts["degenerate"] - counts["nonfinite"]
         if not kept:
@@ -270,40 +266,6 @@ def _said(step: TaskVectorStep) -> dict[str, Any]:
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
-
-
-def join() -> tuple[int, int]:
-    """Joins the processes that torchrun started; returns this one's number and their count, (0, 1) without torchrun.
-
-    Host memory is added up through gloo, CUDA memory through NCCL. One process may wait for another's units for days.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_WAIT)
-    return _processes()
-
-
-def wait_for_all() -> None:
-    """Returns when every process has come here."""
-    _all(True)
-
-
-def _processes() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _all(value: bool) -> bool:
-    """Whether it is so for all processes."""
-    _, world = _processes()
-    if world == 1:
-        return value
-    answers: list[Any] = [None] * world
-    dist.all_gather_object(answers, value)
-    return all(answers)
 
 
 def _wide(grad: Tensor | None, like: Tensor) -> Tensor:

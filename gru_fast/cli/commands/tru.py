@@ -46,10 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast import benchmarks
+    from gru_fast import benchmarks, processes
     from gru_fast.cli import options
     from gru_fast.cli.commands import unlearn
-    from gru_fast.unlearn import tru
 
     _take_saved_config(args)
     benchmark = benchmarks.get(unlearn._chosen(args))
@@ -60,13 +59,12 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(options.config_text(instances, args), end="")
         return 0
-    rank, world = tru.join()
-    if world > 1 and config.method == "tv":
-        raise ValueError("method: tv is one fine-tuning, which processes cannot share; start it without torchrun")
-    work = _Work(args, benchmark, instances, Path(config.output_dir), rank)
-    if rank == 0:
-        work.check_folder()
-    work.run()
+    with processes.joined(config.device) as (rank, world):
+        if world > 1 and config.method == "tv":
+            raise ValueError("method: tv is one fine-tuning, which processes cannot share; start it without torchrun")
+        work = _Work(args, benchmark, instances, Path(config.output_dir), rank)
+        processes.on_first(work.check_folder)
+        work.run()
     return 0
 
 
@@ -126,7 +124,7 @@ class _Work:
 
     def run(self) -> None:
         """The vector, computed or read, then a model for each strength."""
-        from gru_fast import models
+        from gru_fast import models, processes
         from gru_fast.unlearn import task_vector, tru
 
         options, data, config = self.instances
@@ -150,10 +148,9 @@ class _Work:
         model = models.load_model(options)
         models.check_vocabulary(model, tokenizer)
         finetuned = self._finetuned(model)
-        # Only now, when nothing that was asked for can be refused any more, is the folder begun, or cleared.
-        if self.rank == 0:
-            self._begin()
-        tru.wait_for_all()  # what another process finds in the folder must be what this one left there
+        # Only now, when nothing that was asked for can be refused any more, is the folder begun, or cleared; the others
+        # wait for it, so that what they find there is what the first process left.
+        processes.on_first(self._begin)
         vector = self._compute(model, rows, tokenizer, finetuned)
         if self.rank == 0:
             self._keep(vector)
