@@ -29,10 +29,12 @@ from gru_fast.benchmarks.extra_scoring import (
     score_by_reference,
     settings_of,
 )
-from gru_fast.benchmarks.scoring import Subject, differing, read_settings
+from gru_fast.benchmarks.record_folder import differing, read_settings
+from gru_fast.benchmarks.scoring import Subject, check_whole
 from gru_fast.benchmarks.templates import ensure_pad_token
 from gru_fast.metrics import extra
 from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
+from gru_fast.processes import on_first
 from gru_fast.runs import write_json
 from gru_fast.unlearn.data import Encoded
 
@@ -122,13 +124,17 @@ def run(
         retained: such a folder of the retrained model, for PrivLeak; null where it does not hold the metric.
     """
     names = list(dict.fromkeys(options.metrics or ()))
-    if not subject.overwrite:
-        wanted = {**settings, "reference": options.reference_model, "gibberish_model": options.gibberish_model}
-        if subject.asked.get("dtype", "auto") != "auto":
-            wanted["dtype"] = subject.asked["dtype"]
-        kept = read(names, folder, sets, wanted, subject.is_older_than)
-        if kept is not None:
-            return summarize(names, kept, folder, sets, retained)
+    wanted = {**settings, "reference": options.reference_model, "gibberish_model": options.gibberish_model}
+    if subject.asked.get("dtype", "auto") != "auto":
+        wanted["dtype"] = subject.asked["dtype"]
+
+    def known() -> Numbers | None:
+        kept = None if subject.overwrite else read(names, folder, sets, wanted, subject.is_older_than)
+        return None if kept is None else summarize(names, kept, folder, sets, retained)
+
+    numbers = on_first(known)
+    if numbers is not None:
+        return numbers
     model, tokenizer, template = subject.load()
     scorer = Scorer(
         model,
@@ -161,6 +167,7 @@ def evaluate(
         ValueError: records of another model, of other texts or settings (``scorer.overwrite`` scores anew).
         RuntimeError: NaN or Inf from a model.
     """
+    check_whole(scorer.model)
     folder = Path(folder)
     passes = sets.passes(names)
     if scorer.reference is None and any("reference" in each for each in passes.values()):
@@ -171,10 +178,14 @@ def evaluate(
             score_by_model(scorer, folder / of, sequences[of], passes[of], own)
     score_by_reference(scorer, folder, {of: sequences[of] for of in passes if "reference" in passes[of]}, settings)
     score_by_classifier(scorer, folder, {of: sets.generations[of] for of in passes if "gibberish" in passes[of]})
-    found = read(names, folder, sets)
-    if found is None:
-        raise RuntimeError(f"{folder}: rows are missing after all were scored; was it written to meanwhile?")
-    return summarize(names, found, folder, sets, retained)
+
+    def numbers() -> Numbers:
+        found = read(names, folder, sets)
+        if found is None:
+            raise RuntimeError(f"{folder}: rows are missing after all were scored; was it written to meanwhile?")
+        return summarize(names, found, folder, sets, retained)
+
+    return on_first(numbers)
 
 
 def summarize(

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gru_fast.benchmarks.scoring import Autocast, RecordFolder, _by_length, losses, num_labels, score_rows
+from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, score_sets
+from gru_fast.benchmarks.scoring import Autocast, by_length, losses, num_labels
 from gru_fast.metrics import extra
 from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
 from gru_fast.unlearn.batch import IGNORE_INDEX, label_scores
@@ -72,7 +73,7 @@ def token_scores(
     found: dict[int, TokenScores] = {}
     collate = SequenceCollator(pad_token_id)
     with frozen(model):
-        for rows in _by_length([len(row["input_ids"]) for row in sequences], batch_size):
+        for rows in by_length([len(row["input_ids"]) for row in sequences], batch_size):
             batch = {name: value.to(model.device) for name, value in collate([sequences[i] for i in rows]).items()}
             with autocast():
                 logits = model(
@@ -205,7 +206,7 @@ def clean_probabilities(classifier: Any, tokenizer: Any, texts: Sequence[str], *
         )
     found: list[float] = [0.0] * len(texts)
     with frozen(classifier):
-        for rows in _by_length([len(text) for text in texts], batch_size):
+        for rows in by_length([len(text) for text in texts], batch_size):
             batch = tokenizer(
                 [texts[i] for i in rows],
                 return_tensors="pt",
@@ -272,9 +273,8 @@ def score_by_model(
         norms = gradient_norms(scorer.model, rows, autocast=scorer.autocast)
         return [{"gradient_norm": norm} for norm in norms]
 
-    for each, work in (("tokens", tokens), ("gradients", gradients)):
-        if each in passes:
-            _keep(scorer, records, each, sequences, work)
+    work = {"tokens": tokens, "gradients": gradients}
+    _keep(scorer, records, {each: work[each] for each in OF_MODEL if each in passes}, sequences)
 
 
 def score_by_reference(
@@ -294,7 +294,7 @@ def score_by_reference(
     for of, sequences in sets.items():
         path, content = folder_of(folder, of, "reference"), _content(sequences)
         records = RecordFolder(path, {**own, **content}, overwrite=scorer.overwrite)
-        _keep(scorer, records, "reference", sequences, work)
+        _keep(scorer, records, {"reference": work}, sequences)
 
 
 def score_by_classifier(scorer: Scorer, folder: Path, sets: Mapping[str, Sequence[str]]) -> None:
@@ -311,28 +311,22 @@ def score_by_classifier(scorer: Scorer, folder: Path, sets: Mapping[str, Sequenc
     for of, texts in sets.items():
         settings = {**own, "texts": hash_of(texts), "num_rows": len(texts)}
         records = RecordFolder(folder_of(folder, of, "gibberish"), settings, overwrite=scorer.overwrite)
-        _keep(scorer, records, "gibberish", texts, work)
+        _keep(scorer, records, {"gibberish": work}, texts)
 
 
 def _keep(
     scorer: Scorer,
     records: RecordFolder,
-    each: str,
+    passes: Mapping[str, Callable[[list[Any]], list[dict[str, Any]]]],
     rows: Sequence[Any],
-    work: Callable[[list[Any]], list[dict[str, Any]]],
 ) -> None:
-    """One pass over one set."""
-    of = records.path.name if each in OF_MODEL else records.path.parent.name
-    score_rows(
-        records,
-        each,
-        rows,
-        work,
-        lengths=[len(row) if isinstance(row, str) else len(row["input_ids"]) for row in rows],
-        batch_size=scorer.batch_size,
-        progress=scorer.progress,
-        label=f"{of}: {each}",
-    )
+    """Some passes over one set."""
+    lengths = [len(row) if isinstance(row, str) else len(row["input_ids"]) for row in rows]
+    asked = []
+    for each, work in passes.items():
+        of = records.path.name if each in OF_MODEL else records.path.parent.name
+        asked.append(RowSet(each, rows, work, lengths, f"{of}: {each}"))
+    score_sets(records, asked, batch_size=scorer.batch_size, progress=scorer.progress)
 
 
 def _to_json(scores: TokenScores, text: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ texts without a template. ROUGE without stemmer as in the original code; the uni
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,12 +19,14 @@ from typing import Any
 from gru_fast.benchmarks import extra, muse_extra
 from gru_fast.benchmarks.muse import CORPORA, HUB, corpus_of
 from gru_fast.benchmarks.muse_records import Prompt, Scorer, content, load_prompts, load_texts
-from gru_fast.benchmarks.scoring import Autocast, RecordFolder, Subject, check_settings, score_rows
+from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, check_settings, score_sets
+from gru_fast.benchmarks.scoring import Autocast, Subject, check_whole
 from gru_fast.benchmarks.templates import ensure_pad_token
 from gru_fast.benchmarks.tofu_eval import SUMMARY_FILE, finished
 from gru_fast.metrics import mia
 from gru_fast.metrics import muse as metrics
 from gru_fast.metrics.muse import MIN_KS, Records, Retained, read_records, read_retained
+from gru_fast.processes import on_first
 from gru_fast.runs import read_json, write_json
 from gru_fast.unlearn.data import Encoded
 from gru_fast.unlearn.references import content_hash, fingerprint
@@ -103,7 +104,7 @@ def run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     subject = replace(subject, load=cache(subject.load))  # once for both parts
     summary = _run(options, subject)
     numbers = muse_extra.measure(options, subject, options.data or HUB, summary, options.retain_logs)
-    return extra.add(numbers, subject.output_dir / SUMMARY_FILE, summary)
+    return on_first(lambda: extra.add(numbers, subject.output_dir / SUMMARY_FILE, summary))
 
 
 def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
@@ -118,11 +119,18 @@ def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     retained = None if options.retain_logs is None else read_retained(options.retain_logs, corpus)
     how: dict[str, Any] = {"retained": retained, "stemmer": options.stemmer, "k": options.min_k}
     wanted = {"data": data, "model_options": subject.asked, **limits}
-    file = subject.output_dir / SUMMARY_FILE
-    if not subject.overwrite and finished(subject.output_dir, wanted) and subject.is_older_than(file):
-        return resummarize(subject.output_dir, **how)
-    if not subject.overwrite:
-        check_settings(subject.output_dir / "records", {"corpus": corpus, **limits})
+
+    def known() -> dict[str, Any] | None:
+        file = subject.output_dir / SUMMARY_FILE
+        if not subject.overwrite and finished(subject.output_dir, wanted) and subject.is_older_than(file):
+            return resummarize(subject.output_dir, **how)
+        if not subject.overwrite:
+            check_settings(subject.output_dir / "records", {"corpus": corpus, **limits})
+        return None
+
+    summary = on_first(known)
+    if summary is not None:
+        return summary
     model, tokenizer, _ = subject.load()
     return evaluate(
         model,
@@ -218,6 +226,7 @@ def evaluate(
         ValueError: records of another model or other settings in ``output_dir``; a retrained model's log of other
             texts. RuntimeError: NaN or Inf from the model.
     """
+    check_whole(model)
     output_dir = Path(output_dir)
     corpus = corpus_of(data)
     pad_token_id = ensure_pad_token(tokenizer)
@@ -243,30 +252,22 @@ def evaluate(
         "model": fingerprint(model),
     }
     folder = RecordFolder(output_dir / "records", settings, overwrite=overwrite)
-    began = None if _is_complete(folder, sets) else time.perf_counter()
-    if began is not None:
-        (output_dir / SUMMARY_FILE).unlink(missing_ok=True)  # else a stopped evaluation would look finished
     scorer = Scorer(model, tokenizer, pad_token_id, batch_size, autocast)
-    for name, asked in prompts.items():
-        work = scorer.verbmem if name == "verbmem_f" else scorer.knowmem
-        lengths = [len(prompt.ids) for prompt in asked]
-        score_rows(folder, name, asked, work, lengths=lengths, batch_size=batch_size, progress=progress)
-    for name, rows in texts.items():
-        lengths = [len(row["input_ids"]) for row in rows]
-        score_rows(folder, name, rows, scorer.privleak, lengths=lengths, batch_size=batch_size, progress=progress)
-    return _finish(
-        output_dir,
-        retained,
-        stemmer,
-        k,
-        seconds=None if began is None else time.perf_counter() - began,
-        settings={
-            "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
-            "data": str(data),
-            "batch_size": batch_size,
-            **settings,
-        },
-    )
+    asked = [
+        RowSet(name, rows, scorer.verbmem if name == "verbmem_f" else scorer.knowmem, [len(one.ids) for one in rows])
+        for name, rows in prompts.items()
+    ]
+    asked += [
+        RowSet(name, rows, scorer.privleak, [len(row["input_ids"]) for row in rows]) for name, rows in texts.items()
+    ]
+    seconds = score_sets(folder, asked, batch_size=batch_size, progress=progress, stale=output_dir / SUMMARY_FILE)
+    of_summary = {
+        "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
+        "data": str(data),
+        "batch_size": batch_size,
+        **settings,
+    }
+    return on_first(lambda: _finish(output_dir, retained, stemmer, k, seconds=seconds, settings=of_summary))
 
 
 def resummarize(
@@ -325,7 +326,3 @@ def _finish(
     }
     write_json(file, summary)
     return summary
-
-
-def _is_complete(folder: RecordFolder, sets: Mapping[str, Sequence[Any]]) -> bool:
-    return all(len(folder.read(name)) == len(rows) for name, rows in sets.items())

@@ -1,29 +1,28 @@
-"""Everything of an evaluation that sees a model: log-probabilities of labels, greedy generations, kept row by row.
+"""What an evaluation asks of a model: log-probabilities of labels, greedy generations.
 
-A benchmark says what a row's sequences and prompts are; :func:`score_rows` has them scored in batches and appends each
-finished row to a file, so that a run that was stopped goes on where it was.
+A benchmark says what a row's sequences and prompts are, and :mod:`gru_fast.benchmarks.record_folder` keeps what is said
+of them row by row.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gru_fast.runs import write_json
+from gru_fast.processes import here
+from gru_fast.sharding import is_sharded
 from gru_fast.unlearn.batch import IGNORE_INDEX, label_scores
 from gru_fast.unlearn.data import Encoded, SequenceCollator
 from gru_fast.unlearn.references import frozen
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,16 @@ class Subject:
     batch_size: int = 16
     overwrite: bool = False
     progress: bool = True
+
+
+def check_whole(model: Any) -> None:
+    """Refuses to deal rows out to processes that have a model only together."""
+    _, world = here()
+    if world > 1 and any(is_sharded(param) for param in model.parameters()):
+        raise ValueError(
+            f"model: it is sharded over {world} processes (FSDP2, tensor parallel), which run every batch together, so "
+            "that rows cannot be dealt out to them; save it, and evaluate what was saved"
+        )
 
 
 # ---- what a model says of given sequences ----------------------------------------------------------------------------
@@ -75,7 +84,7 @@ def label_log_probs(
     found: list[Tensor] = [torch.empty(0)] * len(sequences)
     collate = SequenceCollator(pad_token_id)
     with frozen(model):
-        for rows in _by_length([len(row["input_ids"]) for row in sequences], batch_size):
+        for rows in by_length([len(row["input_ids"]) for row in sequences], batch_size):
             batch = {name: value.to(model.device) for name, value in collate([sequences[i] for i in rows]).items()}
             with autocast():
                 logits = model(
@@ -150,7 +159,7 @@ def generate(
     collate = SequenceCollator(pad, padding_side="left")
     writable = [i for i, limit in enumerate(limits) if limit > 0]
     with frozen(model):
-        for some in _by_length([len(prompts[i]) for i in writable], batch_size):
+        for some in by_length([len(prompts[i]) for i in writable], batch_size):
             rows = [writable[i] for i in some]
             batch = {
                 name: value.to(model.device)
@@ -191,146 +200,10 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {token for token in found if token is not None}
 
 
-def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Rows in batches, longest first: little padding, and a batch that does not fit in memory shows at once."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-# ---- kept row by row -------------------------------------------------------------------------------------------------
-
-
-class RecordFolder:
-    """A folder of ``NAME.jsonl`` files, one JSON object with its ``index`` a line, all scored with the same settings.
-
-    Args:
-        path: the folder, made if missing.
-        settings: what the records depend on (a model's fingerprint, a template, ...), kept in ``settings.json``.
-            Numbers, texts and dicts of them.
-        overwrite: begin anew where records of other settings, or any records, are there.
-
-    Raises:
-        ValueError: there are records of other settings; the message names the first that differs.
-    """
-
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.path = Path(path)
-        if overwrite:
-            for file in self.path.glob("*.jsonl"):
-                file.unlink()
-        else:
-            check_settings(self.path, settings, whole=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "settings.json", dict(settings))
-
-    def read(self, name: str) -> dict[int, dict[str, Any]]:
-        """Finished rows by index. A last line that was cut off by a crash is dropped, from the file as well."""
-        file = self._file(name)
-        if not file.is_file():
-            return {}
-        content = file.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with file.open("r+b") as handle:
-                handle.truncate(whole)
-        # Not splitlines(): generations hold U+2028 and other separators, which JSON does not escape.
-        lines = content[:whole].decode("utf-8", errors="replace").split("\n")
-        try:
-            rows = [json.loads(line) for line in lines if line]
-            return {row["index"]: row for row in rows}
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(
-                f"{file}: holds a line that is no record; delete the file to have it scored anew"
-            ) from None
-
-    def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds finished rows; they are in the file when this returns."""
-        with self._file(name).open("a", encoding="utf-8", newline="\n") as handle:
-            handle.write(_lines(rows))
-
-    def sort(self, name: str) -> list[dict[str, Any]]:
-        """All rows of a finished file by index; the file is in that order afterwards."""
-        found = self.read(name)
-        rows = [found[index] for index in sorted(found)]
-        if list(found) != sorted(found):
-            new = self.path / f"{name}.jsonl.new"
-            new.write_text(_lines(rows), encoding="utf-8", newline="\n")
-            new.replace(self._file(name))
-        return rows
-
-    def _file(self, name: str) -> Path:
-        return self.path / f"{name}.jsonl"
-
-
-def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """The settings a folder of records was scored with; None where there are none."""
-    file = path / "settings.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def check_settings(path: Path, wanted: Mapping[str, Any], *, whole: bool = False) -> None:
-    """Refuses a folder with records of other settings. ``whole``: ``wanted`` is all of them, not only some."""
-    kept = read_settings(path)
-    mend = "give another output folder, or --overwrite to score anew"
-    if kept is None:
-        if any(path.glob("*.jsonl")):
-            raise ValueError(f"{path}: holds records of unknown settings (no settings.json); {mend}")
-        return
-    for key in differing(kept if whole else {key: kept.get(key) for key in wanted}, wanted):
-        raise ValueError(
-            f"{path}: holds records with {key} {kept.get(key)!r}, this evaluation has {wanted.get(key)!r}; {mend}"
-        )
-
-
-def differing(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that are not the same, in the order of ``wanted``."""
-    as_kept = json.loads(json.dumps(dict(wanted)))
-    return [key for key in {**as_kept, **kept} if kept.get(key) != as_kept.get(key)]
-
-
-def score_rows(
-    folder: RecordFolder,
-    name: str,
-    rows: Sequence[_T],
-    work: Callable[[list[_T]], list[dict[str, Any]]],
-    *,
-    lengths: Sequence[int],
-    batch_size: int,
-    progress: bool = True,
-    label: str | None = None,
-) -> list[dict[str, Any]]:
-    """One record per row, by index: those that ``folder`` has, and the others from ``work``, kept after each batch.
-
-    Args:
-        name: of the file, ``NAME.jsonl``.
-        rows: whatever ``work`` takes; a row's index is its place here.
-        work: some rows -> a JSON object for each, in the same order.
-        lengths: of the rows, in tokens: the longest are done first.
-        batch_size: rows per call of ``work``.
-        label: of the progress bar; by default the name.
-    """
-    done = folder.read(name)
-    with progress_bar(len(rows), label or name, initial=len(done), shown=progress) as advance:
-        for group in _by_length(lengths, batch_size):
-            left = [i for i in group if i not in done]
-            if left:
-                found = work([rows[i] for i in left])
-                folder.append(name, [{"index": i, **row} for i, row in zip(left, found, strict=True)])
-                advance(len(left))
-    return folder.sort(name)
-
-
-@contextmanager
-def progress_bar(total: int, what: str, *, initial: int = 0, shown: bool = True) -> Iterator[Callable[[int], Any]]:
-    """A bar of ``total`` rows on stderr; gives the function that moves it on."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=initial, desc=what, unit="row", disable=not shown) as bar:
-        yield bar.update

@@ -15,8 +15,7 @@ The original code (T) is followed, as the paper does, except where noted:
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,20 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast.benchmarks import extra, tofu_extra
-from gru_fast.benchmarks.scoring import (
-    Autocast,
-    RecordFolder,
-    Subject,
-    check_settings,
-    differing,
-    score_rows,
-)
+from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, check_settings, differing, score_sets
+from gru_fast.benchmarks.scoring import Autocast, Subject, check_whole
 from gru_fast.benchmarks.templates import Template, ensure_pad_token, resolve_template
 from gru_fast.benchmarks.tofu import HUB, MAX_ROWS, SPLITS, load_eval_sets, split_problem
 from gru_fast.benchmarks.tofu_records import Example, Scorer, content, encode
 from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import ORIGINAL_FILE, read_log, read_records, write_log
 from gru_fast.metrics.records import SETS, Record, Records
+from gru_fast.processes import on_first
 from gru_fast.runs import read_json, write_json
 from gru_fast.unlearn.references import fingerprint
 
@@ -140,7 +134,7 @@ def run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
     rows = tofu_extra.load_rows(options.metrics, str(options.split), options.data or HUB, options.max_rows or None)
     summary = _run(options, subject)
     numbers = tofu_extra.measure(options, subject, rows, summary, options.retain_logs)
-    return extra.add(numbers, subject.output_dir / SUMMARY_FILE, summary)
+    return on_first(lambda: extra.add(numbers, subject.output_dir / SUMMARY_FILE, summary))
 
 
 def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
@@ -151,15 +145,22 @@ def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
     }
     data = options.data or HUB
     wanted = {"split": options.split, "data": data, "model_options": subject.asked, **limits}
-    how = (options.retain_logs, options.truth_ratio, options.matching_rows)
-    file = subject.output_dir / SUMMARY_FILE
-    if not subject.overwrite and finished(subject.output_dir, wanted) and subject.is_older_than(file):
-        return resummarize(subject.output_dir, *how)
-    # What would be refused after the model is loaded is refused before.
-    if options.retain_logs is not None:
-        read_log(options.retain_logs, options.split)
-    if not subject.overwrite:
-        check_settings(subject.output_dir / "records", {"split": options.split, **limits})
+
+    def known() -> dict[str, Any] | None:
+        file = subject.output_dir / SUMMARY_FILE
+        if not subject.overwrite and finished(subject.output_dir, wanted) and subject.is_older_than(file):
+            how = (options.retain_logs, options.truth_ratio, options.matching_rows)
+            return resummarize(subject.output_dir, *how)
+        # What would be refused after the model is loaded is refused before.
+        if options.retain_logs is not None:
+            read_log(options.retain_logs, options.split)
+        if not subject.overwrite:
+            check_settings(subject.output_dir / "records", {"split": options.split, **limits})
+        return None
+
+    summary = on_first(known)
+    if summary is not None:
+        return summary
     model, tokenizer, template = subject.load()
     return evaluate(
         model,
@@ -288,6 +289,7 @@ def evaluate(
         ValueError: records of another model or other settings in ``output_dir``; an answer cut off before it begins;
             a retained model's log of other questions. RuntimeError: NaN or Inf from the model.
     """
+    check_whole(model)
     output_dir = Path(output_dir)
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
@@ -299,8 +301,8 @@ def evaluate(
     # What Forget Quality would refuse after the work is refused before it.
     retained = read_log(retain_logs, split) if isinstance(retain_logs, (str, Path)) else retain_logs
     if retained is not None and retained.get("forget"):
-        asked = [Record(index, example.question) for index, example in enumerate(sets["forget"])]
-        metrics.match_rows(asked, retained["forget"], matching_rows)
+        questions = [Record(index, example.question) for index, example in enumerate(sets["forget"])]
+        metrics.match_rows(questions, retained["forget"], matching_rows)
     settings = {
         "split": split,
         "template": template.name,
@@ -312,26 +314,22 @@ def evaluate(
         "model": fingerprint(model),
     }
     folder = RecordFolder(output_dir / "records", settings, overwrite=overwrite)
-    began = None if _is_complete(folder, sets) else time.perf_counter()
-    if began is not None:
-        (output_dir / SUMMARY_FILE).unlink(missing_ok=True)  # else a stopped evaluation would look finished
     scorer = Scorer(model, tokenizer, pad_token_id, batch_size, autocast)
-    for name, examples in sets.items():
-        lengths = [max(len(row["input_ids"]) for row in example.sequences) for example in examples]
-        score_rows(folder, name, examples, scorer, lengths=lengths, batch_size=batch_size, progress=progress)
-    return _finish(
-        output_dir,
-        retain_logs,
-        truth_ratio,
-        matching_rows,
-        seconds=None if began is None else time.perf_counter() - began,
-        settings={
-            "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
-            "data": str(data),
-            "batch_size": batch_size,
-            **settings,
-        },
-    )
+    asked = [RowSet(name, examples, scorer, [_length(one) for one in examples]) for name, examples in sets.items()]
+    seconds = score_sets(folder, asked, batch_size=batch_size, progress=progress, stale=output_dir / SUMMARY_FILE)
+    of_summary = {
+        "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
+        "data": str(data),
+        "batch_size": batch_size,
+        **settings,
+    }
+    how = (retain_logs, truth_ratio, matching_rows)
+    return on_first(lambda: _finish(output_dir, *how, seconds=seconds, settings=of_summary))
+
+
+def _length(example: Example) -> int:
+    """Of its longest sequence."""
+    return max(len(row["input_ids"]) for row in example.sequences)
 
 
 def finished(output_dir: str | Path, wanted: Mapping[str, Any]) -> bool:
@@ -413,7 +411,3 @@ def _finish(
     write_log(records, output_dir / ORIGINAL_FILE)
     write_json(file, summary)
     return summary
-
-
-def _is_complete(folder: RecordFolder, sets: Mapping[str, Sequence[Example]]) -> bool:
-    return all(len(folder.read(name)) == len(examples) for name, examples in sets.items())

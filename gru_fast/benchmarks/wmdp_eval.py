@@ -19,15 +19,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from gru_fast.benchmarks.record_folder import check_alike, differing
 from gru_fast.benchmarks.rows import load_rows, nearest
-from gru_fast.benchmarks.scoring import Subject, differing
+from gru_fast.benchmarks.scoring import Subject, check_whole
 from gru_fast.benchmarks.tofu_eval import SUMMARY_FILE, finished
+from gru_fast.benchmarks.wmdp_model import shared
+from gru_fast.processes import here, on_first
 from gru_fast.runs import read_json, write_json
 from gru_fast.unlearn.references import fingerprint, frozen
 
@@ -96,8 +99,13 @@ def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
     local = None if options.questions is None else task_specs(options.tasks, options.questions)
     wanted = {"tasks": _contents(local or dict.fromkeys(options.tasks)), "limit": limit, "model_options": subject.asked}
     file = subject.output_dir / SUMMARY_FILE
-    if not subject.overwrite and finished(subject.output_dir, wanted) and subject.is_older_than(file):
-        summary: dict[str, Any] = read_json(file)
+
+    def known() -> dict[str, Any] | None:
+        is_there = finished(subject.output_dir, wanted) and subject.is_older_than(file)
+        return read_json(file) if is_there and not subject.overwrite else None
+
+    summary = on_first(known)
+    if summary is not None:
         return summary
     # What would be refused after the model is loaded is refused before.
     specs = local or task_specs(options.tasks)
@@ -171,19 +179,22 @@ def evaluate(
         ImportError: no lm-eval. ValueError: answers of another model or other settings in ``output_dir``; an unknown
             task; a task without accuracy. RuntimeError: NaN or Inf from the model.
     """
-    folder = Path(output_dir) / "tasks"
+    check_whole(model)
+    folder, file = Path(output_dir) / "tasks", Path(output_dir) / SUMMARY_FILE
     specs = tasks if isinstance(tasks, Mapping) else task_specs(tasks)
     settings = {"limit": limit, "dtype": str(model.dtype).removeprefix("torch."), "model": fingerprint(model)}
+    check_alike(Path(output_dir), {**settings, "tasks": _contents(specs)})
     seconds, found = 0.0, {}
     for name, spec in specs.items():
+        task = folder / f"{name}.json"
         wanted = {**settings, "questions": _contents({name: spec})[name]}
-        done = None if overwrite else _read_task(folder / f"{name}.json", wanted)
+        done = None if overwrite else on_first(partial(_read_task, task, wanted))
         if done is None:
-            (Path(output_dir) / SUMMARY_FILE).unlink(missing_ok=True)  # else a stopped one would look finished
+            on_first(partial(file.unlink, missing_ok=True))  # else a stopped evaluation would look finished
             began = time.perf_counter()
             answers = _ask(model, tokenizer, spec, limit, batch_size, progress=progress)
             done = {"task": name, "settings": wanted, "seconds": time.perf_counter() - began, **answers}
-            write_json(folder / f"{name}.json", done)
+            done = on_first(partial(_written, task, done))
         seconds += done["seconds"]
         found[name] = done
     summary = {
@@ -197,8 +208,7 @@ def evaluate(
             **settings,
         },
     }
-    write_json(Path(output_dir) / SUMMARY_FILE, summary)
-    return summary
+    return on_first(partial(_written, file, summary))
 
 
 def summarize(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -279,12 +289,13 @@ def _ask(
     evaluator, hf = _lm_eval("evaluator"), _lm_eval("models.huggingface")
     with frozen(model):
         with _quiet():
-            asked = hf.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            asked = shared(hf.HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
             manager = _task_manager(own=not isinstance(spec, dict))
             loaded = manager.load([_definition(spec) if isinstance(spec, dict) else spec])
         for task in loaded["tasks"].values():
             task.set_config(key="num_fewshot", value=0)
-        with nullcontext() if progress else redirect_stderr(StringIO()):  # its bars cannot be switched off
+        # Its bars cannot be switched off.
+        with nullcontext() if progress and here()[0] == 0 else redirect_stderr(StringIO()):
             result = evaluator.evaluate(lm=asked, task_dict=loaded, limit=limit, bootstrap_iters=0)
     answers = {name: [_answer(name, row) for row in rows] for name, rows in sorted(result["samples"].items())}
     broken = sum(not math.isfinite(x) for rows in answers.values() for row in rows for x in row["log_likelihoods"])
@@ -341,6 +352,11 @@ def _definition(spec: Mapping[str, Any]) -> dict[str, Any]:
         "doc_to_target": "answer",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
+
+
+def _written(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    write_json(path, value)
+    return value
 
 
 def _read_task(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:

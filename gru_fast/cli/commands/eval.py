@@ -2,8 +2,11 @@
 
   gru-fast eval tofu --model RUN --retain-logs RETAINED_RUN
   gru-fast eval tofu --from-logs eval_log_aggregated.json --retain-logs TOFU_EVAL.json
+  torchrun --nproc-per-node 8 -m gru_fast.cli eval tofu --model RUN
 
-Every scored row is kept at once: a stopped evaluation goes on where it was, a finished one is only printed.
+Every scored row is kept at once: a stopped evaluation goes on where it was, a finished one is only printed. Processes
+that torchrun or accelerate launch starts share the rows, each with the whole model on an accelerator of its own; the
+records are those of one process, and any number of processes goes on with them.
 """
 
 from __future__ import annotations
@@ -85,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gru_fast import processes
     from gru_fast.cli import options
     from gru_fast.models import ModelOptions
 
@@ -98,9 +102,20 @@ def run(args: argparse.Namespace) -> int:
         unused = [options.flag(name) for name in ("model", "output_dir") if name in vars(args)]
         if unused:
             raise ValueError(f"{unused[0]}: numbers of a log are only printed; leave it out (--json > FILE keeps them)")
-    summary = benchmark.run(chosen, _subject(benchmark, chosen, how, model))
-    print(json.dumps(summary, indent=2) if args.json else benchmark.report(summary))
+    with processes.joined(how.device) as (rank, _):
+        if rank > 0:
+            _be_quiet()
+        summary = benchmark.run(chosen, _subject(benchmark, chosen, how, model))
+    if rank == 0:
+        print(json.dumps(summary, indent=2) if args.json else benchmark.report(summary))
     return 0
+
+
+def _be_quiet() -> None:
+    """Shows no bars of libraries in this process: the first one's speak for all."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _benchmark(name: str) -> Any:
