@@ -7,27 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import squares
+from processes import Processes
+from squares import BATCHES, LENGTHS, RECORDS, ROWS, Work
 
 from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, differing, read_settings, score_sets
-
-
-class Work:
-    """Squares numbers, remembers in which groups, and breaks down at the call it is told to."""
-
-    def __init__(self, breaks_at: int | None = None) -> None:
-        self.groups: list[list[int]] = []
-        self.breaks_at = breaks_at
-
-    def __call__(self, rows: list[int]) -> list[dict[str, Any]]:
-        if len(self.groups) == self.breaks_at:
-            raise KeyboardInterrupt
-        self.groups.append(rows)
-        return [{"square": row**2, "text": "a\u2028b"} for row in rows]
-
-
-ROWS = [10, 11, 12, 13, 14]
-LENGTHS = [1, 5, 3, 5, 2]
-RECORDS = [{"index": i, "square": row**2, "text": "a\u2028b"} for i, row in enumerate(ROWS)]
 
 
 def score(folder: RecordFolder, work: Work) -> list[dict[str, Any]]:
@@ -116,3 +100,98 @@ def test_progress_counts_what_was_done_before(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().err
     assert "set:  40%" in shown
     assert "set: 100%" in shown
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process leaves."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert squares.shared(folder) == BATCHES
+    found = contents(folder)
+    assert list(found) == ["one.jsonl", "settings.json", "two.jsonl"]
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_take_turns_at_whole_batches_through_all_sets(
+    processes: Processes, tmp_path: Path, alone: dict[str, bytes], world: int
+) -> None:
+    assert processes.run(squares.shared, world, tmp_path) == [BATCHES[rank::world] for rank in range(world)]
+    assert contents(tmp_path) == alone
+    assert processes.run(squares.shared, world, tmp_path) == [[]] * world  # nothing is done twice
+    assert contents(tmp_path) == alone
+
+
+@pytest.mark.parametrize("then", [1, 2, 3, 4])
+def test_any_number_of_processes_goes_on_with_what_others_left(
+    processes: Processes, tmp_path: Path, alone: dict[str, bytes], then: int
+) -> None:
+    """Of three, the second breaks down at its second batch: it has done [12, 14], and never gets to [20]."""
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(AssertionError) as failed:
+        processes.run(squares.shared, 3, tmp_path, breaks=(1, 1))
+    assert "process 1:" in str(failed.value)
+    assert "KeyboardInterrupt" in str(failed.value)
+    assert str(failed.value).count("RuntimeError: another of the 3 processes has stopped, and says itself why") == 2
+    parts = ["one.part0.jsonl", "one.part1.jsonl", "one.part2.jsonl", "two.part0.jsonl"]
+    assert list(contents(tmp_path)) == sorted([*parts, "settings.json"])
+    with (tmp_path / "one.part1.jsonl").open("a") as cut_off:
+        cut_off.write('{"index": 0, "squ')
+    left = [[20]]
+    if then == 1:
+        assert squares.shared(tmp_path) == left
+    else:
+        assert processes.run(squares.shared, then, tmp_path) == [left, *[[]] * (then - 1)]
+    assert contents(tmp_path) == alone
+
+
+def test_processes_go_on_where_one_alone_was_stopped(
+    processes: Processes, tmp_path: Path, alone: dict[str, bytes]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        squares.shared(tmp_path, breaks=(0, 2))
+    left = BATCHES[2:]  # dealt anew: no process has more of it than another
+    assert processes.run(squares.shared, 2, tmp_path) == [left[0::2], left[1::2]]
+    assert contents(tmp_path) == alone
+
+
+def test_overwriting_takes_the_parts_away(processes: Processes, tmp_path: Path, alone: dict[str, bytes]) -> None:
+    tmp_path.joinpath("one.part7.jsonl").write_text('{"index": 0, "square": 1}\n')
+    tmp_path.joinpath("settings.json").write_text('{"model": "b"}')
+    said = processes.run(squares.refused, 2, tmp_path, ["a", "a"])
+    assert said == [f"{tmp_path}: holds records with model 'b', this evaluation has 'a'; {MEND}"] * 2
+    assert (tmp_path / "one.part7.jsonl").is_file()
+    processes.run(squares.shared, 2, tmp_path, overwrite=True)
+    assert contents(tmp_path) == alone
+
+
+MEND = "give another output folder, or --overwrite to score anew"
+
+
+def test_processes_with_different_settings_are_refused(processes: Processes, tmp_path: Path) -> None:
+    said = processes.run(squares.refused, 3, tmp_path / "new", ["a", "a", "b"])
+    assert len(set(said)) == 1
+    assert said[0].endswith("process 2 has model 'b', process 0 has 'a'; give all processes the same command, model "
+                            "and data")  # fmt: skip
+    assert not (tmp_path / "new").exists()
+
+
+def test_rows_that_the_first_process_cannot_see_are_missed(tmp_path: Path) -> None:
+    folder = RecordFolder(tmp_path, {"model": "a"})
+    folder.append("set", RECORDS[:3])
+    with pytest.raises(RuntimeError, match=r"set\.jsonl: 2 of 5 rows are missing after all were scored; do all proc"):
+        folder.close("set", 5)
+
+
+def test_the_first_process_alone_shows_its_share(processes: Processes, tmp_path: Path) -> None:
+    first, second = processes.run(squares.bars, 2, tmp_path)
+    assert "one (process 1 of 2): 100%" in first
+    assert "3/3" in first  # [11, 13] and [10]
+    assert second == ""
