@@ -1,10 +1,11 @@
-"""An UnlearnTrainer in one or several processes, as torchrun or accelerate launch would start it; for test_launched."""
+"""Trainers and commands in one or several processes, as torchrun or accelerate launch would start them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -148,6 +149,29 @@ def command(argv: list[str], fsdp2: bool = False) -> int:
     """`gru-fast` with ``argv``."""
     with launched(fsdp2):
         return main(argv)
+
+
+def spoken(argv: list[str]) -> tuple[int, str, str]:
+    """`gru-fast` with ``argv``: its exit status, and what this process says on stdout and on stderr."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        status = command(argv)
+    return status, out.getvalue(), err.getvalue()
+
+
+def sharded_refused() -> str:
+    """What an evaluation says of a model that is sharded over the processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from gru_fast.benchmarks.scoring import check_whole
+
+    check_whole(tiny.llama())  # as it is, it may be evaluated
+    sharded = fully_shard(tiny.llama(), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    try:
+        check_whole(sharded)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def state(trainer: UnlearnTrainer) -> list[Tensor]:
