@@ -6,6 +6,7 @@ import contextlib
 import io
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, score_sets
 from gru_fast.processes import here
@@ -54,6 +55,17 @@ def refused(path: Path, settings: list[str]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def writes(path: Path) -> int:
+    """How often a process that begins anew writes the settings, or takes an old file away."""
+    with (
+        patch("gru_fast.benchmarks.record_folder.write_json") as written,
+        patch("pathlib.Path.unlink") as removed,
+        patch("pathlib.Path.glob", return_value=[path / "old.jsonl"]),
+    ):
+        RecordFolder(path, {"model": "a"}, overwrite=True)
+    return written.call_count + removed.call_count
 
 
 def bars(path: Path) -> str:

@@ -88,6 +88,17 @@ def save_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def asked(questions: Path, out: Path, batch_size: int) -> tuple[int, dict[str, Any]]:
+    """An evaluation: how often this process has run the model, and the summary."""
+    from gru_fast.benchmarks.wmdp_eval import TASKS, evaluate, task_specs
+
+    subject, calls = model(), []
+    subject.register_forward_pre_hook(lambda *_: calls.append(1))
+    specs = task_specs(TASKS, questions)
+    summary = evaluate(subject, tokenizer(), out, tasks=specs, batch_size=batch_size, progress=False)
+    return len(calls), summary
+
+
 def _write(path: Path, rows: list[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -172,6 +172,10 @@ def test_overwriting_takes_the_parts_away(processes: Processes, tmp_path: Path, 
     assert contents(tmp_path) == alone
 
 
+def test_the_first_process_alone_begins_a_folder(processes: Processes, tmp_path: Path) -> None:
+    assert processes.run(squares.writes, 3, tmp_path) == [2, 0, 0]
+
+
 MEND = "give another output folder, or --overwrite to score anew"
 
 

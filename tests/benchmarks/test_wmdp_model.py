@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import wmdp_files
+from processes import Processes
 
 from gru_fast.benchmarks.wmdp_model import batches
 
@@ -59,3 +62,22 @@ def test_batches_are_lm_evals(monkeypatch: pytest.MonkeyPatch, batch_size: int) 
         rows = [[*requests[i][1], *requests[i][2]][:-1] for i in batch]
         ours.append([row for at, row in enumerate(rows) if row not in rows[:at]])  # choices of one question, once
     assert ours == run
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(("world", "shares"), [(2, [9, 9]), (4, [6, 6, 3, 3])])
+def test_processes_share_the_batches(processes: Processes, tmp_path: Path, world: int, shares: list[int]) -> None:
+    """Of each of three tasks, six different questions, one a batch. Every process has the summary of all."""
+    questions = wmdp_files.save_questions(tmp_path / "questions")
+    found = processes.run(wmdp_files.asked, world, questions, tmp_path / "out", batch_size=1)
+    assert [calls for calls, _ in found] == shares
+    assert all(summary == found[0][1] for _, summary in found)
+    calls, summary = wmdp_files.asked(questions, tmp_path / "alone", batch_size=1)
+    assert calls == sum(shares)
+    assert {**summary, "seconds": 0} == {**found[0][1], "seconds": 0}
+    for name in summary["accuracy"]:
+        ours, theirs = (json.loads((tmp_path / of / f"tasks/{name}.json").read_text()) for of in ("out", "alone"))
+        assert ours["answers"] == theirs["answers"]
+    # Nothing to do for some: fewer batches than processes.
+    few = processes.run(wmdp_files.asked, world, questions, tmp_path / "few", batch_size=100)
+    assert [calls for calls, _ in few] == [3, *[0] * (world - 1)]
