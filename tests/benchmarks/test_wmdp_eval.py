@@ -79,8 +79,8 @@ def _yaml(path: Path) -> dict[str, Any]:
     return {**(_yaml(path.parent / include) if include else {}), **content}
 
 
-def count_by_hand(model: Any, tokenizer: Any, folder: Path, name: str) -> list[bool]:
-    """The choice of highest log-likelihood, question by question, without batches."""
+def asked_by_hand(model: Any, tokenizer: Any, folder: Path, name: str) -> list[tuple[list[float], bool]]:
+    """The log-likelihoods of the choices, and whether the highest is right: question by question, without batches."""
     about = {"wmdp_bio": "biology", "wmdp_cyber": "cybersecurity", "mmlu": "moss lore"}[name]
     found = []
     for line in (folder / f"{name}.jsonl").read_text().splitlines():
@@ -88,7 +88,8 @@ def count_by_hand(model: Any, tokenizer: Any, folder: Path, name: str) -> list[b
         ids = tokenizer(prompt(row, about))["input_ids"]
         logits = model(torch.tensor([ids])).logits[0, -1]
         letters = [tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in "ABCD"]
-        found.append(int(logits[letters].argmax()) == row["answer"])
+        log_probs = logits.log_softmax(dim=-1)[letters]
+        found.append((log_probs.tolist(), int(log_probs.argmax()) == row["answer"]))
     return found
 
 
@@ -102,11 +103,12 @@ def test_accuracies_are_those_of_a_count_by_hand(places: Path, tmp_path: Path) -
     assert torch.equal(torch.get_rng_state(), modes[1])
     model.eval()
     for name in wmdp_eval.TASKS:
-        expected = count_by_hand(model, tokenizer, questions, name)
+        log_probs, expected = zip(*asked_by_hand(model, tokenizer, questions, name), strict=True)
         task = json.loads((tmp_path / "tasks" / f"{name}.json").read_text())
-        assert [row["correct"] for row in task["answers"][name]] == expected
+        assert [row["correct"] for row in task["answers"][name]] == list(expected)
+        for row, of_choices in zip(task["answers"][name], log_probs, strict=True):
+            assert row["log_likelihoods"] == pytest.approx(of_choices, abs=1e-5)
         assert [row["index"] for row in task["answers"][name]] == list(range(8))
-        assert all(len(row["log_likelihoods"]) == 4 for row in task["answers"][name])
         assert summary["accuracy"][name] == sum(expected) / 8
         assert summary["num_rows"][name] == 8
         assert task["accuracy"] == {name: summary["accuracy"][name]}
