@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import launched
 import pytest
 import torch
+from processes import Processes
 from safetensors.torch import load_file
 from tofu_folders import save_data, save_model, teach
 
@@ -133,6 +135,23 @@ def test_ends_are_the_two_models(places: Path, tmp_path: Path, capsys: pytest.Ca
         folder = ["--model", places / name, "--output-dir", tmp_path / name]
         assert main(["eval", "tofu", *(str(text) for text in [*folder, *flags])]) == 0
         assert json.loads(capsys.readouterr().out)["model_utility"] == row["MU"]
+
+
+def test_processes_share_the_evaluations(
+    processes: Processes, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--target", 0.9, "--resolution", 0.25, "--save-models", "--batch-size", 1, "--json"]
+    assert calibrate(places, tmp_path / "alone", *arguments) == 0
+    expected = json.loads(capsys.readouterr().out)
+    flags = ["--model", places / "unlearned", "--output-dir", tmp_path / "shared", "--device", "cpu", "--max-rows", 2]
+    first, second = processes.run(launched.spoken, 2, ["calibrate", *map(str, [*flags, *arguments])])
+    assert (first[0], json.loads(first[1])) == (0, expected)
+    assert second == (0, "", "")
+    places_of = [{str(file.relative_to(out)): file for file in out.rglob("*.*")} for out in tmp_path.iterdir()]
+    assert places_of[0].keys() == places_of[1].keys()
+    for name, file in places_of[0].items():
+        if file.suffix in (".jsonl", ".safetensors", ".md") or file.name == command.RESULT:
+            assert file.read_bytes() == places_of[1][name].read_bytes()
 
 
 # ---- wrong uses ------------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ Moves the unlearned model towards the original one, theta = alpha * unlearned + 
 each target the largest alpha whose utility (TOFU: Model Utility; MUSE: KnowMem on retain; WMDP: MMLU) is at least that
 share of the original's, by bisection with the benchmark's own evaluation. Methods calibrated to one utility can be
 compared by what they forgot. Every evaluation is kept, and used again: for the next target, after a stop, or at a finer
---resolution. Utility need not fall steadily with alpha: the alpha that is found keeps the target, no larger one that
-was evaluated does, and one that does not is within --resolution; between the points, a larger one may.
+--resolution. Processes of torchrun share the rows of each evaluation, as with gru-fast eval.
+
+Utility need not fall steadily with alpha: the alpha that is found keeps the target, no larger one that was evaluated
+does, and one that does not is within --resolution; between the points, a larger one may.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gru_fast import processes
     from gru_fast.cli import options
+    from gru_fast.cli.commands import eval as command
     from gru_fast.models import ModelOptions
 
     name = _chosen(args)
@@ -97,9 +101,12 @@ def run(args: argparse.Namespace) -> int:
         print(options.config_text(instances, args), end="")
         return 0
     work = _Work(evaluation, *instances)
-    with work:
+    with processes.joined(instances[0].device) as (rank, _), work:
+        if rank > 0:
+            command._be_quiet()
         result = work.run()
-    print(json.dumps(result, indent=2) if args.json else table(result))
+    if rank == 0:
+        print(json.dumps(result, indent=2) if args.json else table(result))
     return 0
 
 
@@ -206,7 +213,7 @@ class _Work(ExitStack):
 
     def run(self) -> dict[str, Any]:
         """Alpha for each target, written and returned."""
-        from gru_fast import runs
+        from gru_fast import processes
         from gru_fast.unlearn.uwc import largest_alpha
 
         points: dict[float, float] = {}
@@ -229,19 +236,27 @@ class _Work(ExitStack):
             "targets": rows,
             "points": [self._row(alpha) for alpha in sorted(points)],
         }
+        processes.on_first(lambda: self._write(result))
+        return result
+
+    def _write(self, result: Mapping[str, Any]) -> None:
+        from gru_fast import runs
+
         runs.write_json(self.folder / RESULT, result)
         runs.write_text(self.folder / _TABLE, table(result, markdown=True) + "\n")
         if self.how.save_models:
-            for row in rows:
+            for row in result["targets"]:
                 self._save(row)
-        return result
 
     def utility(self, alpha: float) -> float:
         """Utility at an alpha, evaluated or read. NaN where the summary has none."""
+        from gru_fast.processes import here
+
         if alpha not in self.summaries:
             self.summaries[alpha] = self.evaluation.run(self.chosen, self._subject(alpha))
             shown = [f"{name} {_number(value)}" for name, value in self._columns(alpha).items() if value is not None]
-            print(f"alpha {alpha:g}: {', '.join(shown)}", file=sys.stderr)
+            if here()[0] == 0:
+                print(f"alpha {alpha:g}: {', '.join(shown)}", file=sys.stderr)
         value = self._columns(alpha)[next(iter(self.evaluation.PLANE))]
         return float("nan") if value is None else value
 
