@@ -210,6 +210,9 @@ def evaluate(
     ``summary.json``. Finished rows are kept as they come: called again, it goes on where it was stopped, and scores
     nothing when all rows are there. See :mod:`gru_fast.benchmarks.muse_records` for what is asked of the model.
 
+    Where ``torch.distributed`` is initialised, the processes share the rows: all must call it, each with the same
+    arguments and the whole model, and all get the summary.
+
     Args:
         model, tokenizer: a causal LM and its tokenizer (it gets a padding token if it has none).
         data: hub name or folder, see :func:`gru_fast.benchmarks.muse.load`.
@@ -224,7 +227,7 @@ def evaluate(
 
     Raises:
         ValueError: records of another model or other settings in ``output_dir``; a retrained model's log of other
-            texts. RuntimeError: NaN or Inf from the model.
+            texts; a model that is sharded over the processes. RuntimeError: NaN or Inf from the model.
     """
     check_whole(model)
     output_dir = Path(output_dir)

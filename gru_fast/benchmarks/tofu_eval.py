@@ -272,6 +272,9 @@ def evaluate(
     ``summary.json`` and ``eval_log_aggregated.json`` (the original layout). Finished rows are kept as they come: called
     again, it goes on where it was stopped, and scores nothing when all rows are there.
 
+    Where ``torch.distributed`` is initialised, the processes share the rows: all must call it, each with the same
+    arguments and the whole model, and all get the summary.
+
     Args:
         model, tokenizer: a causal LM and its tokenizer (it gets a padding token if it has none).
         template: of the prompts; None: by the tokenizer, see :func:`~gru_fast.benchmarks.templates.resolve_template`.
@@ -287,7 +290,8 @@ def evaluate(
 
     Raises:
         ValueError: records of another model or other settings in ``output_dir``; an answer cut off before it begins;
-            a retained model's log of other questions. RuntimeError: NaN or Inf from the model.
+            a retained model's log of other questions; a model that is sharded over the processes. RuntimeError: NaN or
+            Inf from the model.
     """
     check_whole(model)
     output_dir = Path(output_dir)

@@ -167,6 +167,9 @@ def evaluate(
     the task) and ``summary.json``. Called again after a stop it asks the tasks that are left. A question is answered by
     its letter of highest log-likelihood; the accuracy of a group is that over all its questions.
 
+    Where ``torch.distributed`` is initialised, the processes share the questions: all must call it, each with the same
+    arguments and the whole model, and all get the summary.
+
     Args:
         model, tokenizer: a causal LM in memory, on its device, and its tokenizer.
         tasks: names of lm-eval's own, or what :func:`task_specs` made of files.
@@ -177,7 +180,8 @@ def evaluate(
 
     Raises:
         ImportError: no lm-eval. ValueError: answers of another model or other settings in ``output_dir``; an unknown
-            task; a task without accuracy. RuntimeError: NaN or Inf from the model.
+            task; a task without accuracy; a model that is sharded over the processes. RuntimeError: NaN or Inf
+            from the model.
     """
     check_whole(model)
     folder, file = Path(output_dir) / "tasks", Path(output_dir) / SUMMARY_FILE
