@@ -109,7 +109,7 @@ def _steps(log: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
 
 
 def _float(value: Any) -> float | None:
-    return float(f"{float(value):.6g}") if value is not None else None
+    return float(f"{float(value):.5g}") if value is not None else None
 
 
 def _samples(evaluation: Path, count: int) -> Iterator[Sample]:

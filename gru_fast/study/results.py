@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from gru_fast.jobs.status import DONE
-from gru_fast.runs import read_json, write_json
+from gru_fast.runs import read_json, write_text
 
 FILE = "results.json"
 
@@ -173,8 +174,11 @@ class StudyResults:
 
 
 def write(results: StudyResults, folder: Path) -> Path:
-    """Writes results.json in ``folder``; returns the file."""
-    write_json(folder / FILE, asdict(results))
+    """Writes results.json in ``folder``, a line a run; returns the file."""
+    content = asdict(results)
+    runs = ",\n".join(json.dumps(run, ensure_ascii=False) for run in content.pop("runs"))
+    head = json.dumps(content, indent=2, ensure_ascii=False).removesuffix("\n}")
+    write_text(folder / FILE, f'{head},\n  "runs": [\n{runs}\n  ]\n}}\n')
     return folder / FILE
 
 

@@ -116,7 +116,7 @@ def check_results(found: results.StudyResults, out: Path) -> None:
     assert [(point.epoch, point.step) for point in gru.points] == [(1.0, 1), (2.0, 2)]
     assert gru.points[-1].scores == gru.scores
     assert all(len(values) == 2 for values in gru.steps.values())
-    assert gru.steps["cos"][0] == pytest.approx(runs.read_run(out / gru.folder).log[0]["cos"], rel=1e-5)
+    assert gru.steps["cos"][0] == pytest.approx(runs.read_run(out / gru.folder).log[0]["cos"], rel=1e-4)
     assert [(sample.set, sample.question) for sample in gru.samples[:3]] == [
         ("forget", "Where was author 12 born?"),
         ("forget", "Where was author 13 born?"),
