@@ -8,9 +8,11 @@ task.py        does one job
 toy.py         a small model and its rows
 collect.py     the folders of the jobs -> results
 results.py     READ FIRST: all that has come of a study, as results.json has it; what follows reads nothing else
-statistics.py  what GRU has changed: pairs, means over seeds, bootstrap intervals
-tables.py      tables in the shape of the paper's, as Markdown, LaTeX and CSV
-paper.py       the paper's own values
-figures.py     figures, PNG and SVG
-page.py        report.html, one file without a network
+statistics.py  what GRU has changed: pairs, means over seeds, bootstrap intervals; verdict.py says it in words
+render.py      a table as Markdown, LaTeX, CSV
+tables.py      tables in the shape of the paper's; overview.py: statistics, every pair, every run
+paper.py       the paper's own values, from paper.json
+figures.py     figures, PNG and SVG; curves.py: those over time
+page.py        report.html, one file without a network, from templates/
+report.py      writes all of these
 """

@@ -140,16 +140,19 @@ def test_ablation() -> None:
 
 def test_calibration_counts_what_has_failed_and_leaves_out_who_was_not_asked() -> None:
     done = [Calibrated(0.9, 0.25, {"MU": 0.75, "FQ (ln p)": -4.0})]
+    better = [Calibrated(0.9, 0.5, {"MU": 0.75, "FQ (ln p)": -3.0})]
     runs = [
         run("GA", 0.5, -1.0, seed=1, calibrated=done),
         run("GA", 0.5, -1.0, seed=2, reason="calibration: out of memory"),
         run("GA", 0.5, -1.0, seed=3),
+        run("GA", 0.5, -1.0, seed=1, variant=GRU, calibrated=better),
     ]
     table = calibration(study(runs), "forget05")
     assert markdown(table).splitlines() == [
         "| Method | Variant | FQ (ln p) at 90% | MU at 90% | α at 90% | n |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
         "| GA | plain | -4.00 | 0.7500 | 0.25 | 1 of 2 |",
+        "| GA | w/ GRU | **-3.00** | 0.7500 | 0.50 | 1 |",
     ]
 
 
