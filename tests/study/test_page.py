@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from study_results import NASTY, large, run, small, study
 
-from gru_fast.study import report
+from gru_fast.study import report, results
 from gru_fast.study.page import duration, embedded
 from gru_fast.study.results import GRU, PLAIN, Sample
 
@@ -91,14 +91,18 @@ def test_what_models_write_is_text(page: str) -> None:
     assert "<" not in embedded(NASTY)
 
 
-def _page_of(results: Any) -> str:
+def _page_of(study_: Any) -> str:
     from gru_fast.study import page, tables
 
-    return page.page(results, tables.tables(results), [])
+    return page.page(study_, tables.tables(study_), [])
 
 
 def test_the_same_results_make_the_same_bytes(tmp_path: Path) -> None:
-    written = [report.write(small(), tmp_path / name) for name in "ab"]
+    """Also those that were written and read again."""
+    results.write(small(), tmp_path)
+    written = [
+        report.write(study_, tmp_path / name) for name, study_ in (("a", small()), ("b", results.read(tmp_path)))
+    ]
     for one, other in zip(*written, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
     files = {path for path in (tmp_path / "a").rglob("*") if path.is_file()}
@@ -126,10 +130,10 @@ def test_a_part_that_has_failed_is_named(tmp_path: Path) -> None:
 
 
 def test_every_run_is_on_the_page_with_its_commands(page: str) -> None:
-    results = large(("GA", "NPO"), seeds=2, steps=5)
+    runs = large(("GA", "NPO"), seeds=2, steps=5).runs
     document = Document(page)
-    assert [each["name"] for each in document.data["runs"]] == [each.name for each in results.runs]
-    for each in results.runs:
+    assert [each["name"] for each in document.data["runs"]] == [each.name for each in runs]
+    for each in runs:
         assert not each.commands or "\n".join(each.commands) in document.texts
     whole = "".join(document.texts)
     assert "gru-fast study tofu-tiny --output studies/tofu-tiny" in whole
