@@ -321,7 +321,7 @@ def _bar(axis: Any, y: int, each: Group, name: str) -> None:
     if change.mean is None:
         return
     values = [value for value in (getattr(pair, name) for pair in each.pairs) if value is not None]
-    color = GRU if change.mean > 0 else PLAIN
+    color = GRU if change.mean > 0 else PLAIN if change.mean < 0 else REFERENCE
     axis.scatter(values, [y + 0.26] * len(values), s=12, color="#aaaaaa", alpha=0.6, linewidths=0, zorder=2)
     if change.low is not None:
         axis.plot([change.low, change.high], [y, y], color=color, linewidth=2.2, solid_capstyle="butt", zorder=3)

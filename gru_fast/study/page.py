@@ -211,8 +211,9 @@ def _questions(results: StudyResults) -> list[Mapping[str, Any]]:
         for (set_, question), answer in asked.items():
             before = [
                 (run.title, run.seed, _written(run, set_, question))
+                for kind in (ORIGINAL, RETRAINED)
                 for run in runs
-                if run.kind in {ORIGINAL, RETRAINED}
+                if run.kind == kind
             ]
             content = {"split": split, "set": set_, "question": question, "answer": answer, "before": before}
             found.append({**content, "rows": _generations(runs, set_, question)})

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from study_results import large, run, small, study
 
+from gru_fast.report.figures import REFERENCE
 from gru_fast.study import curves, figures
 from gru_fast.study.curves import COLORS
 from gru_fast.study.results import ABLATION, CLIPPED, GRU, PLAIN, SENSITIVITY, Calibrated, Point
@@ -94,6 +95,13 @@ def test_changes_are_a_row_a_group_with_its_interval() -> None:
     assert dots(removal, COLORS[PLAIN], faint=False) == []  # NPO, -1.0: worse, one seed, so hollow
     hollow = [marks for marks in removal.collections if to_hex(marks.get_edgecolor()[0]) == COLORS[PLAIN]]
     assert [tuple(marks.get_offsets()[0]) for marks in hollow] == [(-1.0, 1)]
+
+
+def test_no_change_is_neither_better_nor_worse() -> None:
+    results = study([run("GA", 0.5, -1.0, variant=variant) for variant in (PLAIN, GRU)])
+    retention, _ = figures.changes(results).axes
+    means = {to_hex(marks.get_edgecolor()[0]) for marks in retention.collections if marks.get_alpha() is None}
+    assert means == {REFERENCE}
 
 
 def test_sensitivity_holds_what_the_recipe_holds() -> None:
