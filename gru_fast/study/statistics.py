@@ -48,7 +48,7 @@ RULE = (
 INTERVALS = (
     f"Intervals: {LEVEL:.0%}, percentile bootstrap of the mean, {RESAMPLES:,} resamples of the seeds (all pairs of a "
     "seed together). With 2 or 3 seeds such an interval runs from the smallest seed's mean to the largest's, and is "
-    "narrower than the truth; with 1 there is none."
+    "too narrow rather than too wide; with 1 there is none."
 )
 
 
