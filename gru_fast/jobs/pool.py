@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,20 +70,35 @@ def run(address: Address, workers: Workers, show: Callable[[Mapping[str, Status]
 
     Raises:
         RuntimeError: workers end by accident one after another, and nothing gets done.
-        KeyboardInterrupt: after the jobs in hand were put back.
+        KeyboardInterrupt: after the jobs in hand were put back; by Ctrl-C, or by SIGTERM, which is how a cluster's
+            scheduler asks a job to stop.
     """
     queue, pool = address.open(), _Pool(address, workers)
+    with _stopped_by_sigterm():
+        try:
+            while True:
+                queue.take_over()
+                status = queue.status()
+                show(status)
+                if not any(each.is_pending for each in status.values()):
+                    return status
+                pool.fill(sum(not each.is_pending for each in status.values()))
+                time.sleep(_LOOK_SECONDS)
+        finally:
+            pool.stop()
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt; in the main thread alone, where signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        while True:
-            queue.take_over()
-            status = queue.status()
-            show(status)
-            if not any(each.is_pending for each in status.values()):
-                return status
-            pool.fill(sum(not each.is_pending for each in status.values()))
-            time.sleep(_LOOK_SECONDS)
+        yield
     finally:
-        pool.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Pool:

@@ -53,16 +53,23 @@ def test_failures_and_deaths_do_not_stop_the_rest(tmp_path: Path, capsys: pytest
     ]
 
 
-def test_stopping_puts_jobs_back_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_stopping_puts_jobs_back_and_leaves_no_process(tmp_path: Path, how: str) -> None:
     address = address_of(tmp_path, a="wait", b="wait", c="wait")
     workers = pool.Workers(Scripted(tmp_path), tmp_path / "logs", count=2)
 
     def stop_when_two_run(status: dict[str, Status]) -> None:
-        if len(begun(tmp_path)) == 2:
+        if len(begun(tmp_path)) < 2:
+            return
+        if how == "Ctrl-C":
             raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)  # the signal ends it
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         pool.run(address, workers, stop_when_two_run)
+    assert signal.getsignal(signal.SIGTERM) is before
     assert {job.state for job in address.open().status().values()} == {WAITING}
     for _, process in begun(tmp_path):
         with pytest.raises(ProcessLookupError):
