@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from layouts import whole
 from torch import Tensor
+from transformers import TrainerCallback
 
 from gru_fast.cli import main
 from gru_fast.sharding import is_sharded, local
@@ -134,6 +136,76 @@ def resumed(folder: Path, state_dict: str, **settings: Any) -> list[bool]:
         trainer.train(resume_from_checkpoint=folder / "checkpoint-2")
         ends.append(state(trainer))
     return [all(torch.equal(a, b) for a, b in zip(end, ends[0], strict=True)) for end in ends[1:]]
+
+
+def run_to_the_end(folder: Path, fsdp2: bool, resume: bool = False, **settings: Any) -> list[Tensor]:
+    """Six steps with checkpoints after 2, 4 and 6, or what is left of them; weights and e as one process has them."""
+    with launched(fsdp2) as world:
+        trainer = _saving(folder, world, **settings)
+        trainer.train(resume_from_checkpoint=resume or None)
+        assert trainer.state.global_step == 6
+        return [*weights(trainer.model), *(whole(e, e) for e in trainer.retain_ema.tensors)]
+
+
+def killed(folder: Path, fsdp2: bool, rank: int, moment: str, **settings: Any) -> None:
+    """The same, in which process ``rank`` is killed at a certain moment; see :class:`_Killed`."""
+    with launched(fsdp2) as world:
+        trainer = _saving(folder, world, **settings)
+        with Killer(trainer, moment) if dist.get_rank() == rank else nullcontext():
+            trainer.train()
+
+
+def _saving(folder: Path, world: int, **settings: Any) -> Any:
+    defaults = {"method": "npo_gd", "rectify": True, "learning_rate": 0.05, "per_device_train_batch_size": 1}
+    saving = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    accumulated = {"gradient_accumulation_steps": ROWS_A_STEP // world}
+    return tiny.trainer(folder, data=dataset(), **{**defaults, **saving, **accumulated, **settings})
+
+
+class Killer(TrainerCallback):
+    """Kills this process: between two micro-batches of step 4, or while step 4 is saved.
+
+    ``moment``: "step"; or what is about to be written into ``checkpoint-4``: "shards of e", "random numbers", "trainer
+    state"; or "rotation", when older checkpoints are about to be deleted.
+    """
+
+    def __init__(self, trainer: UnlearnTrainer, moment: str) -> None:
+        self._trainer = trainer
+        self._moment = moment
+        self._patch: Any = nullcontext()
+
+    def __enter__(self) -> None:
+        if self._moment == "step":
+            self._trainer.add_callback(self)
+            return
+        import transformers.trainer
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+        owner, name = {
+            "shards of e": (FileSystemWriter, "write_data"),
+            "random numbers": (transformers.trainer.Trainer, "_save_rng_state"),
+            "trainer state": (transformers.trainer.TrainerState, "save_to_json"),
+            "rotation": (transformers.trainer, "rotate_checkpoints"),
+        }[self._moment]
+        original = getattr(owner, name)
+
+        def kill(*args: Any, **kwargs: Any) -> Any:
+            if self._trainer.state.global_step == 4:
+                self._die()
+            return original(*args, **kwargs)
+
+        self._patch = patch.object(owner, name, kill)
+        self._patch.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._patch.__exit__(None, None, None)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            self._die()
+
+    def _die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def saved(folder: Path) -> list[Tensor]:

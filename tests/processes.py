@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 _PATIENCE = 90.0  # seconds; a job takes one or two
-_PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "gru_fast"]
+_GRACE = 5.0  # seconds that the others have when one process has died
+_PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "gru_fast.unlearn.trainer"]
 
 
 class Processes:
@@ -37,10 +39,7 @@ class Processes:
 
         Raises what went wrong in the first of them, or TimeoutError: a collective that not all have entered.
         """
-        self._jobs += 1
-        meeting = Path(self._folder.name) / f"meeting-{self._jobs}"
-        for pipe in self._pipes[:world]:
-            pipe.send((job, world, str(meeting), args, settings))
+        self._start(job, world, args, settings)
         answers = []
         for rank, pipe in enumerate(self._pipes[:world]):
             if not pipe.poll(_PATIENCE):
@@ -50,6 +49,30 @@ class Processes:
         if failed:
             raise AssertionError("\n".join(failed))
         return [answer for _, answer in answers]
+
+    def run_until_one_dies(self, job: Callable[..., Any], world: int, *args: Any, **settings: Any) -> list[int | None]:
+        """``job`` in ``world`` processes, one of which is killed in it: how each has ended; these are of no more use.
+
+        The others may notice it and stop by themselves. Then they are killed, as a launcher would do. None: one that
+        was.
+        """
+        self._start(job, world, args, settings)
+        processes = self._processes[:world]
+        if not multiprocessing.connection.wait([process.sentinel for process in processes], _PATIENCE):
+            raise TimeoutError(f"{job.__name__}: no process of {world} has died")
+        for pipe, process in zip(self._pipes, processes, strict=False):
+            if process.is_alive():
+                pipe.poll(_GRACE)
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        return codes
+
+    def _start(self, job: Callable[..., Any], world: int, args: Any, settings: Any) -> None:
+        self._jobs += 1
+        meeting = Path(self._folder.name) / f"meeting-{self._jobs}"
+        for pipe in self._pipes[:world]:
+            pipe.send((job, world, str(meeting), args, settings))
 
     def close(self) -> None:
         """Ends them."""

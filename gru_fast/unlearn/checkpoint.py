@@ -1,7 +1,7 @@
-"""What unlearning adds to a Trainer's checkpoint folder, and whether such a folder fits the model at hand.
+"""What is added to a Trainer's checkpoint folder, and whether such a folder fits the model and the launch at hand.
 
 Files here are written whole or not at all, and before Trainer writes ``trainer_state.json``: a folder that has a
-readable one is complete, whenever the run was killed.
+readable one is complete, whenever the run was killed (:class:`~gru_fast.unlearn.resuming.WholeCheckpoints`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from gru_fast.sharding import is_sharded
 
 GRU_STATE = "gru_state.pt"
 GRU_STATE_SHARDS = "gru_state"  # the same of a sharded model: a folder of torch.distributed.checkpoint
+LAUNCH = "launch.json"
 TRAINER_STATE = "trainer_state.json"  # Trainer's own, the last file of a checkpoint
 _FORMAT = 1  # of GRU_STATE
 _ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -30,13 +33,98 @@ _ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers",
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest complete checkpoint of a run: ``checkpoint-STEP`` with a readable ``trainer_state.json``, or None."""
+    return next((path for _, path in sorted(_checkpoints(output_dir), reverse=True) if is_whole(path)), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was saved to its end."""
+    return _read_json(checkpoint / TRAINER_STATE) is not None
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint so that, whenever this is broken off, what is left of it does not count as whole."""
+    (folder / TRAINER_STATE).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def remove_broken_after(checkpoint: Path) -> None:
+    """Removes later checkpoints of the same run that were not saved to their end, which nobody can use any more."""
+    for step, path in _checkpoints(checkpoint.parent):
+        if path.is_dir() and not is_whole(path) and step > _step_of(checkpoint):
+            remove_checkpoint(path)
+
+
+def _checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run, whole or not, with their steps."""
     folder = Path(output_dir)
-    if not folder.is_dir():
-        return None
-    found = [
-        (int(match[1]), path) for path in folder.iterdir() if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    ]
-    return next((path for _, path in sorted(found, reverse=True) if _read_json(path / TRAINER_STATE) is not None), None)
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    return [(_step_of(path), path) for path in found if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes work on a step, and on how many rows: what a resumed run must not change unnoticed.
+
+    Args:
+        processes: that each take other rows.
+        rows_per_micro_batch: of one process.
+        rows_per_step: of all processes and all accumulated micro-batches.
+        fsdp: the state dict type of FSDP's checkpoints ("FULL_STATE_DICT", ...); None: without FSDP.
+    """
+
+    processes: int
+    rows_per_micro_batch: int
+    rows_per_step: int
+    fsdp: str | None = None
+
+    def save(self, folder: str | Path) -> None:
+        """Writes it into a checkpoint that is not whole yet."""
+        (Path(folder) / LAUNCH).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Launch | None:
+        """The one a checkpoint was saved by; None if it does not say."""
+        content = _read_json(Path(folder) / LAUNCH)
+        return None if content is None else cls(**content)
+
+    def check_goes_on(self, folder: str | Path, *, same_rows: bool = True) -> None:
+        """Refuses a checkpoint that this launch would go on from in another way than the run would have.
+
+        The number of processes may change, as long as a step takes the same rows in the same micro-batches.
+        ``same_rows``: whether that matters.
+
+        Raises:
+            ValueError: says what was saved, what is here, and what to set.
+        """
+        saved = Launch.load(folder)
+        if saved is None:
+            return
+        if saved.fsdp != self.fsdp:
+            there, here = (f"with FSDP's {s.fsdp}" if s.fsdp else "without FSDP" for s in (saved, self))
+            raise ValueError(
+                f"{folder}: saved {there}, resumed {here}; launch it with the accelerate configuration it was started "
+                "with (num_processes may be another one)"
+            )
+        ours, theirs = ((s.rows_per_micro_batch, s.rows_per_step) for s in (self, saved))
+        if same_rows and ours != theirs:
+            raise ValueError(
+                f"{folder}: expected steps of {theirs[1]} rows in micro-batches of {theirs[0]}, as {saved.processes} "
+                f"process{'es' * (saved.processes > 1)} took them, got {ours[1]} in {ours[0]} from {self.processes}; "
+                + self._how_to_go_on(saved)
+            )
+
+    def _how_to_go_on(self, saved: Launch) -> str:
+        micro_batches = saved.rows_per_step // saved.rows_per_micro_batch
+        if micro_batches % self.processes:
+            return f"launch a number of processes that divides {micro_batches}"
+        return (
+            f"set per_device_train_batch_size={saved.rows_per_micro_batch} and "
+            f"gradient_accumulation_steps={micro_batches // self.processes}"
+        )
 
 
 def save_gru_state(folder: str | Path, ema: RetainEMA, counts: Mapping[str, int]) -> None:

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from gru_fast.unlearn.config import errors_of_training, raise_all
 from gru_fast.unlearn.data import Encoded, SequenceCollator
+from gru_fast.unlearn.resuming import WholeCheckpoints
 
 _inherited = {field.name: field for field in dataclasses.fields(TrainingArguments)}
 
@@ -50,8 +51,12 @@ class FinetuneConfig(TrainingArguments):
             self.dataloader_pin_memory = False  # there is nothing to pin for: torch would only warn
 
 
-def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded], tokenizer: Any) -> Trainer:
-    """A Trainer on the mean negative log-likelihood per label token.
+class FinetuneTrainer(WholeCheckpoints, Trainer):
+    """``transformers.Trainer`` with :class:`~gru_fast.unlearn.resuming.WholeCheckpoints`."""
+
+
+def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded], tokenizer: Any) -> FinetuneTrainer:
+    """A trainer on the mean negative log-likelihood per label token.
 
     The mean is over all label tokens of a step, as transformers takes it; the original code took the mean of the
     micro-batches' means.
@@ -66,7 +71,7 @@ def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded]
     """
     if not rows:
         raise ValueError("rows: expected at least one row to fine-tune on, got an empty set")
-    return Trainer(
+    return FinetuneTrainer(
         model=model,
         args=config,
         train_dataset=rows,

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,7 @@ from gru_fast.unlearn.checkpoint import load_gru_state, save_gru_state
 from gru_fast.unlearn.config import GRUOptions
 from gru_fast.unlearn.fsdp import exchange_gradients, sharded_modules
 from gru_fast.unlearn.gdr import gdr_
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base  # what super() will be
-else:
-    _Base = object
+from gru_fast.unlearn.resuming import WholeCheckpoints
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
 _AVERAGED = (
@@ -51,7 +47,7 @@ class StepCounts:
     applied: int = 0
 
 
-class GRUMixin(_Base):
+class GRUMixin(WholeCheckpoints):
     """Puts Gradient Rectified Unlearning in front of a ``transformers.Trainer`` subclass::
 
         class GRUGradDiff(GRUMixin, GradDiff):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from gru_fast.unlearn.batch import Batch, Scores, label_scores
-from gru_fast.unlearn.checkpoint import check_fits, last_checkpoint
 from gru_fast.unlearn.config import UnlearnConfig
 from gru_fast.unlearn.data import PairCollator, UnlearnDataset
 from gru_fast.unlearn.fsdp import sharded_modules
@@ -255,20 +254,11 @@ class UnlearnTrainer(GRUMixin, _ObjectiveTrainer):
         """The weight of the retain NLL in the objective."""
         return self.method.retain_nll_weight(self._batch(self.model, inputs))
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's ``train``. ``resume_from_checkpoint=True`` takes the newest complete checkpoint of the run."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"{self.args.output_dir}: no complete checkpoint to resume from; start the run anew")
-        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if checkpoint is not None:
-            check_fits(checkpoint, self.accelerator.unwrap_model(self.model))
+    def _before_training(self, checkpoint: Path | None) -> None:
         if not self._is_sharded_later:
             self._prepare_reference_model(checkpoint)
         if checkpoint is not None or not self._is_sharded_later:
             self._prepare_references(checkpoint)
-        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Trainer's ``evaluate``: ``eval_loss``, ``eval_forget_loss``, ``eval_retain_loss``."""
