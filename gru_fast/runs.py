@@ -227,7 +227,7 @@ def what_counts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, command line, devices and time of this process."""
+    """Versions, commit, command line, devices and time of this process, and how many were launched with it."""
     import torch
 
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
@@ -240,6 +240,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "devices": names or [f"{count} accelerators" if count else "cpu"],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
     }
 
@@ -284,6 +285,8 @@ def _check_same(old: Mapping[str, Any], config: str, folder: Path) -> None:
 
     before, now = what_counts(old), what_counts(yaml.safe_load(config))
     names = {**before, **now}
+    if last_checkpoint(folder) is not None:  # which says how many rows a step has; so many processes may share them
+        names.pop("gradient_accumulation_steps", None)
     changed = [
         f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names if before.get(name) != now.get(name)
     ]

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from gru_fast.cli import main
 from gru_fast.sharding import is_sharded, local
 from gru_fast.unlearn import UnlearnTrainer
+from gru_fast.unlearn.checkpoint import last_checkpoint
 from gru_fast.unlearn.data import UnlearnDataset
 from gru_fast.unlearn.fsdp import sharded_modules
 
@@ -145,6 +146,18 @@ def run_to_the_end(folder: Path, fsdp2: bool, resume: bool = False, **settings: 
         trainer.train(resume_from_checkpoint=resume or None)
         assert trainer.state.global_step == 6
         return [*weights(trainer.model), *(whole(e, e) for e in trainer.retain_ema.tensors)]
+
+
+def resume_apart(folder: Path, **settings: Any) -> str:
+    """What a trainer says if the second process does not see the run's folder."""
+    with launched() as world:
+        mine = folder if dist.get_rank() == 0 else folder / "elsewhere"
+        trainer = _saving(mine, world, **settings)
+        try:
+            trainer.train(resume_from_checkpoint=last_checkpoint(mine))
+        except ValueError as error:
+            return str(error)
+        return ""
 
 
 def killed(folder: Path, fsdp2: bool, rank: int, moment: str, **settings: Any) -> None:

@@ -43,15 +43,19 @@ def already_done(args: argparse.Namespace, instances: Sequence[Any]) -> bool:
     """
     folder = instances[-1].output_dir
     if instances[-1].process_index != 0:
-        return False
+        return _has_finished(args, folder)
     model = Path(instances[0].model).expanduser().resolve()
     if args.overwrite_output_dir and Path(folder).resolve() in {model, *model.parents}:
         raise ValueError(f"--overwrite-output-dir would clear --model {model}; choose another --output-dir")
     runs.check_folder(folder, resume=args.resume, overwrite=args.overwrite_output_dir)
-    if not (args.resume and runs.is_run(folder) and runs.read_run(folder).complete):
+    if not _has_finished(args, folder):
         return False
     print(f"{folder}: this run has finished; nothing to resume")
     return True
+
+
+def _has_finished(args: argparse.Namespace, folder: str) -> bool:
+    return bool(args.resume and runs.is_run(folder) and runs.read_run(folder).complete)
 
 
 def load_tokenizer(args: argparse.Namespace, instances: Sequence[Any]) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ from gru_fast.ema import RetainEMA
 from gru_fast.unlearn import ReferenceLogProbs
 from gru_fast.unlearn.checkpoint import (
     GRU_STATE,
+    GRU_STATE_SHARDS,
+    LAUNCH,
     TRAINER_STATE,
+    Launch,
     check_fits,
+    is_whole,
     last_checkpoint,
     load_gru_state,
+    remove_checkpoint,
     save_gru_state,
 )
 from gru_fast.unlearn.trainer import REFERENCE_LOG_PROBS
@@ -162,6 +168,82 @@ def test_a_checkpoint_that_broke_off_is_passed_over(tmp_path: Path) -> None:
         make(tmp_path / "nothing").train(resume_from_checkpoint=True)
     with pytest.raises(FileNotFoundError, match="checkpoint-77: no such checkpoint folder"):
         make(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-77"))
+
+
+def test_a_checkpoint_that_broke_off_is_not_resumed(tmp_path: Path) -> None:
+    checkpoint = trained(tmp_path)
+    (checkpoint / TRAINER_STATE).unlink()
+    with pytest.raises(
+        ValueError, match=r"checkpoint-4: expected a whole checkpoint, but trainer_state.json, its last"
+    ):
+        make(tmp_path).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_what_broke_off_after_the_checkpoint_is_removed(tmp_path: Path) -> None:
+    """Where a file system keeps no times, Trainer would take it for the newest and delete whole ones in its favour."""
+    trained(tmp_path)
+    (tmp_path / "checkpoint-4" / TRAINER_STATE).write_text('{"epoch": 1.0, "log_hist')
+    (tmp_path / "checkpoint-best").mkdir()
+    make(tmp_path, max_steps=3, save_steps=1, save_total_limit=1).train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint*")) == ["checkpoint-3", "checkpoint-best"]
+
+
+def test_nothing_of_an_older_checkpoint_of_the_same_step_stays(tmp_path: Path) -> None:
+    """For example shards of e, which would be taken for the new ones."""
+    trained(tmp_path)
+    old = tmp_path / "checkpoint-4" / GRU_STATE_SHARDS
+    old.mkdir()
+    make(tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert is_whole(old.parent)
+    assert not old.exists()
+
+
+def test_a_checkpoint_half_removed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = trained(tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", lambda _: None)  # killed before it could begin
+    remove_checkpoint(checkpoint)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_launch_with_other_steps_is_refused(tmp_path: Path) -> None:
+    """It would go on at another row, and with another number of steps."""
+    checkpoint = trained(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint-4: expected steps of 4 rows in micro-batches of 2, as 1 process took them, got 2 in 2 from "
+        "1; set per_device_train_batch_size=2 and gradient_accumulation_steps=2",
+    ):
+        make(tmp_path, gradient_accumulation_steps=1).train(resume_from_checkpoint=str(checkpoint))
+    make(tmp_path, gradient_accumulation_steps=1, ignore_data_skip=True).train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / LAUNCH).unlink()  # of an earlier version
+    make(tmp_path, gradient_accumulation_steps=1).train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed", "said"),
+    [
+        ((2, 4, 16), (1, 4, 8), r"as 2 processes took them, got 8 in 4 from 1; set .*size=4 and .*steps=4$"),
+        ((2, 1, 8), (4, 2, 8), r"got 8 in 2 from 4; set .*size=1 and .*steps=2$"),
+        ((4, 1, 8), (3, 1, 6), r"got 6 in 1 from 3; launch a number of processes that divides 8$"),
+        (
+            (2, 1, 2, "FULL_STATE_DICT"),
+            (2, 1, 2),
+            r"saved with FSDP's FULL_STATE_DICT, resumed without FSDP; launch it",
+        ),
+        ((2, 1, 2), (2, 1, 2, "SHARDED_STATE_DICT"), r"saved without FSDP, resumed with FSDP's SHARDED_STATE_DICT"),
+        (
+            (2, 1, 2, "SHARDED_STATE_DICT"),
+            (2, 1, 2, "FULL_STATE_DICT"),
+            r"SHARDED_STATE_DICT, resumed with FSDP's FULL",
+        ),
+        ((2, 1, 8), (4, 1, 8), ""),
+        ((4, 2, 8, "FULL_STATE_DICT"), (2, 2, 8, "FULL_STATE_DICT"), ""),
+    ],
+)
+def test_launches_that_go_on(tmp_path: Path, saved: tuple[Any, ...], resumed: tuple[Any, ...], said: str) -> None:
+    Launch(*saved).save(tmp_path)
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        Launch(*resumed).check_goes_on(tmp_path)
 
 
 @pytest.mark.parametrize(
