@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -291,3 +292,8 @@ def exchanged(folder: Path) -> tuple[list[bool], list[bool]]:
         settings = {"method": "gd", "rectify": True, "max_steps": 1, "method_options": {"retain_weight": 2.0}}
         Watched(tiny.llama(), tiny.config(folder, **settings), train_dataset=dataset()).train()
     return asked, done
+
+
+if __name__ == "__main__":  # `accelerate launch tests/launched.py ...`: `gru-fast ...` with FSDP where CPUs alone are
+    with fsdp_on_cpus():
+        sys.exit(main(sys.argv[1:]))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import TrainingArguments
 
 from gru_fast.checks import check_gamma, check_tau
@@ -138,6 +139,10 @@ def errors_of_training(config: TrainingArguments) -> list[str]:
         if "use_cpu" in str(error):  # transformers refuses bf16 by "your setup"
             return ["bf16: no accelerator here computes in it; add --use-cpu to train on the CPU, or --bf16 false"]
         return [str(error)]
+    launched = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if launched > 1 and config.world_size == 1:  # transformers only warns, and every process would train the whole run
+        alone = "without an accelerator here transformers has each train alone, in the same folder"
+        return [f"use_cpu: {launched} processes were launched, but {alone}; add --use-cpu, or launch one"]
     return []
 
 

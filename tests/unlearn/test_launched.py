@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import launched
 import numpy as np
 import pytest
+import torch
+import yaml
 from processes import Processes
 from safetensors.torch import load_file
 from tofu_folders import save_data, save_model
@@ -90,33 +96,72 @@ def test_fsdp2_saves_the_whole_model(processes: Processes, tmp_path: Path) -> No
     assert all(bool((a == b).all()) for a, b in zip(loaded, trained, strict=True))
 
 
-@pytest.mark.parametrize("fsdp2", [False, True])
-def test_command(processes: Processes, tmp_path: Path, fsdp2: bool) -> None:
-    """gru-fast unlearn, which loads the model (with FSDP2 in the first process alone) and saves it, as one process."""
-    save_data(tmp_path / "data")
-    model = save_model(tmp_path / "model")
+def arguments(folder: Path, output: str, accumulated: int) -> list[str]:
+    """Of gru-fast unlearn, with a model and data in ``folder``."""
+    if not (folder / "model").exists():
+        save_data(folder / "data")
+        save_model(folder / "model")
+    places = ["--model", str(folder / "model"), "--data", str(folder / "data"), "--output-dir", str(folder / output)]
+    steps = ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", str(accumulated), "--use-cpu"]
+    chosen = ["--method", "npo_gd", "--rectify", "--optim", "sgd", "--learning-rate", "0.05"]
+    return ["unlearn", "--disable-tqdm", "--num-train-epochs", "1", *places, *steps, *chosen]
 
-    def argv(world: int) -> list[str]:
-        places = ["--model", str(model), "--data", str(tmp_path / "data"), "--output-dir", str(tmp_path / str(world))]
-        steps = ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", str(2 // world)]
-        chosen = ["--method", "npo_gd", "--rectify", "--optim", "sgd", "--learning-rate", "0.05", "--use-cpu"]
-        return ["unlearn", "--disable-tqdm", "--num-train-epochs", "1", *places, *steps, *chosen]
 
-    assert processes.run(launched.command, 2, argv(2), fsdp2) == [0, 0]
-    assert launched.command(argv(1)) == 0
-    start, several, one = (
-        load_file(folder / "model.safetensors") for folder in (model, tmp_path / "2", tmp_path / "1")
-    )
+def assert_same_models(folder: Path) -> None:
+    """The runs "several" and "one" have ended with the same weights, but for rounding."""
+    start, several, one = (load_file(folder / name / "model.safetensors") for name in ("model", "several", "one"))
     assert several.keys() == one.keys()
     for name, weight in one.items():
         moved = float((weight - start[name]).norm())
         assert float((several[name] - weight).norm()) <= 2e-5 * moved + 2.0**-23 * float(weight.norm())
+    assert any(bool((one[name] != start[name]).any()) for name in one)
+
+
+@pytest.mark.parametrize("fsdp2", [False, True])
+def test_command(processes: Processes, tmp_path: Path, fsdp2: bool) -> None:
+    """gru-fast unlearn, which loads the model (with FSDP2 in the first process alone) and saves it, as one process."""
+    assert processes.run(launched.command, 2, arguments(tmp_path, "several", 1), fsdp2) == [0, 0]
+    assert launched.command(arguments(tmp_path, "one", 2)) == 0
+    assert_same_models(tmp_path)
+
+
+@pytest.mark.slow
+def test_accelerate_launch(tmp_path: Path) -> None:
+    """Two processes, started with the README's configuration for accelerate, in float32, which can be compared."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```yaml\n(compute_environment: .*?)```", readme, re.DOTALL)
+    assert found is not None
+    config = yaml.safe_load(found[1])
+    assert (config["num_processes"], config["fsdp_config"]["fsdp_version"]) == (8, 2)
+    config |= {"num_processes": 2, "mixed_precision": "no"}
+    (tmp_path / "fsdp2-2.yaml").write_text(yaml.safe_dump(config))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp2-2.yaml")]
+    launcher += ["--main_process_port", str(free_port()), str(Path(launched.__file__))]
+    argv = [*arguments(tmp_path, "several", 1), "--stream"]
+    done = subprocess.run([*launcher, *argv], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert launched.command(arguments(tmp_path, "one", 2)) == 0
+    assert_same_models(tmp_path)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
 
 
 @pytest.mark.parametrize(
     ("fsdp2", "settings", "said"),
     [
         (False, {"method": "ga", "stream": True}, "stream: not with DistributedDataParallel, which averages"),
+        pytest.param(
+            *(
+                False,
+                {"method": "ga", "use_cpu": False},
+                "use_cpu: 2 processes were launched, but without an accelerator",
+            ),
+            marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator"),
+        ),
         (True, {"method": "npo", "action": "evaluate"}, "evaluate: npo compares with the model before unlearning"),
         (True, {"method": "rmu"}, "rmu: not with FSDP2, whose modules expect to be run whole"),
         (True, {"method": "ga", "fp16": True}, "fp16: not with FSDP2, where each process would find overflows"),
