@@ -176,12 +176,13 @@ class RetainEMA:
             self._inside = None
             held.put_back()
 
-    def _marks(self) -> list[tuple[int, int] | None]:
+    def _marks(self) -> list[tuple[int, int, int] | None]:
         """Changes when backward gives a sharded parameter a gradient, anew or in place."""
         if self._shards is None:
             return []
         grads = [p.grad for p in self._params if is_sharded(p)]
-        return [None if grad is None else (id(grad), local(grad)._version) for grad in grads]
+        # In place FSDP2 writes the local part, autograd (tensor parallel) the whole, which then counts alone.
+        return [None if grad is None else (id(grad), grad._version, local(grad)._version) for grad in grads]
 
     @contextmanager
     def stream(self, gamma: float, scale: Any = None, *, share: float = 0.0) -> Iterator[RetainEMA]:

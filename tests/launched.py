@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -101,20 +101,52 @@ def model(lora: bool = False) -> Any:
     return get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
 
 
+@contextmanager
+def sharded_at_load(folder: Path, sizes: dict[str, int]) -> Iterator[Any]:
+    """The tiny Llama, sharded by transformers over mesh dimensions of these sizes while it is loaded."""
+    from accelerate.parallelism_config import ParallelismConfig
+    from transformers import LlamaForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    tiny.llama().save_pretrained(folder / "model")  # by the first process
+    dist.barrier()
+    with patch.object(ParallelismConfig, "_validate_accelerator"):  # it knows no CPUs
+        yield LlamaForCausalLM.from_pretrained(
+            folder / "model", distributed_config=DistributedConfig(**sizes), dtype=torch.float32
+        )
+
+
 def trained(
-    folder: Path, fsdp2: bool = False, lora: bool = False, **settings: Any
+    folder: Path,
+    fsdp2: bool = False,
+    lora: bool = False,
+    mesh: dict[str, int] | None = None,
+    at_load: dict[str, int] | None = None,
+    **settings: Any,
 ) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:
     """Three steps over the same rows, however many processes share them: logs, weights and e.
 
-    A micro-batch of a process is one row, so that means over label tokens are of the same rows everywhere.
+    A micro-batch of a process is one row, so that means over label tokens are of the same rows everywhere. ``mesh``: of
+    accelerate's ParallelismConfig, ``at_load``: of transformers' DistributedConfig; neither counts in one process.
     """
-    with launched(fsdp2) as world:
+    with launched(fsdp2) as world, ExitStack() as stack:
+        takers = world // (at_load or {}).get("tp_size", 1) if world > 1 else 1
         defaults = {"optim": "sgd", "learning_rate": 0.05, "per_device_train_batch_size": 1, "rectify": True}
-        accumulated = {"gradient_accumulation_steps": ROWS_A_STEP // world}
-        trainer = tiny.trainer(folder, model(lora), dataset(), **{**defaults, **accumulated, **settings})
+        settings = {**defaults, "gradient_accumulation_steps": ROWS_A_STEP // takers, **settings}
+        if mesh and world > 1:
+            from accelerate.parallelism_config import ParallelismConfig
+
+            settings["parallelism_config"] = ParallelismConfig(**mesh)
+        is_loaded = at_load is not None and world > 1
+        untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora)
+        trainer = tiny.trainer(folder, untrained, dataset(), **settings)
         trainer.train()
         unlearned = trainer.accelerator.unwrap_model(trainer.model)
-        assert all(is_sharded(param) == (fsdp2 and world > 1) for param in unlearned.parameters())
+        if at_load is None:
+            assert all(is_sharded(param) == (fsdp2 and world > 1) for param in unlearned.parameters())
+        if (mesh or at_load) and world > 1:
+            sizes = (mesh or at_load).values()
+            assert max(p.device_mesh.ndim for p in unlearned.parameters() if is_sharded(p)) == len(sizes)
         logs = [
             {name: entry[name] for name in STATISTICS if name in entry}
             for entry in trainer.state.log_history

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 from gru_fast.ema import RetainEMA
 from gru_fast.rectification import Rectification
 from gru_fast.rectify import measure, rectify_
-from gru_fast.sharding import local
+from gru_fast.sharding import is_sharded, local
 from gru_fast.unlearn.checkpoint import load_gru_state, save_gru_state
 from gru_fast.unlearn.config import GRUOptions
 from gru_fast.unlearn.fsdp import exchange_gradients, sharded_modules
@@ -72,9 +72,10 @@ class GRUMixin(WholeCheckpoints):
     Trainer's own clipping comes after GRU's: leave it to ``tau`` with ``max_grad_norm=0`` in ``TrainingArguments``,
     where it is 1 (``UnlearnConfig`` has it off).
 
-    Under FSDP2 gradients are exchanged after every backward pass, also where accumulation would put that off, since the
-    two losses would mix inside the sharded modules. Not with DeepSpeed or FSDP 1, whose gradients are not in
-    ``param.grad``, nor with fp16 under FSDP2.
+    Models may be sharded: by accelerate (FSDP2, HSDP), or by ``from_pretrained(distributed_config=...)``, which can do
+    tensor parallelism too. Under FSDP2 gradients are exchanged after every backward pass, also where accumulation would
+    put that off, since the two losses would mix inside the sharded modules. Not with DeepSpeed or FSDP 1, whose
+    gradients are not in ``param.grad``, nor with fp16 where parameters are sharded.
     """
 
     gru: GRUOptions | Mapping[str, Any] | None = None
@@ -268,11 +269,13 @@ class GRUMixin(WholeCheckpoints):
                 f"{name}: GRU does not work with FSDP {self._fsdp_version}'s flattened parameters; use FSDP2 "
                 "(fsdp_version: 2 in the accelerate configuration), or DDP"
             )
-        if self.is_sharded and self.accelerator.mixed_precision == "fp16":
+        has_shards = self.is_sharded or any(map(is_sharded, self.model.parameters()))  # or will have
+        if has_shards and self.accelerator.mixed_precision == "fp16":
             raise ValueError(
-                "fp16: not with FSDP2, where each process would find overflows in its own shards alone; use bf16"
+                "fp16: not with sharded parameters (FSDP2, tensor parallel), where each process would find overflows "
+                "in its own shards alone; use bf16"
             )
-        if options.stream and self.args.world_size > 1 and not self.is_sharded:
+        if options.stream and self.args.world_size > 1 and not has_shards:
             raise ValueError(
                 "stream: not with DistributedDataParallel, which averages a gradient over the processes only after e "
                 "would have taken it in; leave it off, or use FSDP2"
@@ -343,7 +346,7 @@ class GRUMixin(WholeCheckpoints):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Trainer's, with e beside: what a resumed run needs to go on bit for bit."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.gru_options.follows_retain and (self.args.should_save or self.is_sharded):
+        if self.gru_options.follows_retain and (self.args.should_save or any(map(is_sharded, self.model.parameters()))):
             save_gru_state(output_dir, self.retain_ema, dataclasses.asdict(self.gru_counts))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -77,6 +77,27 @@ def test_other_steps_with_fsdp2(processes: Processes, tmp_path: Path, settings: 
     assert_follows(processes, tmp_path, fsdp2=True, **settings)
 
 
+@pytest.mark.parametrize(("method", "stream"), [("npo_gd", False), ("npo_kl", True)])
+def test_hsdp(processes: Processes, tmp_path: Path, method: str, stream: bool) -> None:
+    """Shards over two processes, copies of them in two others."""
+    mesh = {"dp_replicate_size": 2, "dp_shard_size": 2}
+    assert_follows(processes, tmp_path, 4, fsdp2=True, mesh=mesh, method=method, stream=stream)
+
+
+@pytest.mark.parametrize(("method", "stream"), [("npo_gd", False), ("npo_kl", True), ("rmu", False)])
+def test_tensor_parallel(processes: Processes, tmp_path: Path, method: str, stream: bool) -> None:
+    """All processes take all rows; norms are whole in each, and count once."""
+    assert_follows(processes, tmp_path, 2, at_load={"tp_size": 2}, method=method, stream=stream)
+
+
+@pytest.mark.parametrize(
+    ("world", "sizes"), [(2, {"fsdp_size": 2}), (4, {"fsdp_size": 2, "tp_size": 2})], ids=["fsdp2", "with tp"]
+)
+def test_sharded_at_load(processes: Processes, tmp_path: Path, world: int, sizes: dict[str, int]) -> None:
+    """By transformers, not by accelerate; with FSDP2 on top of tensor parallelism a mesh of two dimensions."""
+    assert_follows(processes, tmp_path, world, at_load=sizes, method="npo_gd")
+
+
 def test_fsdp2_exchanges_gradients_of_every_loss(processes: Processes, tmp_path: Path) -> None:
     """Else those to forget and to keep would add up inside its modules: accelerate would wait for the last batch."""
     for asked, done in processes.run(launched.exchanged, 2, tmp_path):
@@ -164,7 +185,11 @@ def free_port() -> int:
         ),
         (True, {"method": "npo", "action": "evaluate"}, "evaluate: npo compares with the model before unlearning"),
         (True, {"method": "rmu"}, "rmu: not with FSDP2, whose modules expect to be run whole"),
-        (True, {"method": "ga", "fp16": True}, "fp16: not with FSDP2, where each process would find overflows"),
+        (
+            True,
+            {"method": "ga", "fp16": True},
+            "fp16: not with sharded parameters (FSDP2, tensor parallel), where each process would find overflows",
+        ),
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(
