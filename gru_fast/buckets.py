@@ -23,12 +23,12 @@ def is_lent(grad: Tensor | None) -> bool:
     )
 
 
-@torch.no_grad()
 def kept(grad: Tensor | None, own: Tensor | None) -> Tensor | None:
     """``grad``; of a lent one a copy, in ``own`` where there is one of an earlier micro-batch."""
     if grad is None or not is_lent(grad):
         return grad
-    return grad.clone() if own is None or own.shape != grad.shape else own.copy_(grad)
+    with torch.no_grad():
+        return grad.clone() if own is None or own.shape != grad.shape else own.copy_(grad)
 
 
 class HeldGradients:

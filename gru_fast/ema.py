@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,15 +14,13 @@ from gru_fast import native
 from gru_fast.buckets import HeldGradients, kept
 from gru_fast.checks import check_gamma, check_loss_scale, check_share
 from gru_fast.native import TensorList
-from gru_fast.ops import RETAIN_NONFINITE, StepTensors, passes_for
+from gru_fast.ops import RETAIN_NONFINITE, passes_for
 from gru_fast.params import ema_dtypes, trainable_params
-from gru_fast.sharding import global_like, is_sharded, local, placed_like, rounding_key, shards_of, take_over
+from gru_fast.placement import ShardedRows
+from gru_fast.saved_state import FORMAT, check_state
+from gru_fast.sharding import global_like, is_sharded, local, take_over
 
-_FORMAT = 1  # of state_dict
-_NOTHING_CAME = (
-    "expected backward to give the sharded parameters gradients, but none changed: without gradient sync FSDP2 keeps "
-    "them inside the module, where those of both losses would mix; set_requires_gradient_sync(True) for every backward"
-)
+_grad_of = attrgetter("grad")
 
 
 class RetainEMA:
@@ -57,17 +56,13 @@ class RetainEMA:
         named, self._names = trainable_params(params)
         self._params = named
         self._row_of = {id(param): row for row, param in enumerate(self._params)}
-        self._shards = shards_of(self._params)
+        self._sharded = ShardedRows(self._params, self._names)
         self._seed = int(seed)
         self._tensors = [  # of sharded parameters the parts that lie here
             torch.zeros_like(local(p), dtype=t, requires_grad=False)
             for p, t in zip(self._params, ema_dtypes(self._params, dtype, self._names), strict=True)
         ]
-        # What the rounding bits of a 16-bit e are drawn by: its place, and for a shard which one it is.
-        self._rounding_keys = [
-            row if e.dtype == torch.float32 else rounding_key(p, row, len(self._params))
-            for row, (p, e) in enumerate(zip(self._params, self._tensors, strict=True))
-        ]
+        self._rounding_keys = self._sharded.rounding_keys(self._tensors)
         self._seen = [False] * len(self._params)  # whether a retain gradient has ever come in
         self._tensors_changed([])
         self._step = -1
@@ -161,11 +156,10 @@ class RetainEMA:
         held = HeldGradients(self._params)
         for param, retain in zip(self._params, self._retain, strict=True):
             param.grad = retain
-        before = self._marks()
+        before = self._sharded.marks()
         try:
             yield self
-            if before and before == self._marks():
-                raise RuntimeError(f"collect(): {_NOTHING_CAME}")
+            self._sharded.check_marks(before, "collect()")
             self._retain = [kept(p.grad, own) for p, own in zip(self._params, self._retain, strict=True)]
             self._collected = True
         except BaseException:
@@ -175,14 +169,6 @@ class RetainEMA:
         finally:
             self._inside = None
             held.put_back()
-
-    def _marks(self) -> list[tuple[int, int, int] | None]:
-        """Changes when backward gives a sharded parameter a gradient, anew or in place."""
-        if self._shards is None:
-            return []
-        grads = [p.grad for p in self._params if is_sharded(p)]
-        # In place FSDP2 writes the local part, autograd (tensor parallel) the whole, which then counts alone.
-        return [None if grad is None else (id(grad), grad._version, local(grad)._version) for grad in grads]
 
     @contextmanager
     def stream(self, gamma: float, scale: Any = None, *, share: float = 0.0) -> Iterator[RetainEMA]:
@@ -233,9 +219,8 @@ class RetainEMA:
             return
         row = self._row_of[id(param)]
         ema = self._tensors[row]
-        if is_sharded(param):
-            given = placed_like(given, param, self._label("retain_grads", row))
-            self._folds += 1
+        self._folds += is_sharded(param)
+        given = self._sharded.placed(given, param, row, "retain_grads")
         retain = local(given)
         names = None if self._names is None else [self._names[row]]
         passes = passes_for(ema.device)([None], [retain], [ema], ids=[self._rounding_keys[row]], names=names)
@@ -253,16 +238,12 @@ class RetainEMA:
                 local(held).add_(retain, alpha=self._stream_share)
 
     def _check_streamed(self) -> None:
-        if self._folds == 0 and self._shards is not None and any(map(is_sharded, self._params)):
-            raise RuntimeError(f"stream(): {_NOTHING_CAME}")
+        self._sharded.check_taken(self._folds, "stream()")
         if any(p.grad is not None for p in self._params):
             raise RuntimeError(
                 "stream(): expected each gradient once, but something put gradients back after e had taken them in, as "
                 "DistributedDataParallel does, which averages them later: use collect(), or FSDP2 (fully_shard)"
             )
-
-    def _label(self, what: str, row: int) -> str:
-        return f"{what}[{row}]" + ("" if self._names is None else f' "{self._names[row]}"')
 
     def _enter(self, how: str, scale: Any) -> None:
         if self._inside is not None:
@@ -290,70 +271,14 @@ class RetainEMA:
         if retain is not None and (self._collected or self._stream_gamma is not None):
             raise ValueError("retain_grads: expected None, since this step's retain gradients are in the EMA already")
 
-    def _place_gradients(self) -> None:
-        """Brings gradients of sharded parameters into their parameter's placements."""
-        if self._shards is None:
-            return
-        for row, param in enumerate(self._params):
-            if not is_sharded(param):
-                continue
-            if param.grad is not None:
-                param.grad = placed_like(param.grad, param, self._label("grads", row))
-            retain = self._retain[row]
-            if retain is not None:
-                self._retain[row] = placed_like(retain, param, self._label("retain_grads", row))
-
-    def _here(self, tensors: Sequence[Tensor | None], what: str) -> list[Tensor | None]:
-        """Of gradients, one per parameter, the parts that lie in this process."""
-        if self._shards is None:
-            return list(tensors)
-        return [
-            t if t is None or not is_sharded(param) else local(placed_like(t, param, self._label(what, row)))
-            for row, (t, param) in enumerate(zip(tensors, self._params, strict=True))
-        ]
-
-    @torch.no_grad()
-    def _add_share(self) -> None:
-        """g takes its share of the collected retain gradients."""
-        factor, self._share = self._share / self._scale, 0.0  # once, even if the step fails and is tried again
-        if factor == 0.0:
-            return
-        rows = [(param, r) for param, r in zip(self._params, self._retain, strict=True) if r is not None]
-        there = [(local(param.grad), local(r)) for param, r in rows if param.grad is not None]
-        if there:
-            torch._foreach_add_([g for g, _ in there], [r for _, r in there], alpha=factor)
-        for param, r in rows:
-            if param.grad is None:
-                param.grad = r * factor
-
-    def _take(self, grads: list[Tensor | None], retain: Sequence[Tensor | None] | None) -> StepTensors:
-        """The tensors of the step that ends now; rows that can have no effect are left out."""
-        ema_is_current: bool | list[bool] = False
-        if self._stream_gamma is not None:
-            ema_is_current = list(self._folded)
-        elif retain is None and self._collected:
-            retain = self._retain
-        elif retain is None:
-            ema_is_current = True
-        if retain is not None and not all(self._seen):
-            self._seen = [seen or r is not None for seen, r in zip(self._seen, retain, strict=True)]
-        tensors = StepTensors(
-            self._here(grads, "grads"),
-            None if retain is None else self._here(retain, "retain_grads"),
-            self._tensors,
-            ema_is_current,
-            names=self._names,
-            shards=self._shards,
-        )
-        tensors.devices, tensors.known_ema = self._devices, self._known
-        if self._shards is not None:
-            tensors.rounding_keys = self._rounding_keys
-        if self._fold_stats is not None:
-            tensors.refused = {device: stats[RETAIN_NONFINITE] for device, stats in self._fold_stats.items()}
-        if all(self._seen) or all(g is not None for g in grads):
-            return tensors
-        used = [row for row, (seen, g) in enumerate(zip(self._seen, grads, strict=True)) if seen or g is not None]
-        return tensors.select(used)
+    def _gradients(self) -> list[Tensor | None]:
+        """g, one per parameter; it and r of sharded parameters are brought into their parameter's placements."""
+        grads: list[Tensor | None] = list(map(_grad_of, self._params))
+        if self._sharded.shards is not None:
+            for row in self._sharded.place(grads, "grads"):
+                self._params[row].grad = grads[row]
+            self._sharded.place(self._retain, "retain_grads")
+        return grads
 
     def _end_step(self) -> None:
         self._drop_pending()
@@ -419,7 +344,7 @@ class RetainEMA:
         """
         self._expect_between_steps("state_dict")
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "ema": self.tensors,
             "names": self.names,
             "seen": list(self._seen),
@@ -435,28 +360,8 @@ class RetainEMA:
         Its e may be sharded in another way than the parameters here, or not at all.
         """
         self._expect_between_steps("load_state_dict")
-        missing = {"format", "ema", "names", "seen", "step", "seed", "rounding_steps"} - set(state)
-        if missing:
-            raise ValueError(f"state_dict: expected the keys of RetainEMA.state_dict(), missing {sorted(missing)}")
-        if state["format"] != _FORMAT:
-            raise ValueError(f"state_dict: expected format {_FORMAT}, got {state['format']}; upgrade gru_fast")
-        saved = state["ema"]
-        if len(saved) != len(self) or len(state["seen"]) != len(self):
-            raise ValueError(f"state_dict: expected {len(self)} parameters, got {len(saved)}: of another model?")
-        if self._names is not None and state["names"] is not None and list(state["names"]) != self._names:
-            row = next(i for i, (a, b) in enumerate(zip(self._names, state["names"], strict=True)) if a != b)
-            raise ValueError(
-                f'state_dict: expected parameter {row} to be "{self._names[row]}", got "{state["names"][row]}"'
-            )
-        for row, (ours, theirs) in enumerate(zip(self._tensors, saved, strict=True)):
-            label, shape = f"state_dict: {self._label('ema', row)}", self._params[row].shape
-            if theirs.shape != shape:
-                raise ValueError(f"{label}: expected shape {tuple(shape)}, got {tuple(theirs.shape)}")
-            if ours.dtype != theirs.dtype:
-                raise TypeError(
-                    f"{label}: expected {ours.dtype}, got {theirs.dtype}; give RetainEMA the dtype of the saved run"
-                )
-        for ours, theirs, param in zip(self._tensors, saved, self._params, strict=True):
+        check_state(state, self._names, self._tensors, [param.shape for param in self._params])
+        for ours, theirs, param in zip(self._tensors, state["ema"], self._params, strict=True):
             take_over(ours, theirs, param)
         self._seen = [bool(seen) for seen in state["seen"]]
         self._seed = int(state["seed"])

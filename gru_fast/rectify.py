@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from gru_fast._load import core
 from gru_fast.checks import check_gamma, check_tau
 from gru_fast.ema import RetainEMA
-from gru_fast.ops import StepArgs, StepTensors, run_measure, run_step
+from gru_fast.ops import RETAIN_NONFINITE, StepArgs, StepTensors, run_measure, run_step
 from gru_fast.params import UniqueParams, unique_params
 from gru_fast.rectification import Rectification
 from gru_fast.sharding import check_param, is_sharded, local, placed_like, rounding_key, shards_of
@@ -24,7 +23,6 @@ _NONFINITE_ELSEWHERE = (
     "below 1?); do not apply this step's gradients"
 )
 _OR_IN_ANOTHER_PROCESS = "; or in the shards of another process, which then names them"
-_grad_of = attrgetter("grad")
 _calls = itertools.count()  # rounding steps of plain 16-bit EMA sequences, which keep no count of their own
 
 
@@ -159,10 +157,9 @@ def _with_retain_ema(
     if retain_grads is not None and len(retain_grads) != len(ema):
         raise ValueError(f"retain_grads: expected {len(ema)} entries, one per parameter, got {len(retain_grads)}")
     ema._check_can_end(retain_grads)
-    ema._place_gradients()
-    ema._add_share()
-    grads: list[Tensor | None] = list(map(_grad_of, ema._params))
-    tensors = ema._take(grads, retain_grads)
+    grads = ema._gradients()
+    _add_share(ema, grads)
+    tensors = _step_tensors(ema, grads, retain_grads)
     limit = math.inf if tau is None else tau
     args = StepArgs(
         1.0 - gamma, gamma / ema._scale, limit, ema._seed, all_or_nothing=error_if_nonfinite or ema._is_scaled
@@ -178,6 +175,53 @@ def _with_retain_ema(
         stats = run_step(tensors, args, rounding_steps=ema._rounding, make_grad=_grad_maker(owners))
     ema._end_step()
     return _result(stats, error_if_nonfinite, tensors)
+
+
+@torch.no_grad()
+def _add_share(ema: RetainEMA, grads: list[Tensor | None]) -> None:
+    """g takes its share of the collected retain gradients, in ``.grad`` and in the list."""
+    factor, ema._share = ema._share / ema._scale, 0.0  # once, even if the step fails and is tried again
+    if factor == 0.0:
+        return
+    rows = [(row, r) for row, r in enumerate(ema._retain) if r is not None]
+    there = [(local(grad), local(r)) for row, r in rows if (grad := grads[row]) is not None]
+    if there:
+        torch._foreach_add_([g for g, _ in there], [r for _, r in there], alpha=factor)
+    for row, r in rows:
+        if grads[row] is None:
+            grads[row] = ema._params[row].grad = r * factor
+
+
+def _step_tensors(ema: RetainEMA, grads: list[Tensor | None], retain: Sequence[Tensor | None] | None) -> StepTensors:
+    """The tensors of the step that ends now; rows that can have no effect are left out."""
+    ema_is_current: bool | list[bool] = False
+    if ema._stream_gamma is not None:
+        ema_is_current = list(ema._folded)
+    elif retain is None and ema._collected:
+        retain = ema._retain
+    elif retain is None:
+        ema_is_current = True
+    given = None if retain is None else list(retain)
+    if given is not None and not all(ema._seen):
+        ema._seen = [seen or r is not None for seen, r in zip(ema._seen, given, strict=True)]
+    if given is not None and retain is not ema._retain:
+        ema._sharded.place(given, "retain_grads")
+    tensors = StepTensors(
+        ema._sharded.here(grads),
+        None if given is None else ema._sharded.here(given),
+        ema._tensors,
+        ema_is_current,
+        names=ema._names,
+        shards=ema._sharded.shards,
+    )
+    tensors.devices, tensors.known_ema = ema._devices, ema._known
+    if tensors.shards is not None:
+        tensors.rounding_keys = ema._rounding_keys
+    if ema._fold_stats is not None:
+        tensors.refused = {device: stats[RETAIN_NONFINITE] for device, stats in ema._fold_stats.items()}
+    if all(ema._seen) or all(g is not None for g in grads):
+        return tensors
+    return tensors.select([row for row, seen in enumerate(ema._seen) if seen or grads[row] is not None])
 
 
 def _any_refused(tensors: StepTensors) -> bool:

@@ -68,8 +68,11 @@ def _check_placements(param: DTensor, label: str) -> None:
 @torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """The part of it that lies in this process: the memory itself. A plain tensor is its own part."""
-    if not is_sharded(tensor):
-        return tensor
+    return part_of(tensor) if is_sharded(tensor) else tensor
+
+
+def part_of(tensor: DTensor) -> Tensor:
+    """The same of a DTensor, with gradients off: outside of ``torch.no_grad`` it would be a part of the graph."""
     shard: Any = tensor.to_local()  # a promise of one where a collective is under way
     return shard.wait() if type(shard) is not Tensor and hasattr(shard, "wait") else shard
 
