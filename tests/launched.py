@@ -15,6 +15,7 @@ from unittest.mock import patch
 import tiny
 import torch
 import torch.distributed as dist
+from accelerate.parallelism_config import ParallelismConfig
 from layouts import whole
 from torch import Tensor
 from transformers import TrainerCallback
@@ -104,7 +105,6 @@ def model(lora: bool = False) -> Any:
 @contextmanager
 def sharded_at_load(folder: Path, sizes: dict[str, int]) -> Iterator[Any]:
     """The tiny Llama, sharded by transformers over mesh dimensions of these sizes while it is loaded."""
-    from accelerate.parallelism_config import ParallelismConfig
     from transformers import LlamaForCausalLM
     from transformers.distributed import DistributedConfig
 
@@ -134,8 +134,6 @@ def trained(
         defaults = {"optim": "sgd", "learning_rate": 0.05, "per_device_train_batch_size": 1, "rectify": True}
         settings = {**defaults, "gradient_accumulation_steps": ROWS_A_STEP // takers, **settings}
         if mesh and world > 1:
-            from accelerate.parallelism_config import ParallelismConfig
-
             settings["parallelism_config"] = ParallelismConfig(**mesh)
         is_loaded = at_load is not None and world > 1
         untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora)
@@ -155,9 +153,11 @@ def trained(
         return logs, weights(unlearned), [whole(e, e) for e in trainer.retain_ema.tensors]
 
 
-def resumed(folder: Path, state_dict: str, **settings: Any) -> list[bool]:
+def resumed(folder: Path, state_dict: str, mesh: dict[str, int] | None = None, **settings: Any) -> list[bool]:
     """With FSDP2: whether a run taken up after two of its three steps ends with the very bits of an unbroken one."""
     settings = {"optim": "adamw_torch", "rectify": True, "save_strategy": "steps", **settings}
+    if mesh is not None:
+        settings["parallelism_config"] = ParallelismConfig(**mesh)
     ends = []
     for save_steps in (10, 2):
         with launched(fsdp2=True, state_dict=state_dict):

@@ -259,9 +259,9 @@ class GRUMixin(WholeCheckpoints):
         if not options.follows_retain:
             return
         name = type(self).__name__
-        # DeepSpeed lets gradients be read and written between backward and step (0.19.8, ZeRO-2 and ZeRO-3 were tried), but
-        # accelerate steps within backward(), where a Trainer cannot come between; and but for ZeRO-3 it gives them whole,
-        # not in shards: g, r and e of all the model in every process, which ZeRO is there to save.
+        # DeepSpeed lets gradients be read and written between backward and step (0.19.8, ZeRO-2 and 3 were tried), but
+        # accelerate steps within backward(), where a Trainer cannot come between; and but for ZeRO-3 it gives them
+        # whole, not in shards: g, r and e of all the model in every process, which ZeRO is there to save.
         if self.is_deepspeed_enabled:
             raise ValueError(
                 f"{name}: GRU does not work with DeepSpeed, which keeps gradients to itself; use FSDP2 "

@@ -111,6 +111,13 @@ def test_fsdp2_resumes(processes: Processes, tmp_path: Path, method: str, state_
     assert processes.run(launched.resumed, 2, tmp_path, state_dict, method=method) == [[True, True]] * 2
 
 
+def test_hsdp_resumes(processes: Processes, tmp_path: Path) -> None:
+    settings = {"method": "npo_gd", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    mesh = {"dp_replicate_size": 2, "dp_shard_size": 2}
+    found = processes.run(launched.resumed, 4, tmp_path, "SHARDED_STATE_DICT", mesh, **settings)
+    assert found == [[True, True]] * 4
+
+
 def test_fsdp2_saves_the_whole_model(processes: Processes, tmp_path: Path) -> None:
     trained = processes.run(launched.saved, 2, tmp_path)[0]
     loaded = launched.weights(LlamaForCausalLM.from_pretrained(tmp_path))
