@@ -141,6 +141,17 @@ def _coordinates(place: Place) -> tuple[int, ...]:
     return tuple(-1 if p.is_replicate() else c for c, p in zip(at, placements, strict=True))
 
 
+def collect_halves(ema: gru_fast.RetainEMA, params: Sequence[Tensor], retain: Sequence[Tensor | None]) -> None:
+    """Two micro-batches that share r."""
+    with ema.collect():
+        for param, r in zip(params, retain, strict=True):
+            param.grad = None if r is None else 0.5 * r
+    with ema.collect():
+        for param, r in zip(params, retain, strict=True):
+            if r is not None:
+                param.grad += 0.5 * r
+
+
 def rectified(
     layout: str | None,
     dtype: torch.dtype = torch.float32,
@@ -149,7 +160,11 @@ def rectified(
     how: str = "object",
     partial: bool = False,
 ) -> Found:
-    """Three steps over a layout (None: plain tensors in one process). ``how``: a RetainEMA, a list, or to measure."""
+    """Three steps over a layout (None: plain tensors in one process).
+
+    ``how``: with a RetainEMA that is given r ("object"), or collects it in two parts, the second added in place as
+    autograd does ("collect"); with a list; or to measure.
+    """
     given = data(dtype=dtype)
     places: list[Place] = [None] * len(SHAPES) if layout is None else LAYOUTS[layout]()
     make = summand if partial else placed
@@ -161,7 +176,10 @@ def rectified(
         for param, grad, place in zip(params, grads, places, strict=True):
             param.grad = None if grad is None else make(grad, place)
         r = [None if t is None else make(t, place) for t, place in zip(retain, places, strict=True)]
-        if how == "measure":
+        if how == "collect":
+            collect_halves(ema, params, r)
+            step = gru_fast.rectify_(params, ema, GAMMA, tau)
+        elif how == "measure":
             step = gru_fast.measure(params, ema, GAMMA, retain_grads=r)
         else:
             step = gru_fast.rectify_(params, ema, GAMMA, tau, retain_grads=r)

@@ -74,7 +74,7 @@ def test_plain_sequences_and_measure(processes: Processes, layout: str, world: i
 
 
 @pytest.mark.parametrize(("layout", "world"), [("tensor parallel", 3), ("fsdp and tensor parallel", 4)])
-@pytest.mark.parametrize("how", ["object", "list"])
+@pytest.mark.parametrize("how", ["object", "collect", "list"])
 def test_partial_gradients_are_summed_first(processes: Processes, layout: str, world: int, how: str) -> None:
     found = processes.run(layouts.rectified, world, layout, torch.float32, None, 2.0, how, True)
     assert_alike(found)
