@@ -1,7 +1,7 @@
 """Writes README's section on the study in bench/results/tofu-tiny from its results.json.
 
-    python bench/readme_results.py           rewrites the section
-    python bench/readme_results.py --check   fails where the section is not what the results make
+python bench/readme_results.py           rewrites the section
+python bench/readme_results.py --check   fails where the section is not what the results make
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ BEGIN, END = "<!-- results: bench/readme_results.py writes this -->", "<!-- end 
 def section() -> str:
     """The text between the marks."""
     found = results.read(ROOT / STUDY)
+    files = ", ".join(f"[{name}]({STUDY}/{name})" for name in ("report.md", "report.html", "results.json"))
+    seeds = ", ".join(map(str, found.seeds))
     parts = [
-        f"{found.title}. {len(found.runs)} runs, {duration(found.seconds)} of jobs; seeds "
-        f"{', '.join(map(str, found.seeds))}. All of it: [report.md]({STUDY}/report.md), "
-        f"[report.html]({STUDY}/report.html), [results.json]({STUDY}/results.json).",
+        f"{found.title}. {len(found.runs)} runs, {duration(found.seconds)} of jobs; seeds {seeds}. All of it: {files}.",
         f"    {found.command}",
         f"**{verdict.headline(found)}**",
         "\n".join(f"- {sentence}" for sentence in verdict.sentences(found)),
