@@ -145,7 +145,7 @@ def start(folder: str | Path, config: str, *, resume: bool = False, overwrite: b
         write_json(folder / ENVIRONMENT, {**record, "resumed": [*record.get("resumed", []), environment()]})
         return last_checkpoint(folder)
     if overwrite and is_run(folder):
-        shutil.rmtree(folder)
+        clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ENVIRONMENT, environment())
     write_text(folder / CONFIG, config)  # from here on it is a run
@@ -167,6 +167,13 @@ def check_folder(
     if is_run(folder):
         why = "--resume goes on with its run, --overwrite-output-dir clears it; or choose another --output-dir"
     raise FileExistsError(f"output folder {folder} is not empty: {why}")
+
+
+def clear(folder: Path) -> None:
+    """Removes a folder; it is gone at once, also for whoever looks after a kill in the middle of it."""
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    folder.replace(aside / folder.name)
+    shutil.rmtree(aside)
 
 
 def _is_of_a_start(path: Path) -> bool:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from gru_fast.study.recipe import Recipe
@@ -19,10 +20,12 @@ class Arguments:
     Args:
         recipe: what is studied.
         data: the benchmark's files; None: its own default.
+        is_dry: nothing will be run here.
     """
 
     recipe: Recipe
     data: str | None
+    is_dry: bool = False
 
     def of_evaluation(self, split: str, retain_logs: str | None) -> dict[str, Any]:
         """Those that the benchmark's evaluation has: not every one knows splits, or compares with another model."""
@@ -69,6 +72,7 @@ class Arguments:
             "method": method,
             **self.on_cpu(),
             **self.recipe.options(split, method),
+            **({"use_cpu": True} if self.is_dry else {}),
             "output_dir": "run",
         }
         classes = unlearn._classes(benchmarks.get(self.recipe.benchmark))
@@ -100,8 +104,11 @@ class Arguments:
             for method in recipe.methods:
                 yield f"{split}, {method}", partial(self._resolve_training, split, method)
         if recipe.finetune is not None:
-            own = {**self.of_model("base"), **self.on_cpu(), **recipe.finetune, "output_dir": "run"}
+            on_cpu = {"use_cpu": True} if self.is_dry else self.on_cpu()
+            own = {**self.of_model("base"), **on_cpu, **recipe.finetune, "output_dir": "run"}
             yield "finetune", partial(_resolve, own, finetune._classes())
+        for name in filter(None, (recipe.target, *recipe.retrained.values(), recipe.data)):
+            yield "target, retrained, data", partial(_check_path, name)
         for name in ("tv", "tru"):
             given = getattr(recipe, name)
             if given is not None:
@@ -151,6 +158,12 @@ def _texts(value: Any) -> Sequence[str]:
     if isinstance(value, (list, tuple)):
         return [str(item) for item in value]
     return ["null" if value is None else str(value)]
+
+
+def _check_path(name: str) -> None:
+    """Refuses what is no name on the hub, ``owner/name``, and is not there."""
+    if (name.count("/") != 1 or name.startswith((".", "/", "~"))) and not Path(name).expanduser().exists():
+        raise FileNotFoundError(f"no file or folder {name}; a name on the hub is OWNER/NAME")
 
 
 def _resolve(values: Mapping[str, Any], classes: tuple[type, ...], config: str | None = None) -> tuple[Any, ...]:

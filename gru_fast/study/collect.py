@@ -13,9 +13,11 @@ from gru_fast import runs
 from gru_fast.jobs.status import BLOCKED, FAILED, WAITING, Status
 from gru_fast.study import results
 from gru_fast.study.plan import Plan, Planned, calibration_of
+from gru_fast.study.recipe import Recipe
 from gru_fast.study.results import Calibrated, Point, Sample, StudyResults, StudyRun
 from gru_fast.study.task import commands_of
 
+_BOTH_TOPICS = "WMDP Bio, Cyber"  # mean of the two accuracies
 _SETS = ("forget", "retain", "real_authors", "world_facts")  # of TOFU, whose records hold what a model has written
 
 
@@ -37,7 +39,7 @@ def collect(plan: Plan, status: Mapping[str, Status], name: str, title: str, com
         backbone=recipe.backbone,
         splits=list(recipe.splits),
         seeds=recipe.seeds,
-        plane=dict(module.PLANE),
+        plane=_plane(recipe, module),
         recipe=to_dict(recipe),
         command=command,
         seconds=round(sum(job.seconds or 0.0 for job in status.values()), 1),
@@ -59,9 +61,11 @@ def _run(plan: Plan, planned: Planned, status: Mapping[str, Status], module: Any
     if not run.is_done:
         return run
     folder, evaluation = plan.folder / run.folder, Path(planned.evaluation)
+    if not (evaluation / "summary.json").is_file():
+        return replace(run, state=FAILED, reason=f"done, but there is no {evaluation / 'summary.json'} any more")
     summary = runs.read_json(evaluation / "summary.json")
     found = runs.read_run(folder) if runs.is_run(folder) else runs.Run(folder, {})
-    scores = dict(module.columns(summary))
+    scores = _scores(plan.recipe, module, summary)
     return replace(
         run,
         scores=scores,
@@ -74,6 +78,27 @@ def _run(plan: Plan, planned: Planned, status: Mapping[str, Status], module: Any
         result=found.result or {},
         environment=found.environment,
     )
+
+
+def _plane(recipe: Recipe, module: Any) -> dict[str, str]:
+    """What counts. Of WMDP, the mean over what a split removes: both topics, of "bio-cyber"."""
+    if recipe.benchmark != "wmdp" or not all(map(_is_both, recipe.splits)):
+        return dict(module.PLANE)
+    (retention, kept), (_, removed) = module.PLANE.items()
+    return {retention: kept, _BOTH_TOPICS: removed}
+
+
+def _scores(recipe: Recipe, module: Any, summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores of a summary by heading."""
+    found = dict(module.columns(summary))
+    if recipe.benchmark == "wmdp" and all(map(_is_both, recipe.splits)):
+        topics = [found[f"WMDP {topic}"] for topic in ("Bio", "Cyber")]
+        found[_BOTH_TOPICS] = None if None in topics else sum(topics) / 2
+    return found
+
+
+def _is_both(split: str) -> bool:
+    return {"bio", "cyber"} <= {*split.split("-")}
 
 
 def _with_calibration(run: StudyRun, job: Status, folder: Path) -> StudyRun:

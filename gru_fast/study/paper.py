@@ -85,6 +85,6 @@ def foreign_sources() -> str:
 
 
 def _same(ours: str, theirs: str) -> bool:
-    """Whether two names are one backbone: "Llama-2-7B" and "llama2-7b-chat" are."""
-    a, b = (re.sub(r"[^a-z0-9]", "", name.casefold()) for name in (ours, theirs))
-    return bool(a and b) and (a.startswith(b) or b.startswith(a))
+    """Whether two names are one backbone: "Llama-2-7B-chat" and "llama2-7b-chat-hf" are."""
+    a, b = (re.sub(r"[^a-z0-9]", "", name.casefold()).removesuffix("hf") for name in (ours, theirs))
+    return bool(a) and a == b

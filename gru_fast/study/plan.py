@@ -23,7 +23,6 @@ from gru_fast.study.task import CHECKPOINT
 from gru_fast.study.toy import TAUGHT_TOO
 
 MODELS, RUNS, TOY, LOGS = "models", "runs", "toy", "logs"  # folders of a study
-_TRAINING_OF_PLAIN = {"rectify": False, "monitor": True}  # its angles are for the figures
 _ALONG = {"save_strategy": "epoch", "save_only_model": True}
 
 # Steps of a job, as JSON. See gru_fast/study/task.py.
@@ -60,6 +59,7 @@ class Plan:
         recipe: what is studied.
         folder: where everything is.
         keep_models: whether the weights of unlearned models stay after their evaluation.
+        is_dry: nothing will be run here: what this machine cannot compute is no matter.
 
     Raises:
         ValueError: options that the commands would refuse, all at once, before anything is done.
@@ -68,6 +68,7 @@ class Plan:
     recipe: Recipe
     folder: Path
     keep_models: bool = False
+    is_dry: bool = False
 
     def jobs(self) -> dict[str, list[Job]]:
         """By group, in the order in which they are best done."""
@@ -105,7 +106,7 @@ class Plan:
         recipe = self.recipe
         if recipe.target is not None:
             for split in recipe.splits:
-                if recipe.benchmark != "wmdp":
+                if self._has_retrained(split):
                     yield self._given_retrained(split)
                 yield self._original(split, None)
             return
@@ -134,7 +135,7 @@ class Plan:
 
     @cached_property
     def _arguments(self) -> Arguments:
-        return Arguments(self.recipe, self._data)
+        return Arguments(self.recipe, self._data, self.is_dry)
 
     @property
     def _data(self) -> str | None:
@@ -173,7 +174,7 @@ class Plan:
         name = f"retrained-{split}"
         folder = str(self.folder / MODELS / name)
         planned = self._reference(results.RETRAINED, name, folder, split, None)
-        if not Path(given).is_file():
+        if not _is_log(given):
             return _Work(name, self._evaluations_of_retrained(given, folder, split), planned=[planned])
         argv = ["eval", self.recipe.benchmark, "--from-logs", given, "--retain-logs", given, "--split", split, "--json"]
         return _Work(name, [{"do": "print", "argv": argv, "file": f"{planned.evaluation}/summary.json"}], (), [planned])
@@ -202,19 +203,20 @@ class Plan:
         """The jobs of the models that a run on a split starts from and is compared with."""
         if self.recipe.target is None:
             return f"original-seed{seed}", f"retrained-{split}-seed{seed}"
-        return () if self.recipe.benchmark == "wmdp" else (f"retrained-{split}",)
+        return (f"retrained-{split}",) if self._has_retrained(split) else ()
+
+    def _has_retrained(self, split: str) -> bool:
+        """Whether a given retrained model has a row of its own: TOFU's logs have numbers to print, others have not."""
+        given = self.recipe.retrained.get(split)
+        return given is not None and (self.recipe.benchmark == "tofu" or not _is_log(given))
 
     def _retain_logs(self, split: str, seed: int | None) -> str | None:
-        if self.recipe.benchmark == "wmdp":
-            return None
         if self.recipe.target is None:
             return self._evaluation(str(self.folder / MODELS / f"retrained-{split}-seed{seed}"), split)
-        given = self.recipe.retrained[split]
-        return (
-            given
-            if Path(given).is_file()
-            else self._evaluation(str(self.folder / MODELS / f"retrained-{split}"), split)
-        )
+        given = self.recipe.retrained.get(split)
+        if given is None or _is_log(given):
+            return given
+        return self._evaluation(str(self.folder / MODELS / f"retrained-{split}"), split)
 
     # ---- unlearning --------------------------------------------------------------------------------------------------
 
@@ -244,15 +246,15 @@ class Plan:
                 variant, [use], gamma, tau, folder=f"{folder}/{short}",
             )  # fmt: skip
 
-        usual = run(results.GRU, results.COMPARISON, used.gamma, used.tau)
         yield run(results.PLAIN, results.COMPARISON)
-        yield usual
+        yield run(results.GRU, results.COMPARISON, used.gamma, used.tau)
         if recipe.ablation is not None and recipe.ablation.holds(split, seed, method):
             yield run(results.PLAIN, results.ABLATION)
-            yield run(results.CLIPPED, results.ABLATION, tau=used.tau or recipe.ablation.tau)
-            yield replace(usual, uses=[results.ABLATION])
+            tau = used.tau or recipe.ablation.tau
+            yield run(results.CLIPPED, results.ABLATION, tau=tau)
+            yield run(results.GRU, results.ABLATION, used.gamma, tau)
         if recipe.sensitivity is not None and recipe.sensitivity.holds(split, seed, method):
-            for gamma, tau in recipe.sensitivity.points():
+            for gamma, tau in recipe.sensitivity.points(used.gamma):
                 yield run(results.GRU, results.SENSITIVITY, gamma, tau)
 
     def _unlearning(self, run: StudyRun) -> _Work:
@@ -269,6 +271,7 @@ class Plan:
             **self._arguments.on_cpu(),
             "disable_tqdm": True,
             "save_strategy": "no",
+            **({} if run.variant == results.GRU else {"monitor": True}),  # its angles are for the figures
             **recipe.options(run.split, run.method),
             **_of_variant(run),
             **(_ALONG if along else {}),
@@ -375,7 +378,12 @@ def calibration_of(run: str) -> str:
 def _of_variant(run: StudyRun) -> dict[str, Any]:
     if run.variant == results.GRU:
         return {"rectify": True, "gamma": run.gamma, "tau": run.tau}
-    return _TRAINING_OF_PLAIN | ({"max_grad_norm": run.tau} if run.variant == results.CLIPPED else {})
+    return {"rectify": False} | ({"max_grad_norm": run.tau} if run.variant == results.CLIPPED else {})
+
+
+def _is_log(given: str) -> bool:
+    """Whether a retrained "model" is a log of its evaluation, or the folder of one."""
+    return Path(given).is_file() or (Path(given) / "summary.json").is_file()
 
 
 def _train(argv: list[str], run: str) -> Step:

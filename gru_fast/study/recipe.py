@@ -15,9 +15,19 @@ Options are those of the command in question (``gru-fast unlearn --help``), unde
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 Options = dict[str, Any]  # of a command, by name
+# What a study says itself in the commands of each key; options there would make runs that are not what they are called.
+_OWN = {
+    "model": ("output_dir", "split", "seed"),
+    "finetune": ("model", "data", "subset", "seed", "output_dir"),
+    "unlearn": ("model", "benchmark", "data", "split", "method", "seed", "rectify", "output_dir"),
+    "evaluate": ("model", "data", "split", "retain_logs", "from_logs", "output_dir"),
+    "tv": ("model", "benchmark", "data", "split", "method", "seed", "output_dir"),
+    "tru": ("model", "benchmark", "data", "split", "method", "seed", "output_dir"),
+}
 PARTS = ("along", "ablation", "sensitivity", "calibration")  # keys of a recipe that are a Part
 NAMED = ("methods", "splits", "seeds")  # what a part is for
 
@@ -83,30 +93,34 @@ class Along(Part):
 
 @dataclass(frozen=True)
 class Ablation(Part):
-    """Each method as it is, clipped to tau alone, and with GRU (the paper's Table 8)."""
+    """Each method as it is, clipped to tau alone, and with GRU clipped to the same tau (the paper's Table 8)."""
 
     tau: float | None = _key(None, "norm to clip to where a method's own options have none")
 
 
 @dataclass(frozen=True)
 class Sensitivity(Part):
-    """GRU over gamma at a fixed tau, and over tau at a fixed gamma (Tables 6 and 7); the grids are gru-fast sweep's."""
+    """GRU over gamma at a fixed tau, and over tau at a fixed gamma (the paper's Tables 6 and 7)."""
 
     gammas: list[float] = field(default_factory=list, metadata={"help": "values of gamma"})
     taus: list[float | None] = field(default_factory=list, metadata={"help": "values of tau; null is no clipping"})
-    gamma: float = _key(0.8, "gamma while tau varies")
+    gamma: float | None = _key(None, "gamma while tau varies; by default each method's own")
     tau: float | None = _key(1.0, "tau while gamma varies")
+    grid: bool = _key(False, "every gamma with every tau, as gru-fast sweep")
 
-    def points(self) -> list[tuple[float, float | None]]:
-        """All pairs of gamma and tau, each once."""
-        return list(dict.fromkeys([*((g, self.tau) for g in self.gammas), *((self.gamma, t) for t in self.taus)]))
+    def points(self, own_gamma: float) -> list[tuple[float, float | None]]:
+        """All pairs of gamma and tau, each once. ``own_gamma``: the method's own."""
+        if self.grid:
+            return list(product(self.gammas, self.taus))
+        gamma = own_gamma if self.gamma is None else self.gamma
+        return list(dict.fromkeys([*((each, self.tau) for each in self.gammas), *((gamma, tau) for tau in self.taus)]))
 
     def problems(self) -> list[str]:
         """What cannot be."""
         from gru_fast.checks import check_gamma, check_tau
 
-        found = [] if self.points() else ["expected gammas or taus"]
-        for gamma, tau in self.points():
+        found = [] if self.points(0.5) else ["expected gammas or taus"]
+        for gamma, tau in self.points(0.5):
             try:
                 check_gamma(gamma)
                 check_tau(tau)
@@ -148,7 +162,7 @@ class Recipe:
     backbone: str = _key("", "the paper's name of the model, where its values are to stand beside")
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "every seed does everything anew"})
     data: str | None = _key(None, "the benchmark's files: hub name or folder; by default its own")
-    device: str | None = _key(None, "cpu, cuda, ...; by default the accelerator, if there is one")
+    device: str | None = _key(None, "cpu: not on the accelerator, where there is one")
     toy: Toy | None = field(default=None, metadata={"help": "a model made here, instead of model"})
     model: Options = field(default_factory=dict, metadata={"help": "options of the model: model, template, dtype, ..."})
     finetune: Options | None = field(
@@ -176,7 +190,9 @@ class Recipe:
     samples: int = _key(6, "questions of each set whose answers the report shows")
 
     def __post_init__(self) -> None:
-        problems = [*self._of_models(), *self._of_names(), *self._of_numbers(), *self._of_parts()]
+        problems = [
+            *self._of_models(), *self._of_names(), *self._of_numbers(), *self._of_parts(), *self._of_options(),
+        ]  # fmt: skip
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -229,6 +245,8 @@ class Recipe:
         found = [f"seeds: {seed} is there twice" for seed in {s for s in self.seeds if self.seeds.count(s) > 1}]
         if not self.seeds:
             found.append("seeds: expected at least one")
+        if self.device not in {None, "cpu"}:
+            found.append(f"device: expected cpu, or nothing, got {self.device!r}; --devices chooses among GPUs")
         if self.samples < 0:
             found.append(f"samples: expected at least 0, got {self.samples}")
         for where in ("tv", "tru"):
@@ -236,6 +254,20 @@ class Recipe:
             if part is not None and not part.get("stg"):
                 found.append(f"{where}: expected stg, the strengths to subtract with, e.g. stg: [0.7]")
         return found
+
+    def _of_options(self) -> list[str]:
+        """Options that are the study's to say."""
+        places = {name: getattr(self, name) or {} for name in _OWN}
+        places |= {f"methods: {name}": own for name, own in self.methods.items()}
+        for name, split in self.splits.items():
+            places |= {f"splits: {name}: unlearn": split.unlearn}
+            places |= {f"splits: {name}: methods: {method}": own for method, own in split.methods.items()}
+        return [
+            f"{where}: {name} is the study's to say; leave it out"
+            for where, given in places.items()
+            for name in _OWN.get(where, _OWN["unlearn"])
+            if name in given
+        ]
 
     def _of_parts(self) -> list[str]:
         """Names in a part that the study does not have, and what the part itself refuses."""

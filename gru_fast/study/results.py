@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -174,12 +175,20 @@ class StudyResults:
 
 
 def write(results: StudyResults, folder: Path) -> Path:
-    """Writes results.json in ``folder``, a line a run; returns the file."""
-    content = asdict(results)
-    runs = ",\n".join(json.dumps(run, ensure_ascii=False) for run in content.pop("runs"))
+    """Writes results.json in ``folder``, a line a run; returns the file. JSON has no NaN and no infinity: null."""
+    content = _finite(asdict(results))
+    runs = ",\n".join(json.dumps(run, ensure_ascii=False, allow_nan=False) for run in content.pop("runs"))
     head = json.dumps(content, indent=2, ensure_ascii=False).removesuffix("\n}")
     write_text(folder / FILE, f'{head},\n  "runs": [\n{runs}\n  ]\n}}\n')
     return folder / FILE
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: Path) -> StudyResults:

@@ -25,6 +25,7 @@ BETTER = {
     "KnowMem forget": LOWER,
     "WMDP Bio": LOWER,
     "WMDP Cyber": LOWER,
+    "WMDP Bio, Cyber": LOWER,
     "forget ROUGE-L": LOWER,
     "forget prob": LOWER,
 }
@@ -39,6 +40,8 @@ _ORIENT: Mapping[str, Callable[[float], float]] = {
 BOTH, RETENTION, REMOVAL, NONE, MISSING = "both", "retention only", "removal only", "none", "missing"
 OUTCOMES = (BOTH, RETENTION, REMOVAL, NONE, MISSING)
 RESAMPLES, SEED, LEVEL = 10_000, 0, 0.95
+# With fewer, such an interval leaves out 0 whenever all seeds agree in sign: of 3 seeds every fourth time by chance.
+MIN_SEEDS = 6
 
 RULE = (
     "A pair is a method, a split and a seed, plain and with GRU. Changes are with GRU minus plain, turned so that + is "
@@ -132,8 +135,9 @@ class Change:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether the interval leaves out 0, and is of enough seeds to mean something."""
+        is_outside = self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return is_outside and self.seeds >= MIN_SEEDS
 
 
 @dataclass(frozen=True)

@@ -271,7 +271,10 @@ def _known(values: Iterable[float | None]) -> tuple[float, ...]:
 
 def _count(runs: Sequence[StudyRun], of: int | None = None) -> Cell:
     """How many have scores: "3", or "2 of 3" in the recipe."""
-    done, there = sum(run.is_done for run in runs), len(runs) if of is None else of
+    done, there = (
+        sum(any(value is not None for value in run.scores.values()) for run in runs),
+        len(runs) if of is None else of,
+    )
     return done if done == there else f"{done} of {there}"
 
 

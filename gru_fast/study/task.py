@@ -36,13 +36,30 @@ def do(claim: Claim) -> Result:
 
 def commands_of(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """The commands of a job that has not been done, as one would type them."""
-    return [shlex.join(["gru-fast", *step["argv"]]) for step in steps if "argv" in step]
+    return [_shown(step) for step in steps if step["do"] != "delete"]
+
+
+def _shown(step: Mapping[str, Any]) -> str:
+    if step["do"] == "toy":
+        return f"# {step['data']} and {step['model']}: made by gru-fast study"
+    line = shlex.join(["gru-fast", *step["argv"]])
+    if step["do"] == "print":
+        return f"{line} > {shlex.quote(step['file'])}"
+    if step["do"] != "along":
+        return line
+    folder = shlex.quote(f"{step['run']}/along/{CHECKPOINT}")
+    line = line.replace(folder, f'{shlex.quote(step["run"])}/along/"$(basename "$checkpoint")"')
+    line = line.replace(shlex.quote(CHECKPOINT), '"$checkpoint"')
+    return f"for checkpoint in {shlex.quote(step['run'])}/checkpoint-*; do {line}; done"
 
 
 def settings_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the steps of a job are given, by name: the same whatever the order of their options."""
+    """What the steps of a job are given, by name: the same whatever the order of their options.
+
+    Whether weights are deleted in the end is left out: it changes no number.
+    """
     found: dict[str, Any] = {}
-    for index, step in enumerate(steps):
+    for index, step in enumerate(step for step in steps if step["do"] != "delete"):
         of = {name: value for name, value in step.items() if name != "argv"}
         name = ""
         for text in step.get("argv", []):
@@ -66,8 +83,22 @@ def _command(step: Mapping[str, Any], said: list[str]) -> None:
 
 
 def _train(step: Mapping[str, Any], said: list[str]) -> None:
-    _run([*step["argv"], *_how(step["argv"], Path(step["run"]))], said)
-    said[-1] = shlex.join(["gru-fast", *step["argv"]])
+    argv, run = step["argv"], Path(step["run"])
+    if not _has_all_strengths(argv, run):
+        _run([*argv, *_how(argv, run)], said)
+        said.pop()
+    said.append(shlex.join(["gru-fast", *argv]))
+
+
+def _has_all_strengths(argv: Sequence[str], run: Path) -> bool:
+    """Whether these are task vectors, and each strength has its whole run: the vector itself may be gone by then."""
+    if argv[0] != "tru":
+        return False
+    from gru_fast import runs
+    from gru_fast.cli import parse
+    from gru_fast.cli.commands.tru import _run_of
+
+    return all((_run_of(run, float(stg)) / runs.RESULT).is_file() for stg in parse(argv).stg)
 
 
 def _how(argv: Sequence[str], run: Path) -> list[str]:
@@ -111,7 +142,7 @@ def _toy(step: Mapping[str, Any], said: list[str]) -> None:
     how = step["toy"]
     toy.write_data(Path(step["data"]), step["source"], step["splits"], how["retain_rows"], how["world_repeats"])
     toy.write_model(Path(step["model"]), Path(step["data"]), how, step["template"], step["seed"])
-    said.append(f"# {step['data']} and {step['model']}: made by gru-fast study")
+    said.append(_shown(step))
 
 
 def _delete(step: Mapping[str, Any], said: list[str]) -> None:

@@ -8,6 +8,7 @@ from gru_fast.study.render import Span
 from gru_fast.study.results import StudyResults
 from gru_fast.study.statistics import (
     BOTH,
+    MIN_SEEDS,
     MISSING,
     NONE,
     REMOVAL,
@@ -52,7 +53,7 @@ def sentences(results: StudyResults) -> list[str]:
 
 
 def judged(change: Change) -> str:
-    """Better, worse, or not clear: the interval holds 0, or there is none."""
+    """Better, worse, or not clear: the interval holds 0, is of few seeds, or there is none."""
     if not change.is_clear or change.mean is None:
         return UNCLEAR
     return BETTER if change.mean > 0 else WORSE
@@ -79,6 +80,8 @@ def _mean(heading: str, change: Change) -> str:
         WORSE: "worse with GRU, the interval leaves out 0",
         UNCLEAR: "not clear, the interval holds 0",
     }
+    if change.seeds < MIN_SEEDS:
+        return f"{text} over {change.seeds} seeds, too few for a verdict by it."
     return f"{text} over {change.seeds} seeds: {how[judged(change)]}."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from gru_fast.cli import parse
 from gru_fast.study import load
 from gru_fast.study.plan import Plan, flags
 from gru_fast.study.results import StudyRun
-from gru_fast.study.task import commands_of
+from gru_fast.study.task import commands_of, settings_of
 
 RECIPE: dict[str, Any] = {
     "splits": ["forget05"],
@@ -40,10 +39,9 @@ def runs(plan: Plan) -> dict[str, StudyRun]:
 
 def options(job: Any, command: str) -> Any:
     """The options of a job's first such command, as its parser reads them."""
-    for line in commands_of(job.spec["steps"]):
-        words = shlex.split(line)
-        if words[1] == command:
-            return parse(words[1:])
+    for step in job.spec["steps"]:
+        if step.get("argv", [""])[0] == command:
+            return parse(step["argv"])
     raise AssertionError(f"no {command} in {job.name}")
 
 
@@ -78,10 +76,10 @@ def test_a_run_serves_all_that_ask_for_it() -> None:
     ours = {name.removeprefix("forget05-seed3-"): run for name, run in found.items() if run.kind == "unlearned"}
     assert {name: (run.variant, run.gamma, run.tau, list(run.uses)) for name, run in ours.items()} == {
         "ga": ("plain", None, None, ["comparison", "ablation"]),
-        "ga-gru": ("gru", 0.4, None, ["comparison", "ablation", "sensitivity"]),
+        "ga-gru": ("gru", 0.4, None, ["comparison", "sensitivity"]),
         "ga-clipped": ("clipped", None, 2.0, ["ablation"]),
+        "ga-gru-gamma0.4-tau2": ("gru", 0.4, 2.0, ["ablation", "sensitivity"]),  # clipped alike
         "ga-gru-gamma0.1-taunone": ("gru", 0.1, None, ["sensitivity"]),
-        "ga-gru-gamma0.4-tau2": ("gru", 0.4, 2.0, ["sensitivity"]),
     }
 
 
@@ -149,7 +147,7 @@ def test_given_models(tmp_path: Path) -> None:
     assert options(from_log["forget05-seed1-ga"], "eval").retain_logs == str(log)
 
 
-def test_other_benchmarks() -> None:
+def test_other_benchmarks(tmp_path: Path) -> None:
     given = {"finetune": None, "model": {}, "target": "org/model", "evaluate": {}}
     wmdp = plan_of(**given, benchmark="wmdp", splits=["cyber"])
     found = jobs(wmdp)
@@ -157,9 +155,15 @@ def test_other_benchmarks() -> None:
     assert found["cyber-seed3-ga"].needs == ()
     assert options(found["cyber-seed3-ga"], "unlearn").benchmark == "wmdp"
     assert not hasattr(options(found["cyber-seed3-ga"], "eval"), "split")
-    muse = plan_of(**given, benchmark="muse", splits=["forget"], data="books", retrained={"forget": "org/retrained"})
-    args = options(jobs(muse)["forget-seed3-gd"], "eval")
-    assert (args.data, args.retain_logs) == ("books", "out/models/retrained-forget/eval/muse-forget")
+    muse = {**given, "benchmark": "muse", "splits": ["forget"], "data": "org/books"}
+    found = jobs(plan_of(**muse, retrained={"forget": "org/retrained"}))
+    args = options(found["forget-seed3-gd"], "eval")
+    assert (args.data, args.retain_logs) == ("org/books", "out/models/retrained-forget/eval/muse-forget")
+    (tmp_path / "summary.json").write_text("{}")  # an evaluation of it: MUSE has no numbers to print of such
+    found = jobs(plan_of(**muse, retrained={"forget": str(tmp_path)}))
+    assert "retrained-forget" not in found
+    assert options(found["forget-seed3-gd"], "eval").retain_logs == str(tmp_path)
+    assert found["forget-seed3-gd"].needs == ()
 
 
 @pytest.mark.parametrize(
@@ -170,6 +174,10 @@ def test_other_benchmarks() -> None:
         ({"finetune": {"epochs": 3}}, "finetune: epochs: no such option"),
         ({"evaluate": {"max_rows": -1}}, "evaluate: max_rows: expected at least 0, got -1"),
         ({"tru": {"stg": [1], "epochs": 3}}, "tru: epochs: no option of --method tru"),
+        (
+            {"data": "./nowhere"},
+            "target, retrained, data: no file or folder ./nowhere; a name on the hub is OWNER/NAME",
+        ),
         ({"ablation": {}}, "ablation: ga is not clipped on forget05; give ablation: {tau: ...}"),
         ({"config": {"forget05": "tofu-fi"}}, 'no recipe "tofu-fi"'),
     ],
@@ -189,8 +197,31 @@ def test_every_recipe_of_the_package_can_be_planned(name: str) -> None:
     assert len({*names}) == len(names)
     assert {need for job in jobs(plan).values() for need in job.needs} <= {*jobs(plan)}
     for job in jobs(plan).values():
-        for line in commands_of(job.spec["steps"]):
-            parse(shlex.split(line)[1:])  # SystemExit on a flag that is not there
+        for step in job.spec["steps"]:
+            if "argv" in step:
+                parse(step["argv"])  # SystemExit on a flag that is not there
+
+
+def test_a_dry_plan_asks_nothing_of_the_machine() -> None:
+    content = load.to_dict(load.read(load.find("tofu-phi")))
+    found = jobs(Plan(load.make(content), Path("out"), is_dry=True))
+    assert options(found["forget05-seed0-gd-gru"], "unlearn").config == "tofu-phi-forget05"
+    assert not hasattr(options(found["forget05-seed0-gd-gru"], "unlearn"), "use_cpu")
+
+
+def test_commands_as_one_would_type_them() -> None:
+    lines = commands_of(jobs(plan_of(along={"methods": ["ga"]}))["forget05-seed3-ga"].spec["steps"])
+    run = "out/runs/forget05/seed3/ga"
+    assert lines[1].startswith(f"for checkpoint in {run}/checkpoint-*; do gru-fast eval tofu ")
+    assert '--model "$checkpoint" ' in lines[1]
+    assert lines[1].endswith(f'--output-dir {run}/along/"$(basename "$checkpoint")"; done')
+
+
+def test_settings_are_the_same_whatever_their_order() -> None:
+    first = {"do": "train", "argv": ["tru", "--stg", "1", "2", "--seed", "3"], "run": "r"}
+    second = {"do": "train", "run": "r", "argv": ["tru", "--seed", "3", "--stg", "1", "2"]}
+    assert settings_of([first, {"do": "delete", "run": "r"}]) == settings_of([second])
+    assert settings_of([first]) != settings_of([{**first, "argv": ["tru", "--stg", "2", "1", "--seed", "3"]}])
 
 
 def test_flags() -> None:

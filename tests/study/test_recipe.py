@@ -55,7 +55,10 @@ def test_a_part_holds_for_what_it_names_and_else_for_all() -> None:
 
 def test_points_of_a_sensitivity_come_once() -> None:
     part = Sensitivity(gammas=[0.1, 0.8], taus=[1.0, None], gamma=0.8, tau=1.0)
-    assert part.points() == [(0.1, 1.0), (0.8, 1.0), (0.8, None)]
+    assert part.points(0.5) == [(0.1, 1.0), (0.8, 1.0), (0.8, None)]
+    assert Sensitivity(taus=[1.0, 2.0]).points(0.5) == [(0.5, 1.0), (0.5, 2.0)]  # the method's own gamma
+    grid = Sensitivity(gammas=[0.1, 0.2], taus=[1.0, None], grid=True)
+    assert grid.points(0.5) == [(0.1, 1.0), (0.1, None), (0.2, 1.0), (0.2, None)]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,12 @@ def test_points_of_a_sensitivity_come_once() -> None:
         ({"calibration": {"shares": [85]}}, "calibration: shares: expected numbers in (0, 1], got 85"),
         ({"tru": {"num_units": 4}}, "tru: expected stg"),
         ({"config": {"forget01": "tofu-phi-forget05"}}, "config: 'forget01' is not among splits"),
+        ({"device": "cuda:1"}, "device: expected cpu, or nothing, got 'cuda:1'; --devices chooses among GPUs"),
+        ({"unlearn": {"seed": 7}}, "unlearn: seed is the study's to say; leave it out"),
+        ({"methods": {"ga": {"rectify": True}}}, "methods: ga: rectify is the study's to say"),
+        ({"splits": {"forget05": {"unlearn": {"split": "x"}}}}, "splits: forget05: unlearn: split is the study's"),
+        ({"evaluate": {"retain_logs": "x"}}, "evaluate: retain_logs is the study's to say"),
+        ({"tru": {"stg": [1], "model": "x"}}, "tru: model is the study's to say"),
         ({"unlearn": 3}, "unlearn: expected key=value or JSON, got 3"),
         ({"methods": 3}, "methods: expected NAME: value lines, got 3"),
         ({"along": 3}, "along: expected `key: value` lines, got 3"),

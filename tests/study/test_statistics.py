@@ -134,11 +134,8 @@ def test_the_verdict_in_words() -> None:
             "One of them improved: MU alone in 1, FQ (ln p) alone in 1. Ties, a change of exactly 0 that counts as not "
             "improved: 1."
         ),
-        "Mean change of MU, + is better: +0.1667 [+0.0000, +0.2500] over 2 seeds: not clear, the interval holds 0.",
-        (
-            "Mean change of FQ (ln p), + is better: +1.67 [+0.50, +4.00] over 2 seeds: better with GRU, the interval "
-            "leaves out 0."
-        ),
+        "Mean change of MU, + is better: +0.1667 [+0.0000, +0.2500] over 2 seeds, too few for a verdict by it.",
+        ("Mean change of FQ (ln p), + is better: +1.67 [+0.50, +4.00] over 2 seeds, too few for a verdict by it."),
         "In the mean over seeds, both improve for 1 of 2 methods and splits.",
         "FQ (ln p) is worse with GRU in the mean for NPO on forget05 (-1.00).",
         "Missing of 4 pairs: 1. NPO, forget05, seed 2: npo-gru-forget05-2 has failed.",
@@ -146,11 +143,27 @@ def test_the_verdict_in_words() -> None:
 
 
 def test_where_gru_is_worse_it_says_so() -> None:
-    runs = [run("GA", mu, -5.0, seed=seed, variant=v) for seed in (1, 2) for v, mu in (("plain", 0.5), (GRU, 0.25))]
+    runs = [run("GA", mu, -5.0, seed=seed, variant=v) for seed in range(6) for v, mu in (("plain", 0.5), (GRU, 0.25))]
     words = verdict.sentences(study(runs))
-    assert verdict.headline(study(runs)).endswith("in 0 of 2 pairs, one of them in 0, none in 2.")
-    assert words[1].endswith("-0.2500 [-0.2500, -0.2500] over 2 seeds: worse with GRU, the interval leaves out 0.")
+    assert verdict.headline(study(runs)).endswith("in 0 of 6 pairs, one of them in 0, none in 6.")
+    assert words[1].endswith("-0.2500 [-0.2500, -0.2500] over 6 seeds: worse with GRU, the interval leaves out 0.")
     assert "MU is worse with GRU in the mean for GA on forget05 (-0.2500 [-0.2500, -0.2500])." in words
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [(5, "too few for a verdict by it."), (6, "over 6 seeds: better with GRU, the interval leaves out 0.")],
+)
+def test_few_seeds_that_agree_are_no_verdict(seeds: int, said: str) -> None:
+    runs = [run("GA", mu, -5.0, seed=n, variant=v) for n in range(seeds) for v, mu in (("plain", 0.25), (GRU, 0.5))]
+    assert verdict.sentences(study(runs))[1].endswith(said)
+
+
+def test_seeds_that_do_not_agree() -> None:
+    changed = [0.5 + change for change in (0.25, -0.25, 0.125, -0.125, 0.0, 0.0625)]
+    runs = [run("GA", 0.5, -5.0, seed=n) for n in range(6)]
+    runs += [run("GA", mu, -5.0, seed=n, variant=GRU) for n, mu in enumerate(changed)]
+    assert verdict.sentences(study(runs))[1].endswith("over 6 seeds: not clear, the interval holds 0.")
 
 
 def test_nothing_to_compare() -> None:

@@ -112,7 +112,7 @@ def test_sensitivity_over_tau_and_over_gamma() -> None:
     """gamma 0.8 has three tau, tau 1 has two gamma; gamma 0.5 has one tau and is in no row of the first."""
     settings = [(0.8, 0.1, -4.0), (0.8, 1.0, -3.0), (0.8, None, -2.0), (0.5, 1.0, -1.0)]
     runs = [run("GA", 0.5, fq, variant=GRU, gamma=gamma, tau=tau, uses=[SENSITIVITY]) for gamma, tau, fq in settings]
-    results = study(runs, backbone="Llama-2-7B")
+    results = study(runs, backbone="llama2-7b-chat-hf")
     assert markdown(over_tau(results, "forget05")).splitlines() == [
         "| Method | γ | Score | τ 0.1 | τ 1 | τ none | n |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: |",

@@ -3,6 +3,7 @@
   gru-fast study tofu-tiny --data ../tofu --workers 2         a small model made here; two cores, under 45 minutes
   gru-fast study tofu-phi --devices 0 1 2 3 --workers 4       the paper's settings
   gru-fast study my.yaml --print-commands                     what would be run, as one would type it
+  gru-fast study bench/results/tofu-tiny --report             the report again, from its results.json
 
 Trains or takes the original and the retrained model, unlearns with every method of the recipe, evaluates along the way
 and at the end, calibrates, and does the recipe's ablation, sensitivity and task vectors. Each is an ordinary run folder
@@ -88,9 +89,11 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.report import figures
     from gru_fast.study import load
 
-    file = load.find(args.recipe)
     how: StudyOptions = options.resolve(args, StudyOptions)[0]
-    plan = _plan(file, how)
+    if args.report and _results_of(args.recipe) is not None:
+        return _report_again(Path(args.recipe), how)
+    file = load.find(args.recipe)
+    plan = _plan(file, how, is_dry=args.print_commands or args.report)
     jobs = plan.jobs()
     if args.print_commands:
         _print_commands(jobs)
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) else 0
 
 
-def _plan(file: Path, how: StudyOptions) -> Plan:
+def _plan(file: Path, how: StudyOptions, *, is_dry: bool) -> Plan:
     from gru_fast.study import load
     from gru_fast.study.plan import Plan
 
@@ -111,7 +114,9 @@ def _plan(file: Path, how: StudyOptions) -> Plan:
     methods = _chosen(read.methods, how.methods, "methods", file)
     splits = _chosen(read.splits, how.splits, "splits", file)
     found = load.only(content, methods, splits, _seeds(how.seeds) if how.seeds else read.seeds)
-    return Plan(found, Path(how.output_dir or f"studies/{file.stem}"), how.keep_models)
+    # The recipe that a study has kept is of that study.
+    folder = file.parent if (file.parent / _JOURNAL).is_file() else Path(f"studies/{file.stem}")
+    return Plan(found, Path(how.output_dir or folder), how.keep_models, is_dry)
 
 
 def _seeds(given: Sequence[Any]) -> list[int]:
@@ -160,11 +165,12 @@ def _work(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
     _check_folder(plan.folder)
     if how.storage:
         check_folder(how.storage)
+    if _is_begun(plan, how):
+        _check_jobs(plan, _address(plan, how).open().status())
     _keep_recipe(plan)
     address = _address(plan, how)
     queue = address.open()
     queue.make({group: {} for group in plan.groups}, plan.jobs())
-    _check_jobs(plan, queue.status())
     if how.retry_failed:
         queue.retry_failed()
     workers = pool.Workers(task.do, plan.folder / LOGS, how.workers, tuple(how.devices or ()))
@@ -195,19 +201,18 @@ def _keep_recipe(plan: Plan) -> None:
 
 
 def _check_jobs(plan: Plan, status: Mapping[str, Status]) -> None:
-    """Refuses a folder whose jobs were made with other options.
-
-    More seeds, splits, methods or strengths are jobs of their own, and may come later.
+    """Refuses a folder whose jobs were made with other options, or that holds more than the recipe: a report must show
+    all that was run. More seeds and methods are jobs of their own, and may come later.
     """
     from gru_fast.jobs.queue import differences
     from gru_fast.study.task import settings_of
 
     wanted = {job.name: job for jobs in plan.jobs().values() for job in jobs}
     for name, job in status.items():
-        if name not in wanted and job.is_pending:
+        if name not in wanted:
             raise ValueError(
-                f"{plan.folder}: {name} is still to be done there, and this recipe has no such job; give another "
-                "--output-dir"
+                f"{plan.folder}: it holds {name}, which this recipe leaves out. A study can grow, not shrink: give "
+                "what it was begun with as well, or another --output-dir"
             )
         changed = []
         if name in wanted:
@@ -217,10 +222,24 @@ def _check_jobs(plan: Plan, status: Mapping[str, Status]) -> None:
 
 
 def _status(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
-    if not (plan.folder / _RECIPE).is_file():
+    if not _is_begun(plan, how):
         raise FileNotFoundError(f"{plan.folder}: no study in it; leave --report out to begin it")
     status: Mapping[str, Status] = _address(plan, how).open().status()
+    _check_jobs(plan, status)
     return status
+
+
+def _is_begun(plan: Plan, how: StudyOptions) -> bool:
+    """Whether the storage has jobs of this study."""
+    import optuna
+
+    from gru_fast.jobs.storage import open_storage
+
+    address = _address(plan, how)
+    if "://" not in address.storage and not Path(address.storage).is_file():
+        return False
+    there = optuna.get_all_study_names(open_storage(address.storage))
+    return all(f"{address.name}/{group}" in there for group in plan.groups)
 
 
 def _outcome(plan: Plan, job: Status) -> str:
@@ -241,16 +260,34 @@ def _outcome(plan: Plan, job: Status) -> str:
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
+def _results_of(recipe: str) -> Path | None:
+    """The results.json that was given in the place of a recipe: itself, or its folder."""
+    from gru_fast.study import results
+
+    path = Path(recipe)
+    found = path / results.FILE if path.is_dir() else path
+    return found if found.name == results.FILE and found.is_file() else None
+
+
+def _report_again(given: Path, how: StudyOptions) -> int:
+    """The report of results that are there, without a queue or a run folder."""
+    from gru_fast.study import report, results, verdict
+
+    found = results.read(given)
+    folder = Path(how.output_dir) if how.output_dir else (given if given.is_dir() else given.parent)
+    report.write(found, folder)
+    print("\n".join([verdict.headline(found), f"written to {folder}"]))
+    return 0
+
+
 def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse.Namespace) -> None:
     from gru_fast.jobs.progress import failures
     from gru_fast.study import collect, load, report, results, verdict
 
-    planned = {job.name for jobs in plan.jobs().values() for job in jobs}
-    mine = {name: job for name, job in status.items() if name in planned}
     command = shlex.join(["gru-fast", *sys.argv[1:]])
-    found = collect.collect(plan, mine, file.stem, load.title(file), command.replace(" --report", ""))
+    found = collect.collect(plan, status, file.stem, load.title(file), command.replace(" --report", ""))
     written = [results.write(found, plan.folder), *report.write(found, plan.folder)]
     said = [verdict.headline(found), *(f"  {line}" for line in verdict.sentences(found))]
     print("\n" + "\n".join(said))
-    print("".join(f"\n{text}\n" for text in [failures(mine)] if text), end="")
+    print("".join(f"\n{text}\n" for text in [failures(status)] if text), end="")
     print(f"\nwritten to {plan.folder}: {', '.join(path.name for path in written if path.parent == plan.folder)}, ...")

@@ -161,7 +161,7 @@ class _Work:
         from gru_fast.cli import options
 
         if self.args.overwrite_output_dir and self.folder.is_dir():
-            shutil.rmtree(self.folder)
+            runs.clear(self.folder)
         (self.folder / _STATE).mkdir(parents=True, exist_ok=True)
         runs.write_text(self.folder / runs.CONFIG, options.config_text(self.instances, self.args))
 
