@@ -68,16 +68,26 @@ class Model:
     build: Callable[[], list[Shape]]
 
 
+LLAMAS: dict[str, Llama] = {
+    "smollm2-135m": Llama(49152, 576, 30, 9, 3, 1536, tied=True),
+    "qwen2.5-0.5b": Llama(151936, 896, 24, 14, 2, 4864, tied=True, qkv_bias=True),
+    "llama-3.2-1b": Llama(128256, 2048, 16, 32, 8, 8192, tied=True),
+    "qwen2.5-1.5b": Llama(151936, 1536, 28, 12, 2, 8960, tied=True, qkv_bias=True),
+    "llama2-7b": Llama(32000, 4096, 32, 32, 32, 11008, tied=False),
+    "mistral-7b": Llama(32000, 4096, 32, 32, 8, 14336, tied=False),
+    "llama-3.1-8b": Llama(128256, 4096, 32, 32, 8, 14336, tied=False),
+}
+
 MODELS: dict[str, Model] = {
     "gpt2-124m": Model(148, 124_439_808, lambda: _gpt2(50257, 1024, 768, 12)),
-    "smollm2-135m": Model(272, 134_515_008, Llama(49152, 576, 30, 9, 3, 1536, tied=True).shapes),
-    "qwen2.5-0.5b": Model(290, 494_032_768, Llama(151936, 896, 24, 14, 2, 4864, tied=True, qkv_bias=True).shapes),
-    "llama-3.2-1b": Model(146, 1_235_814_400, Llama(128256, 2048, 16, 32, 8, 8192, tied=True).shapes),
+    "smollm2-135m": Model(272, 134_515_008, LLAMAS["smollm2-135m"].shapes),
+    "qwen2.5-0.5b": Model(290, 494_032_768, LLAMAS["qwen2.5-0.5b"].shapes),
+    "llama-3.2-1b": Model(146, 1_235_814_400, LLAMAS["llama-3.2-1b"].shapes),
     "phi-1.5": Model(341, 1_418_270_720, lambda: _phi(51200, 2048, 24, 8192)),
-    "qwen2.5-1.5b": Model(338, 1_543_714_304, Llama(151936, 1536, 28, 12, 2, 8960, tied=True, qkv_bias=True).shapes),
-    "llama2-7b": Model(291, 6_738_415_616, Llama(32000, 4096, 32, 32, 32, 11008, tied=False).shapes),
-    "mistral-7b": Model(291, 7_241_732_096, Llama(32000, 4096, 32, 32, 8, 14336, tied=False).shapes),
-    "llama-3.1-8b": Model(291, 8_030_261_248, Llama(128256, 4096, 32, 32, 8, 14336, tied=False).shapes),
+    "qwen2.5-1.5b": Model(338, 1_543_714_304, LLAMAS["qwen2.5-1.5b"].shapes),
+    "llama2-7b": Model(291, 6_738_415_616, LLAMAS["llama2-7b"].shapes),
+    "mistral-7b": Model(291, 7_241_732_096, LLAMAS["mistral-7b"].shapes),
+    "llama-3.1-8b": Model(291, 8_030_261_248, LLAMAS["llama-3.1-8b"].shapes),
 }
 
 

@@ -15,8 +15,8 @@ import torch
 
 BENCH = Path(__file__).parent.parent / "bench"
 _MODULES = (
-    "baselines", "forms", "memory", "expected", "problem", "report", "sanitizer_cases", "shapes", "timing",
-    "vector_time",
+    "baselines", "forms", "memory", "expected", "problem", "profile_step", "report", "sanitizer_cases", "shapes",
+    "timing", "user_step", "vector_time",
 )  # fmt: skip
 PAIRS = [
     (torch.float32, torch.float32),
@@ -332,6 +332,40 @@ def test_sanitizer_cases_are_right(bench: Any) -> None:
     vectors = dict(bench.sanitizer_cases.vector_cases(torch.device("cpu")))
     assert len(vectors) == 5 * 4 + 1 + 3
     assert {name: text for name, text in vectors.items() if text} == {}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_user_step_end_to_end(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "out.json"
+    out = run_script(
+        "user_step.py", "--models", "tiny", "--batch-size", "2", "--length", "16", "--rounds", "2", "--dtype", dtype,
+        "--ema-dtype", dtype, "--json", str(path),
+    )  # fmt: skip
+    records = json.loads(path.read_text())["results"]["tiny"]
+    assert [record["variant"] for record in records] == ["plain", "collect", "stream", "foreach", "foreach-sync"]
+    assert all(record["samples"] == 2 and 0 < record["rectify_seconds"] < record["seconds"] for record in records)
+    assert [record["ema_bytes"] > 0 for record in records] == [False, True, True, True, True]
+    assert all(record["error"] < (1e-6 if dtype == "float32" else 5e-3) for record in records[1:])
+    assert f"### tiny, {dtype}, {dtype} EMA: twice 2 rows of 16 tokens" in out
+
+
+def test_user_step_sees_a_wrong_variant(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = bench.user_step.parse(["--batch-size", "2", "--length", "16"])
+    setting = bench.user_step.Setting("tiny", options)
+    collect = bench.user_step.Collect(setting)
+    monkeypatch.setattr(collect, "rectify", lambda: None)
+    with pytest.raises(SystemExit, match="collect is off by"):
+        bench.user_step.check([collect], setting)
+
+
+def test_profile_step_end_to_end(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.profile_step.main(["--steps", "2"]) == 0
+    assert "waits for the device: none" in capsys.readouterr().out
+
+
+def test_profile_step_sees_what_waits(bench: Any) -> None:
+    calls = ["cudaLaunchKernel", "cudaMemcpyAsync", "cudaStreamSynchronize", "cudaMemcpyAsync", "aten::item"]
+    assert bench.profile_step.waiting_calls(calls) == {"cudaStreamSynchronize": 1}
 
 
 def test_gpu_check_refuses_without_a_gpu() -> None:
