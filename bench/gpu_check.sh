@@ -264,7 +264,7 @@ for tool in racecheck initcheck synccheck; do
 done
 stage scaling 60 bash -c scaling
 stage vector-time 60 bash -c vector_time
-STUDY_SECONDS=$((seconds - SECONDS - 60))
+STUDY_SECONDS=$((seconds - SECONDS > 120 ? seconds - SECONDS - 60 : 60))  # the rest is for the report
 export STUDY_SECONDS
 stage study "$seconds" bash -c 'run_study "$@"' study "${study_options[@]}"
 finish

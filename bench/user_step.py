@@ -8,8 +8,9 @@ and the optimizer, and take turns in shuffled order. Before any is timed, the gr
 against float64. The batches have three tokens of four in common and forgetting weighs two, so that every step has a
 conflict and both passes do their full work.
 
-`rectify ms` is the time of the update of e, projection and clipping alone; with stream() the update is part of
-backward, and shows only in `over plain`. `peak` is parameters, optimizer, e and the most that a step holds besides.
+`rectify ms` is the time of the update of e, projection and clipping, and of adding the retain gradient to g; with
+stream() update and adding are part of backward, and show only in `over plain`. `peak` is parameters, optimizer, e and
+the most that a step holds besides.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Setting:
             tie_word_embeddings=sizes.tied,
             max_position_embeddings=max(options.length, 16),
         )
-        self.model = LlamaForCausalLM(config).to(self.device, self.dtype)
+        with self.device:
+            self.model = LlamaForCausalLM(config).to(self.dtype)
         self.params = list(self.model.parameters())
         found, expected = sorted(tuple(p.shape) for p in self.params), sorted(sizes.shapes())
         if found != expected:
