@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -181,6 +181,21 @@ def pairs(results: StudyResults) -> list[Pair]:
         for variants in found.values()
         for plain, gru in product(variants.get(PLAIN, []), variants.get(GRU, []))
     ]
+
+
+def at_equal_retention(results: StudyResults) -> list[float]:
+    """The change of removal by GRU, + is better, of each pair at each share of the original's retention that both were
+    calibrated to (UWC): what is left of a change when neither gives up more than the other.
+    """
+    found = []
+    for pair in pairs(results):
+        plain, gru = ({each.target: each.scores for each in run.calibrated} for run in (pair.plain, pair.gru))
+        for target in plain.keys() & gru.keys():
+            scores = [finite(scores.get(results.removal)) for scores in (plain[target], gru[target])]
+            if None not in scores:
+                before, after = (oriented(results.removal, cast("float", score)) for score in scores)
+                found.append(after - before)
+    return found
 
 
 def groups(results: StudyResults) -> list[Group]:

@@ -15,6 +15,7 @@ from gru_fast.study.statistics import (
     RETENTION,
     Change,
     Group,
+    at_equal_retention,
     group,
     groups,
     pairs,
@@ -44,6 +45,7 @@ def sentences(results: StudyResults) -> list[str]:
             _mean(results.retention, whole.retention),
             _mean(results.removal, whole.removal),
             *_methods(results),
+            *_at_equal_retention(results),
         ]
     missing = [pair for pair in whole.pairs if pair.outcome == MISSING]
     if missing:
@@ -97,6 +99,19 @@ def _methods(results: StudyResults) -> list[str]:
         if worse:
             text.append(f"{heading} is worse with GRU in the mean for {_listed(worse, name, heading)}.")
     return text
+
+
+def _at_equal_retention(results: StudyResults) -> list[str]:
+    """Whether removal is better at the same retention, where runs were calibrated to it."""
+    changes = at_equal_retention(results)
+    if not changes:
+        return []
+    better = sum(change > 0 for change in changes)
+    mean = Span(sum(changes) / len(changes), None, None, places(results.removal))
+    return [
+        f"Calibrated to the same share of the original's {results.retention} (UWC), {results.removal} is better with GRU "
+        f"in {better} of {len(changes)} comparisons of a pair at a share, by {mean} in the mean."
+    ]
 
 
 def _listed(worse: Sequence[Group], name: str, heading: str) -> str:

@@ -76,7 +76,7 @@ def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(argv(places, out)) == 1  # the calibrations
     printed = capsys.readouterr().out
     assert "no share can be kept" in printed
-    assert "2 of 10 jobs not done" in printed
+    assert "2 of 11 jobs not done" in printed
     assert str(out / "logs" / f"{FAILING[0]}.log") in printed
     assert runs.read_run(original).result == done  # not trained again
     check_results(results.read(out), out)
@@ -85,7 +85,7 @@ def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.Ca
     # Once more: nothing is left to do, and the report is the same to the byte.
     before = {name: (out / name).read_bytes() for name in ("report.md", "report.html", "tables/runs.csv")}
     assert main(argv(places, out)) == 1
-    assert "10 jobs, 10 of them over" in capsys.readouterr().out
+    assert "11 jobs, 11 of them over" in capsys.readouterr().out
     assert {name: (out / name).read_bytes() for name in before} == before
 
     # Another option for a job that is there is refused.
@@ -103,6 +103,7 @@ def check_results(found: results.StudyResults, out: Path) -> None:
     by_name = {run.name.removeprefix("forget05-seed0-"): run for run in found.runs}
     assert [*by_name] == [
         "retrained-forget05-seed0", "original-forget05-seed0", "ga", "ga-gru", "tru-stg-1", "tru-stg-2", "ga-clipped",
+        "ga-gru-gamma0.5-tau0.5",
     ]  # fmt: skip
     assert all(run.is_done for run in found.runs)
     for name, run in by_name.items():
@@ -137,7 +138,7 @@ def check_files(out: Path) -> None:
     assert "A small one" in (out / "report.html").read_text()
     assert (out / "figures" / "steps-forget05.svg").is_file()
     rows = (out / "tables" / "runs.csv").read_text().splitlines()
-    assert len(rows) == 1 + 7
+    assert len(rows) == 1 + 8
     assert (out / "recipe.yaml").is_file()
 
 

@@ -9,13 +9,14 @@ import pytest
 from study_results import run, small, study
 
 from gru_fast.study import verdict
-from gru_fast.study.results import ABLATION, CLIPPED, GRU, SENSITIVITY
+from gru_fast.study.results import ABLATION, CLIPPED, GRU, SENSITIVITY, Calibrated
 from gru_fast.study.statistics import (
     BOTH,
     MISSING,
     NONE,
     REMOVAL,
     RETENTION,
+    at_equal_retention,
     bootstrap,
     group,
     groups,
@@ -148,6 +149,21 @@ def test_where_gru_is_worse_it_says_so() -> None:
     assert verdict.headline(study(runs)).endswith("in 0 of 6 pairs, one of them in 0, none in 6.")
     assert words[1].endswith("-0.2500 [-0.2500, -0.2500] over 6 seeds: worse with GRU, the interval leaves out 0.")
     assert "MU is worse with GRU in the mean for GA on forget05 (-0.2500 [-0.2500, -0.2500])." in words
+
+
+def test_removal_at_the_same_retention() -> None:
+    """At 0.9: -2 against -6, +4; at 0.95: -7 against -6, -1; at 0.85 GRU alone was calibrated."""
+
+    def at(**removal: float) -> list[Calibrated]:
+        return [Calibrated(int(name[1:]) / 100, 0.5, {"MU": 0.5, "FQ (ln p)": fq}) for name, fq in removal.items()]
+
+    plain, gru = run("GA", 0.5, -9.0, calibrated=at(s90=-6.0, s95=-6.0)), at(s85=-1.0, s90=-2.0, s95=-7.0)
+    results = study([plain, run("GA", 0.5, -9.0, variant=GRU, calibrated=gru)])
+    assert sorted(at_equal_retention(results)) == [-1.0, 4.0]
+    assert verdict.sentences(results)[-1] == (
+        "Calibrated to the same share of the original's MU (UWC), FQ (ln p) is better with GRU in 1 of 2 comparisons of "
+        "a pair at a share, by +1.50 in the mean."
+    )
 
 
 @pytest.mark.parametrize(
