@@ -311,7 +311,7 @@ def changes(results: StudyResults, split: str = "") -> Any:
         axis.grid(visible=False, axis="y")
     axes[0, 0].set_yticks(range(len(rows)), [f"{each.method} {each.split}".strip() for each in rows])
     axes[0, 0].get_yticklabels()[-1].set_fontweight("bold")
-    handles = [mark("better", GRU, "D"), mark("worse", PLAIN, "D"), mark("interval holds 0", REFERENCE, "D", "white")]
+    handles = [mark("better", GRU, "D"), mark("worse", PLAIN, "D"), mark("not clear", REFERENCE, "D", "white")]
     key(figure, [*handles, mark("a pair", "#aaaaaa", "o")])
     return figure
 

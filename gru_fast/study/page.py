@@ -138,7 +138,7 @@ def _facts(results: StudyResults) -> list[tuple[str, str]]:
     model = next((str(run.config["model"]) for run in results.runs if run.config.get("model")), "")
     facts = {
         "Benchmark": f"{results.benchmark.upper()}, {', '.join(results.splits)}",
-        "Model": results.backbone or str(results.recipe.get("model") or model),
+        "Model": results.backbone or _model(results.recipe) or model,
         "Seeds": ", ".join(map(str, results.seeds)),
         "Runs with scores": f"{done} of {len(results.runs)}",
         "Time of all jobs": duration(results.seconds),
@@ -150,6 +150,16 @@ def _facts(results: StudyResults) -> list[tuple[str, str]]:
         "Study": results.name,
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def _model(recipe: Mapping[str, Any]) -> str:
+    """What was taught or given, in a few words; empty where the recipe does not say."""
+    if "toy" in recipe:
+        toy = recipe["toy"] or {}
+        return "a Llama made here" + "".join(
+            f", {name} {toy[name]}" for name in ("layers", "hidden_size") if name in toy
+        )
+    return str(recipe.get("target") or recipe.get("model", {}).get("model") or "")
 
 
 def _commit(name: str) -> str:

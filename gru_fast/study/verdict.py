@@ -108,10 +108,11 @@ def _at_equal_retention(results: StudyResults) -> list[str]:
         return []
     better = sum(change > 0 for change in changes)
     mean = Span(sum(changes) / len(changes), None, None, places(results.removal))
-    return [
-        f"Calibrated to the same share of the original's {results.retention} (UWC), {results.removal} is better with GRU "
-        f"in {better} of {len(changes)} comparisons of a pair at a share, by {mean} in the mean."
-    ]
+    text = (
+        f"Calibrated to the same share of the original's {results.retention} (UWC), {results.removal} is better with "
+        f"GRU in {better} of {len(changes)} comparisons of a pair at a share, by {mean} in the mean."
+    )
+    return [text]
 
 
 def _listed(worse: Sequence[Group], name: str, heading: str) -> str:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from matplotlib.colors import to_hex
 from study_results import large, run, small, study
 

@@ -161,8 +161,8 @@ def test_removal_at_the_same_retention() -> None:
     results = study([plain, run("GA", 0.5, -9.0, variant=GRU, calibrated=gru)])
     assert sorted(at_equal_retention(results)) == [-1.0, 4.0]
     assert verdict.sentences(results)[-1] == (
-        "Calibrated to the same share of the original's MU (UWC), FQ (ln p) is better with GRU in 1 of 2 comparisons of "
-        "a pair at a share, by +1.50 in the mean."
+        "Calibrated to the same share of the original's MU (UWC), FQ (ln p) is better with GRU in 1 of 2 comparisons "
+        "of a pair at a share, by +1.50 in the mean."
     )
 
 

@@ -1,6 +1,6 @@
 """Run a paper's worth of unlearning from one recipe: every method plain and with GRU, several seeds, tables, a page.
 
-  gru-fast study tofu-tiny --data ../tofu --workers 2         a small model made here; two cores, under 45 minutes
+  gru-fast study tofu-tiny --data ../tofu --workers 2         a small model made here; 45 minutes on two cores
   gru-fast study tofu-phi --devices 0 1 2 3 --workers 4       the paper's settings
   gru-fast study my.yaml --print-commands                     what would be run, as one would type it
   gru-fast study bench/results/tofu-tiny --report             the report again, from its results.json
