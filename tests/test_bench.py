@@ -366,3 +366,24 @@ def test_profile_step_end_to_end(bench: Any, capsys: pytest.CaptureFixture[str])
 def test_profile_step_sees_what_waits(bench: Any) -> None:
     calls = ["cudaLaunchKernel", "cudaMemcpyAsync", "cudaStreamSynchronize", "cudaMemcpyAsync", "aten::item"]
     assert bench.profile_step.waiting_calls(calls) == {"cudaStreamSynchronize": 1}
+
+
+def test_readmes_results_are_those_of_the_study() -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra [unlearn]")
+    run = subprocess.run(
+        [sys.executable, str(BENCH / "readme_results.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_studys_report_is_that_of_its_results(tmp_path: Path) -> None:
+    """Its texts, that is: a figure's bytes depend on the versions of matplotlib and of fonts."""
+    pytest.importorskip("matplotlib", reason="needs the extra [unlearn]")
+    from gru_fast.study import report, results
+
+    kept = BENCH / "results" / "tofu-tiny"
+    report.write(results.read(kept), tmp_path)
+    names = ["report.md", *(str(path.relative_to(kept)) for path in sorted(kept.glob("tables/*")))]
+    assert len(names) > 20
+    for name in names:
+        assert (tmp_path / name).read_text() == (kept / name).read_text(), name
