@@ -76,6 +76,23 @@ def test_folder_with_a_run(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "environment.json"]
 
 
+def test_killed_while_a_run_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of it must not be in the way of the next start."""
+    folder = tmp_path / "run"
+    runs.start(folder, CONFIG)
+    (folder / "checkpoint-3").mkdir()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            runs.start(folder, CONFIG, overwrite=True)
+    assert runs.start(folder, CONFIG) is None
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "environment.json"]
+
+
 def test_resume_keeps_the_record_and_adds_to_it(tmp_path: Path) -> None:
     runs.start(tmp_path, CONFIG)
     first = runs.read_run(tmp_path).environment

@@ -20,7 +20,7 @@ from gru_fast import runs
 from gru_fast.benchmarks import tofu
 from gru_fast.cli import main
 from gru_fast.study import results, toy
-from gru_fast.study.task import _how
+from gru_fast.study.task import _has_all_strengths, _how
 
 SMALL = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 RECIPE: dict[str, Any] = {
@@ -87,6 +87,18 @@ def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(argv(places, out)) == 1
     assert "11 jobs, 11 of them over" in capsys.readouterr().out
     assert {name: (out / name).read_bytes() for name in before} == before
+
+    # The report again, from results.json alone.
+    again = tmp_path / "again"
+    assert main(["study", str(out), "--report", "--output-dir", str(again)]) == 0
+    assert (again / "report.md").read_bytes() == before["report.md"]
+    assert main(argv(places, out, "--report")) == 1  # from the jobs: the calibrations are among them
+    capsys.readouterr()
+
+    # A study does not shrink: its report would not show all that was run. The refusal leaves it as it was.
+    assert main(argv(places, out, "--seeds", 1)) == 1
+    assert "it holds toy-seed0, which this recipe leaves out. A study can grow, not shrink" in capsys.readouterr().err
+    assert yaml.safe_load((out / "recipe.yaml").read_text()) == results.read(out).recipe
 
     # Another option for a job that is there is refused.
     changed = {**RECIPE, "unlearn": {**RECIPE["unlearn"], "learning_rate": 2e-3}}
@@ -187,6 +199,17 @@ def test_how_a_command_goes_on(tmp_path: Path) -> None:
     assert _how(["unlearn"], run) == ["--resume"]  # finished
     assert _how(["tru"], tmp_path / "other") == []
     assert _how(["tru"], run) == ["--resume"]
+
+
+def test_task_vectors_whose_models_are_all_there_are_not_computed_again(tmp_path: Path) -> None:
+    argv = ["tru", "--model", "m", "--stg", "1", "2.5", "--output-dir", str(tmp_path)]
+    assert not _has_all_strengths(argv, tmp_path)
+    for name in ("stg-1", "stg-2.5"):
+        assert not _has_all_strengths(argv, tmp_path)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    assert _has_all_strengths(argv, tmp_path)
+    assert not _has_all_strengths(["unlearn"], tmp_path)
 
 
 def test_rows_of_a_toy(places: Path, tmp_path: Path) -> None:
