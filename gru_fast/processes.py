@@ -1,7 +1,8 @@
 """Processes that torchrun or accelerate launch has started: joining them, what the first of them says, what each has.
 
-Only plain objects travel here, over gloo. A process that fails ends, and does not wait for the others: torchrun then
-stops them, and without it their next exchange fails, since gloo notices that a connection is closed.
+Only plain objects travel here, over gloo, or over the group that a program has made itself. A process that fails ends,
+and does not wait for the others: torchrun then stops them, and without it their next exchange over gloo fails, since
+that notices that a connection is closed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 _T = TypeVar("_T")
+_MEET = timedelta(minutes=10)  # until all have come
 _WAIT = timedelta(days=7)  # of one process for another's work
 _TOLD = (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)  # what a command says in one line
 
@@ -40,13 +43,18 @@ def joined(device: str | None = None) -> Iterator[tuple[int, int]]:
 
     Raises:
         ValueError: more processes than accelerators on this machine, or one of these for all of them.
+        torch.distributed.DistError: not all processes have come within minutes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or dist.is_initialized():
         yield here()
         return
     kind = _take_accelerator(device, world)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=_WAIT)
+    # The meeting by itself: init_process_group would give it the time that is given to work.
+    store, rank, _ = next(rendezvous("env://", timeout=_MEET))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", store=store, rank=rank, world_size=world, timeout=_WAIT
+    )
     yield here()
     # Not where something was raised: NCCL might wait for those that do not know of it yet.
     dist.destroy_process_group()

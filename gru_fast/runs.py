@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.unlearn.checkpoint import last_checkpoint
+from gru_fast.unlearn.checkpoint import Launch, last_checkpoint
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -170,10 +170,21 @@ def check_folder(
 
 
 def clear(folder: Path) -> None:
-    """Removes a folder; it is gone at once, also for whoever looks after a kill in the middle of it."""
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    folder.replace(aside / folder.name)
-    shutil.rmtree(aside)
+    """Removes a folder; it is gone at once, also for whoever looks after a kill in the middle of it.
+
+    Raises:
+        OSError: a link, or where something is mounted; nothing is removed.
+    """
+    if folder.is_symlink():
+        raise OSError(f"{folder}: is a link to {folder.resolve()}; give that folder itself, or clear it by hand")
+    prefix = f".{folder.name}.cleared-"
+    for left in folder.parent.glob(f"{prefix}*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+    try:
+        folder.replace(aside / folder.name)
+    finally:
+        shutil.rmtree(aside)
 
 
 def _is_of_a_start(path: Path) -> bool:
@@ -292,7 +303,10 @@ def _check_same(old: Mapping[str, Any], config: str, folder: Path) -> None:
 
     before, now = what_counts(old), what_counts(yaml.safe_load(config))
     names = {**before, **now}
-    if last_checkpoint(folder) is not None:  # which says how many rows a step has; so many processes may share them
+    checkpoint = last_checkpoint(folder)
+    is_compared = not (now.get("ignore_data_skip") or now.get("auto_find_batch_size"))
+    if checkpoint is not None and Launch.load(checkpoint) is not None and is_compared:
+        # The checkpoint says how many rows a step has, and is held against that; so many processes may share them.
         names.pop("gradient_accumulation_steps", None)
     changed = [
         f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names if before.get(name) != now.get(name)

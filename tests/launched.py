@@ -23,7 +23,6 @@ from transformers import TrainerCallback
 from gru_fast.cli import main
 from gru_fast.sharding import is_sharded, local
 from gru_fast.unlearn import UnlearnTrainer
-from gru_fast.unlearn.checkpoint import last_checkpoint
 from gru_fast.unlearn.data import UnlearnDataset
 from gru_fast.unlearn.fsdp import sharded_modules
 
@@ -187,7 +186,7 @@ def resume_apart(folder: Path, **settings: Any) -> str:
         mine = folder if dist.get_rank() == 0 else folder / "elsewhere"
         trainer = _saving(mine, world, **settings)
         try:
-            trainer.train(resume_from_checkpoint=last_checkpoint(mine))
+            trainer.train(resume_from_checkpoint=True)
         except ValueError as error:
             return str(error)
         return ""

@@ -91,6 +91,16 @@ def test_killed_while_a_run_is_cleared(tmp_path: Path, monkeypatch: pytest.Monke
             runs.start(folder, CONFIG, overwrite=True)
     assert runs.start(folder, CONFIG) is None
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "environment.json"]
+    runs.start(folder, CONFIG, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing that is hidden is left either
+
+
+def test_a_link_is_not_cleared(tmp_path: Path) -> None:
+    runs.start(tmp_path / "run", CONFIG)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(OSError, match=r"is a link to .*run; give that folder itself"):
+        runs.start(tmp_path / "link", CONFIG, overwrite=True)
+    assert runs.is_run(tmp_path / "run")
 
 
 def test_resume_keeps_the_record_and_adds_to_it(tmp_path: Path) -> None:

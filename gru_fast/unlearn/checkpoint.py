@@ -74,12 +74,14 @@ class Launch:
         rows_per_micro_batch: of one process.
         rows_per_step: of all processes and all accumulated micro-batches.
         fsdp: the state dict type of FSDP's checkpoints ("FULL_STATE_DICT", ...); None: without FSDP.
+        rows: of an epoch; None where that is not known.
     """
 
     processes: int
     rows_per_micro_batch: int
     rows_per_step: int
     fsdp: str | None = None
+    rows: int | None = None
 
     def save(self, folder: str | Path) -> None:
         """Writes it into a checkpoint that is not whole yet."""
@@ -94,7 +96,7 @@ class Launch:
     def check_goes_on(self, folder: str | Path, *, same_rows: bool = True) -> None:
         """Refuses a checkpoint that this launch would go on from in another way than the run would have.
 
-        The number of processes may change, as long as a step takes the same rows in the same micro-batches.
+        The number of processes may change, as long as every step takes the same rows in the same micro-batches.
         ``same_rows``: whether that matters.
 
         Raises:
@@ -116,6 +118,17 @@ class Launch:
                 f"process{'es' * (saved.processes > 1)} took them, got {ours[1]} in {ours[0]} from {self.processes}; "
                 + self._how_to_go_on(saved)
             )
+        if same_rows and saved.processes != self.processes and not (saved._is_even and self._is_even):
+            raise ValueError(
+                f"{folder}: expected {saved.processes} process{'es' * (saved.processes > 1)}, as it was saved by, got "
+                f"{self.processes}: the {self.rows} rows of an epoch are no whole number of micro-batches for each of "
+                f"{max(saved.processes, self.processes)}, which would fill up its last step with other rows"
+            )
+
+    @property
+    def _is_even(self) -> bool:
+        """Whether an epoch's last micro-batches are whole and as many in each process: else accelerate repeats rows."""
+        return self.rows is None or self.rows % (self.rows_per_micro_batch * self.processes) == 0
 
     def _how_to_go_on(self, saved: Launch) -> str:
         micro_batches = saved.rows_per_step // saved.rows_per_micro_batch

@@ -28,7 +28,7 @@ class WholeCheckpoints(_Base):
     ``trainer_state.json`` is written last, when every process has written its part; nothing of an older checkpoint of
     the same step is left beside it, and older ones are deleted (``save_total_limit``) only after it.
 
-    A run is resumed by any number of processes if a step takes the same rows in the same micro-batches; else it is
+    A run is resumed by any number of processes if every step takes the same rows in the same micro-batches; else it is
     refused, with the settings to change. (``ignore_data_skip=True``, which begins with other rows anyway, and
     ``auto_find_batch_size``, which chooses, leave that open.) Rows, weights, optimizer and e are then the run's own;
     the states of random numbers, for dropout, are those of the processes that were there before.
@@ -49,13 +49,12 @@ class WholeCheckpoints(_Base):
         """For subclasses: ``checkpoint`` is sound, and not loaded yet."""
 
     def _checkpoint_to_resume(self, given: str | Path | bool | None) -> Path | None:
-        if given is True:
-            given = last_checkpoint(self.args.output_dir)
-            if given is None:
-                raise ValueError(f"{self.args.output_dir}: no complete checkpoint to resume from; start the run anew")
-        checkpoint = Path(given) if given else None
+        found = last_checkpoint(self.args.output_dir) if given is True else given
+        checkpoint = Path(found) if found else None
         self._check_all_resume(checkpoint)
         if checkpoint is None:
+            if given is True:
+                raise ValueError(f"{self.args.output_dir}: no complete checkpoint to resume from; start the run anew")
             return None
         check_fits(checkpoint, self.accelerator.unwrap_model(self.model))
         if not is_whole(checkpoint):
@@ -91,6 +90,7 @@ class WholeCheckpoints(_Base):
             rows_per_micro_batch=self._train_batch_size,
             rows_per_step=rows,
             fsdp=None if plugin is None else plugin.state_dict_type.name,
+            rows=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

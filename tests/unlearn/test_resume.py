@@ -237,6 +237,12 @@ def test_a_launch_with_other_steps_is_refused(tmp_path: Path) -> None:
             r"SHARDED_STATE_DICT, resumed with FSDP's FULL",
         ),
         ((2, 1, 8), (4, 1, 8), ""),
+        # 200 rows are 50 micro-batches of 4: 25 for each of 2, 12.5 for each of 4.
+        ((1, 4, 32, None, 200), (2, 4, 32, None, 200), ""),
+        ((1, 4, 32, None, 200), (4, 4, 32, None, 200), r"expected 1 process, .*got 4: the 200 rows .*for each of 4"),
+        ((8, 4, 32, None, 200), (2, 4, 32, None, 200), r"expected 8 processes, .*got 2: the 200 rows .*for each of 8"),
+        ((1, 4, 8, None, 10), (2, 4, 8, None, 10), r"expected 1 process, .*got 2: the 10 rows"),
+        ((4, 4, 32, None, 200), (4, 4, 32, None, 200), ""),
         ((4, 2, 8, "FULL_STATE_DICT"), (2, 2, 8, "FULL_STATE_DICT"), ""),
     ],
 )

@@ -4,9 +4,9 @@
   gru-fast eval tofu --from-logs eval_log_aggregated.json --retain-logs TOFU_EVAL.json
   torchrun --nproc-per-node 8 -m gru_fast.cli eval tofu --model RUN
 
-Every scored row is kept at once: a stopped evaluation goes on where it was, a finished one is only printed. Processes
-that torchrun or accelerate launch starts share the rows, each with the whole model on an accelerator of its own; the
-records are those of one process, and any number of processes goes on with them.
+Every scored row is kept at once (of WMDP, every task): a stopped evaluation goes on where it was, a finished one is
+only printed. Processes that torchrun or accelerate launch starts share the rows, each with the whole model on an
+accelerator of its own; the records are those of one process, and any number of processes goes on with them.
 """
 
 from __future__ import annotations
