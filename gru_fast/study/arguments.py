@@ -40,6 +40,10 @@ class Arguments:
         """Options of a model, by any command."""
         return {**self.recipe.model, "model": model}
 
+    def of_benchmark(self) -> dict[str, Any]:
+        """The benchmark, where it is not the default of the commands that train."""
+        return {"benchmark": self.recipe.benchmark} if self.recipe.benchmark != "tofu" else {}
+
     def of_data(self) -> dict[str, Any]:
         """Where the benchmark's files are, where that was said."""
         return {} if self.data is None else {"data": self.data}

@@ -18,6 +18,7 @@ from gru_fast.jobs.queue import Job
 from gru_fast.study import results
 from gru_fast.study.arguments import Arguments, flags
 from gru_fast.study.recipe import Calibration, Part, Recipe
+from gru_fast.study.render import setting
 from gru_fast.study.results import StudyRun
 from gru_fast.study.task import CHECKPOINT
 from gru_fast.study.toy import TAUGHT_TOO
@@ -239,7 +240,7 @@ class Plan:
 
         def run(variant: str, use: str, gamma: float | None = None, tau: float | None = None) -> StudyRun:
             is_usual = (gamma, tau) == (used.gamma, used.tau)
-            suffix = "" if variant != results.GRU or is_usual else f"-gamma{gamma:g}-tau{_shown(tau)}"
+            suffix = "" if variant != results.GRU or is_usual else f"-gamma{gamma:g}-tau{setting(tau)}"
             short = method + {results.PLAIN: "", results.CLIPPED: "-clipped", results.GRU: f"-gru{suffix}"}[variant]
             return StudyRun(
                 f"{split}-seed{seed}-{short}", results.UNLEARNED, used.make_method().title, split, seed, method,
@@ -264,7 +265,7 @@ class Plan:
         options = {
             **self._arguments.of_model(self._target(seed)),
             **self._arguments.of_data(),
-            **({"benchmark": recipe.benchmark} if recipe.benchmark != "tofu" else {}),
+            **self._arguments.of_benchmark(),
             "split": run.split,
             "method": run.method,
             "seed": seed,
@@ -323,6 +324,7 @@ class Plan:
                 yield self._vector(split, seed, method, own)
 
     def _vector(self, split: str, seed: int, method: str, own: Mapping[str, Any]) -> _Work:
+        from gru_fast.cli.commands.tru import _run_of
         from gru_fast.unlearn.task_vector import METHODS
 
         name, inside = f"{split}-seed{seed}-{method}", f"{RUNS}/{split}/seed{seed}/{method}"
@@ -330,7 +332,7 @@ class Plan:
         options = {
             **self._arguments.of_model(self._target(seed)),
             **self._arguments.of_data(),
-            **({"benchmark": self.recipe.benchmark} if self.recipe.benchmark != "tofu" else {}),
+            **self._arguments.of_benchmark(),
             "split": split,
             "method": method,
             "seed": seed,
@@ -340,7 +342,7 @@ class Plan:
         }
         work = _Work(name, [_train(["tru", *flags(options)], folder)], self._needs(split, seed))
         for strength in own["stg"]:
-            at = f"stg-{repr(float(strength)).removesuffix('.0')}"
+            at = _run_of(Path(folder), float(strength)).name
             evaluation = self._evaluation(f"{folder}/{at}", split)
             logs = self._retain_logs(split, seed)
             work.steps.append(self._evaluate(f"{folder}/{at}", evaluation, split, retain_logs=logs))
@@ -388,7 +390,3 @@ def _is_log(given: str) -> bool:
 
 def _train(argv: list[str], run: str) -> Step:
     return {"do": "train", "argv": argv, "run": run}
-
-
-def _shown(tau: float | None) -> str:
-    return "none" if tau is None else f"{tau:g}"

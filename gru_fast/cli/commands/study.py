@@ -47,7 +47,7 @@ class StudyOptions:
     seeds: list[Any] | None = field(default=None, metadata={"help": "instead of the recipe's"})
     splits: list[str] | None = field(default=None, metadata={"help": "of the recipe's, these alone"})
     methods: list[str] | None = field(default=None, metadata={"help": "of the recipe's, these alone"})
-    device: str | None = _option(None, "instead of the recipe's: cpu, cuda, ...")
+    device: str | None = _option(None, "cpu: not on the accelerator, where there is one")
     workers: int = _option(1, "jobs at a time on this machine")
     devices: list[str] | None = field(
         default=None,
@@ -214,9 +214,7 @@ def _check_jobs(plan: Plan, status: Mapping[str, Status]) -> None:
                 f"{plan.folder}: it holds {name}, which this recipe leaves out. A study can grow, not shrink: give "
                 "what it was begun with as well, or another --output-dir"
             )
-        changed = []
-        if name in wanted:
-            changed = differences(settings_of(job.spec["steps"]), settings_of(wanted[name].spec["steps"]))
+        changed = differences(settings_of(job.spec["steps"]), settings_of(wanted[name].spec["steps"]))
         if changed:
             raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; give another --output-dir")
 
