@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest.mock import patch
 
 import tiny
@@ -270,9 +271,20 @@ def command(argv: list[str], fsdp2: bool = False) -> int:
 
 def spoken(argv: list[str]) -> tuple[int, str, str]:
     """`gru-fast` with ``argv``: its exit status, and what this process says on stdout and on stderr."""
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, notices_on(err):
         status = command(argv)
     return status, out.getvalue(), err.getvalue()
+
+
+@contextmanager
+def notices_on(stream: TextIO) -> Iterator[None]:
+    """What transformers logs is also written here: its own handler keeps the stderr that was there at its import."""
+    handler, logger = logging.StreamHandler(stream), logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def sharded_refused() -> str:

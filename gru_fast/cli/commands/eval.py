@@ -112,10 +112,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _be_quiet() -> None:
-    """Shows no bars of libraries in this process: the first one's speak for all."""
+    """Shows no bars and notices of transformers in this process: the first one's speak for all."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _benchmark(name: str) -> Any:
