@@ -21,8 +21,8 @@ from gru_fast.benchmarks.muse import CORPORA, HUB, corpus_of
 from gru_fast.benchmarks.muse_records import Prompt, Scorer, content, load_prompts, load_texts
 from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, check_settings, score_sets
 from gru_fast.benchmarks.scoring import Autocast, Subject, check_whole
+from gru_fast.benchmarks.summaries import SUMMARY_FILE, finished
 from gru_fast.benchmarks.templates import ensure_pad_token
-from gru_fast.benchmarks.tofu_eval import SUMMARY_FILE, finished
 from gru_fast.metrics import mia
 from gru_fast.metrics import muse as metrics
 from gru_fast.metrics.muse import MIN_KS, Records, Retained, read_records, read_retained
@@ -108,21 +108,15 @@ def run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
 
 
 def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
-    limits: dict[str, Any] = {
-        "max_rows": options.max_rows or None,
-        "verbmem_tokens": options.verbmem_tokens,
-        "knowmem_tokens": options.knowmem_tokens,
-    }
-    data = options.data or HUB
+    limits, data = _limits(options), options.data or HUB
     corpus = corpus_of(data)
     # What would be refused after the model is loaded is refused before.
     retained = None if options.retain_logs is None else read_retained(options.retain_logs, corpus)
     how: dict[str, Any] = {"retained": retained, "stemmer": options.stemmer, "k": options.min_k}
-    wanted = {"data": data, "model_options": subject.asked, **limits}
 
     def known() -> dict[str, Any] | None:
-        file = subject.output_dir / SUMMARY_FILE
-        if not subject.overwrite and finished(subject.output_dir, wanted) and subject.is_older_than(file):
+        file, settings = subject.output_dir / SUMMARY_FILE, wanted(options, subject.asked)
+        if not subject.overwrite and finished(subject.output_dir, settings) and subject.is_older_than(file):
             return resummarize(subject.output_dir, **how)
         if not subject.overwrite:
             check_settings(subject.output_dir / "records", {"corpus": corpus, **limits})
@@ -144,6 +138,19 @@ def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
         **how,
         **limits,
     )
+
+
+def wanted(options: MuseEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
+    return {"data": options.data or HUB, "model_options": asked, **_limits(options)}
+
+
+def _limits(options: MuseEvalOptions) -> dict[str, Any]:
+    return {
+        "max_rows": options.max_rows or None,
+        "verbmem_tokens": options.verbmem_tokens,
+        "knowmem_tokens": options.knowmem_tokens,
+    }
 
 
 # A plot of removal against retention: the columns of both, and which way is better.

@@ -23,21 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast.benchmarks import extra, tofu_extra
-from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, check_settings, differing, score_sets
+from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, check_settings, score_sets
 from gru_fast.benchmarks.scoring import Autocast, Subject, check_whole
+from gru_fast.benchmarks.summaries import SUMMARY_FILE, finished
 from gru_fast.benchmarks.templates import Template, ensure_pad_token, resolve_template
 from gru_fast.benchmarks.tofu import HUB, MAX_ROWS, SPLITS, load_eval_sets, split_problem
 from gru_fast.benchmarks.tofu_records import Example, Scorer, content, encode
+from gru_fast.benchmarks.tofu_summary import finish, resummarize, summarize
 from gru_fast.metrics import tofu as metrics
-from gru_fast.metrics.logs import ORIGINAL_FILE, read_log, read_records, write_log
-from gru_fast.metrics.records import SETS, Record, Records
+from gru_fast.metrics.logs import read_log
+from gru_fast.metrics.records import Record, Records
 from gru_fast.processes import on_first
-from gru_fast.runs import read_json, write_json
 from gru_fast.unlearn.references import fingerprint
 
 HELP = "Model Utility and Forget Quality of a model on TOFU, or of published logs"
 MAX_LENGTH = 200
-SUMMARY_FILE = "summary.json"
 
 
 @dataclass
@@ -138,17 +138,11 @@ def run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
 
 
 def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
-    limits: dict[str, Any] = {
-        "max_length": options.max_length,
-        "max_new_tokens": options.max_new_tokens,
-        "max_rows": options.max_rows or None,
-    }
-    data = options.data or HUB
-    wanted = {"split": options.split, "data": data, "model_options": subject.asked, **limits}
+    limits = _limits(options)
 
     def known() -> dict[str, Any] | None:
-        file = subject.output_dir / SUMMARY_FILE
-        if not subject.overwrite and finished(subject.output_dir, wanted) and subject.is_older_than(file):
+        file, settings = subject.output_dir / SUMMARY_FILE, wanted(options, subject.asked)
+        if not subject.overwrite and finished(subject.output_dir, settings) and subject.is_older_than(file):
             how = (options.retain_logs, options.truth_ratio, options.matching_rows)
             return resummarize(subject.output_dir, *how)
         # What would be refused after the model is loaded is refused before.
@@ -167,7 +161,7 @@ def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
         tokenizer,
         template,
         str(options.split),
-        data,
+        options.data or HUB,
         subject.output_dir,
         retain_logs=options.retain_logs,
         truth_ratio=options.truth_ratio,
@@ -178,6 +172,19 @@ def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
         model_options=subject.asked,
         **limits,
     )
+
+
+def wanted(options: TofuEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
+    return {"split": options.split, "data": options.data or HUB, "model_options": asked, **_limits(options)}
+
+
+def _limits(options: TofuEvalOptions) -> dict[str, Any]:
+    return {
+        "max_length": options.max_length,
+        "max_new_tokens": options.max_new_tokens,
+        "max_rows": options.max_rows or None,
+    }
 
 
 def report(summary: Mapping[str, Any]) -> str:
@@ -328,90 +335,9 @@ def evaluate(
         **settings,
     }
     how = (retain_logs, truth_ratio, matching_rows)
-    return on_first(lambda: _finish(output_dir, *how, seconds=seconds, settings=of_summary))
+    return on_first(lambda: finish(output_dir, *how, seconds=seconds, settings=of_summary))
 
 
 def _length(example: Example) -> int:
     """Of its longest sequence."""
     return max(len(row["input_ids"]) for row in example.sequences)
-
-
-def finished(output_dir: str | Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether ``output_dir`` holds a whole evaluation with the settings ``wanted``, of those in its summary."""
-    file = Path(output_dir) / SUMMARY_FILE
-    if not file.is_file():
-        return False
-    kept = read_json(file)["settings"]
-    return not differing({key: kept.get(key) for key in wanted}, wanted)
-
-
-def resummarize(
-    output_dir: str | Path,
-    retain_logs: str | Path | None = None,
-    truth_ratio: str = "geometric",
-    matching_rows: bool = False,
-) -> dict[str, Any]:
-    """The summary of a finished evaluation, from its records: no model. Without ``retain_logs``, as it was written."""
-    output_dir = Path(output_dir)
-    before = read_json(output_dir / SUMMARY_FILE)
-    if retain_logs is None and before["settings"].get("truth_ratio") == truth_ratio:
-        return before
-    return _finish(output_dir, retain_logs, truth_ratio, matching_rows, seconds=None, settings=before["settings"])
-
-
-def summarize(
-    records: Records,
-    retained: Records | None = None,
-    truth_ratio: str = "geometric",
-    *,
-    matching_rows: bool = False,
-) -> dict[str, Any]:
-    """The numbers of a summary: Model Utility, Forget Quality, their components, rows.
-
-    Sets that a published log does not hold are left out: Model Utility needs retain, real_authors and world_facts,
-    Forget Quality needs ``retained``; null where they are missing.
-    """
-    has_utility = all(records.get(name) for name in SETS if name != "forget")
-    quality = None
-    if retained is not None:
-        quality = metrics.forget_quality(records, retained, truth_ratio, matching_rows=matching_rows).to_json()
-    return {
-        "model_utility": metrics.model_utility(records, truth_ratio) if has_utility else None,
-        "forget_quality": quality,
-        "components": metrics.components(records, truth_ratio) if has_utility else None,
-        "forget": metrics.forget_scores(records, truth_ratio) if records.get("forget") else None,
-        "num_rows": {name: len(records[name]) for name in SETS if records.get(name)},
-    }
-
-
-def _finish(
-    output_dir: Path,
-    retain_logs: str | Path | Records | None,
-    truth_ratio: str,
-    matching_rows: bool,
-    *,
-    seconds: float | None,
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Writes the summary. Numbers come from the records on disk: gone on with or unbroken, they are the same.
-
-    ``seconds`` None: nothing was scored now. What an earlier summary says then stays, if it is not asked for anew.
-    """
-    records, file = read_records(output_dir / "records"), output_dir / SUMMARY_FILE
-    before = read_json(file) if seconds is None and file.is_file() else {}
-    retained = read_log(retain_logs, settings["split"]) if isinstance(retain_logs, (str, Path)) else retain_logs
-    numbers = summarize(records, retained, truth_ratio, matching_rows=matching_rows)
-    source = str(retain_logs) if isinstance(retain_logs, (str, Path)) else None
-    if retained is None and before.get("settings", {}).get("truth_ratio") == truth_ratio:
-        numbers["forget_quality"], source = before["forget_quality"], before["settings"]["retain_logs"]
-    summary = {
-        "benchmark": "tofu",
-        "split": settings["split"],
-        **numbers,
-        "seconds": before.get("seconds") if seconds is None else seconds,
-        "settings": {**settings, "truth_ratio": truth_ratio, "retain_logs": source},
-        **({"extra": before["extra"]} if "extra" in before else {}),
-    }
-    write_log(records, output_dir / ORIGINAL_FILE)
-    write_json(file, summary)
-    return summary

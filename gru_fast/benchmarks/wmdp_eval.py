@@ -28,7 +28,7 @@ from typing import Any
 from gru_fast.benchmarks.record_folder import check_alike, differing
 from gru_fast.benchmarks.rows import load_rows, nearest
 from gru_fast.benchmarks.scoring import Subject, check_whole
-from gru_fast.benchmarks.tofu_eval import SUMMARY_FILE, finished
+from gru_fast.benchmarks.summaries import SUMMARY_FILE, finished
 from gru_fast.benchmarks.wmdp_model import shared
 from gru_fast.processes import here, on_first
 from gru_fast.runs import read_json, write_json
@@ -94,33 +94,40 @@ def title(options: WmdpEvalOptions) -> str:
 
 def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
-    limit = options.limit or None
-    # lm-eval, which is slow to import, is needed only if something is left to ask.
-    local = None if options.questions is None else task_specs(options.tasks, options.questions)
-    wanted = {"tasks": _contents(local or dict.fromkeys(options.tasks)), "limit": limit, "model_options": subject.asked}
     file = subject.output_dir / SUMMARY_FILE
 
     def known() -> dict[str, Any] | None:
-        is_there = finished(subject.output_dir, wanted) and subject.is_older_than(file)
+        is_there = finished(subject.output_dir, wanted(options, subject.asked)) and subject.is_older_than(file)
         return read_json(file) if is_there and not subject.overwrite else None
 
     summary = on_first(known)
     if summary is not None:
         return summary
     # What would be refused after the model is loaded is refused before.
-    specs = local or task_specs(options.tasks)
+    specs = _local_specs(options) or task_specs(options.tasks)
     model, tokenizer, _ = subject.load()
     return evaluate(
         model,
         tokenizer,
         subject.output_dir,
         tasks=specs,
-        limit=limit,
+        limit=options.limit or None,
         batch_size=subject.batch_size,
         overwrite=subject.overwrite,
         progress=subject.progress,
         model_options=subject.asked,
     )
+
+
+def wanted(options: WmdpEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
+    tasks = _contents(_local_specs(options) or dict.fromkeys(options.tasks))
+    return {"tasks": tasks, "limit": options.limit or None, "model_options": asked}
+
+
+def _local_specs(options: WmdpEvalOptions) -> Mapping[str, Any] | None:
+    """The tasks from files; None where they are lm-eval's own, which is slow to import and not always needed."""
+    return None if options.questions is None else task_specs(options.tasks, options.questions)
 
 
 # A plot of removal against retention: the columns of both, and which way is better.

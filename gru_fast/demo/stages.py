@@ -14,7 +14,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from gru_fast import runs
-from gru_fast.benchmarks import tofu, tofu_eval
+from gru_fast.benchmarks import tofu, tofu_eval, tofu_summary
 from gru_fast.benchmarks.scoring import losses
 from gru_fast.benchmarks.templates import TEMPLATES
 from gru_fast.cli.commands.finetune import TofuFinetuneOptions
@@ -181,7 +181,7 @@ def evaluate(places: Places, settings: Settings, folder: Path) -> dict[str, Any]
         progress=False,
         model_options={"model": options.model, "template": TEMPLATE.name, "dtype": options.dtype},
     )
-    return tofu_eval.resummarize(output, str(folder)) if is_goal else summary
+    return tofu_summary.resummarize(output, str(folder)) if is_goal else summary
 
 
 class _PathCallback(TrainerCallback):

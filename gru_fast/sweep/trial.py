@@ -92,7 +92,8 @@ class SweepTask:
 
     def _evaluate(self, model: Sequence[str], output: Path) -> dict[str, Any]:
         """`gru-fast eval tofu`; returns the scores by heading."""
-        from gru_fast.benchmarks.tofu_eval import SUMMARY_FILE, columns
+        from gru_fast.benchmarks.summaries import SUMMARY_FILE
+        from gru_fast.benchmarks.tofu_eval import columns
         from gru_fast.runs import read_json
 
         with command(["eval", "tofu", "--config", str(evaluation_file(self.folder)), *model]) as args:

@@ -13,8 +13,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
+from gru_fast.benchmarks.summaries import finished
 from gru_fast.benchmarks.templates import TEMPLATES, encode, encode_prompt
-from gru_fast.benchmarks.tofu_eval import evaluate, finished, resummarize, summarize
+from gru_fast.benchmarks.tofu_eval import evaluate
+from gru_fast.benchmarks.tofu_summary import resummarize, summarize
 from gru_fast.metrics import tofu
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import SETS, Record

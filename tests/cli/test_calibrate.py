@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,69 @@ def test_ends_are_the_two_models(places: Path, tmp_path: Path, capsys: pytest.Ca
         folder = ["--model", places / name, "--output-dir", tmp_path / name]
         assert main(["eval", "tofu", *(str(text) for text in [*folder, *flags])]) == 0
         assert json.loads(capsys.readouterr().out)["model_utility"] == row["MU"]
+
+
+def test_what_eval_has_left_is_not_scored_again(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("original", "unlearned"):
+        shutil.copytree(places / name, tmp_path / name)
+    original = str(tmp_path / "original")
+    arguments = ["--original", original, "--target", 0.9, "--resolution", 0.25, "--save-models", "--json"]
+    assert calibrate(tmp_path, tmp_path / "alone", *arguments) == 0
+    expected = json.loads(capsys.readouterr().out)
+
+    retained = ["--retain-logs", original]
+    flags = ["--split", "forget05", "--data", places / "data", "--max-rows", 2, "--device", "cpu"]
+    assert main(["eval", "tofu", "--model", original, *map(str, flags)]) == 0
+    assert main(["eval", "tofu", "--model", str(tmp_path / "unlearned"), *map(str, flags)]) == 0
+    left = tree(tmp_path / "original"), tree(tmp_path / "unlearned")
+    asked = alphas_scored(monkeypatch)
+    capsys.readouterr()
+    assert calibrate(tmp_path, tmp_path / "out", *arguments) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+    assert {*asked} == {point["alpha"] for point in expected["points"]} - {0.0, 1.0}
+    assert (tree(tmp_path / "original"), tree(tmp_path / "unlearned")) == left
+    for alpha in (0.0, 1.0):
+        summaries = [runs.read_json(tmp_path / out / f"alpha-{alpha!r}" / "summary.json") for out in ("alone", "out")]
+        assert [summary.pop("seconds") > 0 for summary in summaries] == [True, True]
+        assert [summary["settings"].pop("batch_size") for summary in summaries] == [16, 16]
+        assert summaries[0] == summaries[1]
+
+    # Of other rows, of a model that has changed, compared with a retrained one, or not wanted: scored.
+    asked.clear()
+    assert calibrate(tmp_path, tmp_path / "rows", "--max-rows", 1, *arguments) == 0
+    assert {0.0, 1.0} <= {*asked}
+    asked.clear()
+    assert calibrate(tmp_path, tmp_path / "anew", "--overwrite", *arguments) == 0
+    assert {0.0, 1.0} <= {*asked}
+    asked.clear()
+    assert main(["eval", "tofu", "--model", original, *map(str, [*flags, *retained])]) == 0
+    os.utime(tmp_path / "unlearned" / "model.safetensors")
+    assert calibrate(tmp_path, tmp_path / "changed", *arguments) == 0
+    assert {0.0, 1.0} <= {*asked}
+    asked.clear()
+    assert calibrate(tmp_path, tmp_path / "compared", *arguments, *retained) == 0
+    assert (0.0 in asked, 1.0 in asked) == (False, True)
+
+
+def alphas_scored(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The alphas of the models that are scored from now on."""
+    found: list[float] = []
+    evaluate = tofu_eval.evaluate
+
+    def noting(*args: Any, model_options: Any, **kwargs: Any) -> Any:
+        if "alpha" in model_options:
+            found.append(model_options["alpha"])
+        return evaluate(*args, model_options=model_options, **kwargs)
+
+    monkeypatch.setattr(tofu_eval, "evaluate", noting)
+    return found
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_processes_share_the_evaluations(

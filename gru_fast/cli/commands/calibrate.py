@@ -6,7 +6,8 @@ Moves the unlearned model towards the original one, theta = alpha * unlearned + 
 each target the largest alpha whose utility (TOFU: Model Utility; MUSE: KnowMem on retain; WMDP: MMLU) is at least that
 share of the original's, by bisection with the benchmark's own evaluation. Methods calibrated to one utility can be
 compared by what they forgot. Every evaluation is kept, and used again: for the next target, after a stop, or at a finer
---resolution. Processes of torchrun share the rows of each evaluation, as with gru-fast eval.
+--resolution; so are those of the two models that gru-fast eval has left in their folders. Processes of torchrun share
+the rows of each evaluation, as with gru-fast eval.
 
 Utility need not fall steadily with alpha: the alpha that is found keeps the target, no larger one that was evaluated
 does, and one that does not is within --resolution; between the points, a larger one may.
@@ -21,7 +22,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -250,9 +251,10 @@ class _Work(ExitStack):
 
     def utility(self, alpha: float) -> float:
         """Utility at an alpha, evaluated or read. NaN where the summary has none."""
-        from gru_fast.processes import here
+        from gru_fast.processes import here, on_first
 
         if alpha not in self.summaries:
+            on_first(lambda: self._take_over(alpha))
             self.summaries[alpha] = self.evaluation.run(self.chosen, self._subject(alpha))
             shown = [f"{name} {_number(value)}" for name, value in self._columns(alpha).items() if value is not None]
             if here()[0] == 0:
@@ -266,18 +268,40 @@ class _Work(ExitStack):
     def _row(self, alpha: float) -> dict[str, Any]:
         return {"alpha": alpha, **self._columns(alpha)}
 
+    def _take_over(self, alpha: float) -> None:
+        """Takes what `gru-fast eval` has left in the folder of one of the two models, if it answers what is asked."""
+        from gru_fast import runs
+        from gru_fast.benchmarks.summaries import SUMMARY_FILE, finished, take_over
+        from gru_fast.cli.commands import eval as command
+        from gru_fast.models import find
+
+        names = {0.0: str(self.how.original), 1.0: self.model.model}
+        folder = find(names[alpha]) if alpha in names else None
+        if folder is None or self._point(alpha).exists() or self.how.overwrite:
+            return
+        known = folder / "eval" / self.title
+        alone = dataclasses.replace(self.model, model=names[alpha], revision=self.model.revision if alpha else None)
+        if not finished(known, self.evaluation.wanted(self.chosen, command._asked(alone))):
+            return
+        file = known / SUMMARY_FILE
+        is_newer = command._newest(names[alpha]) < file.stat().st_mtime
+        # Else the two ends would be compared with a retrained model, and what is between them with none.
+        is_compared = bool(runs.read_json(file)["settings"].get("retain_logs"))
+        if is_newer and (not is_compared or self.chosen.retain_logs):
+            take_over(known, self._point(alpha), self._asked(alpha))
+
+    def _asked(self, alpha: float) -> dict[str, Any]:
+        from gru_fast.cli.commands import eval as command
+
+        return {**command._asked(self.model), "original": self.how.original, "alpha": alpha}
+
     def _subject(self, alpha: float) -> Any:
         from gru_fast.benchmarks.scoring import Subject
         from gru_fast.cli.commands import eval as command
 
-        asked = {
-            name: value
-            for name, value in asdict(self.model).items()
-            if name in command._MODEL_FIELDS and value is not None
-        }
         names = [self.model.model, str(self.how.original)]
         return Subject(
-            asked={**asked, "original": self.how.original, "alpha": alpha},
+            asked=self._asked(alpha),
             output_dir=self._point(alpha),
             load=lambda: self._load(alpha),
             is_older_than=lambda file: max(map(command._newest, names)) < file.stat().st_mtime,

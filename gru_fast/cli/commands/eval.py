@@ -146,15 +146,19 @@ def _defaults(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 def _subject(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Any:
     from gru_fast.benchmarks.scoring import Subject
 
-    asked = {name: value for name, value in asdict(model).items() if name in _MODEL_FIELDS and value is not None}
     return Subject(
-        asked=asked,
+        asked=_asked(model),
         output_dir=_output_dir(benchmark, chosen, how, model),
         load=lambda: _load(model, how.device),
         is_older_than=lambda file: _newest(model.model) < file.stat().st_mtime,
         batch_size=how.batch_size,
         overwrite=how.overwrite,
     )
+
+
+def _asked(model: ModelOptions) -> dict[str, Any]:
+    """How a model is asked for, as its evaluation keeps it."""
+    return {name: value for name, value in asdict(model).items() if name in _MODEL_FIELDS and value is not None}
 
 
 def _output_dir(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Path:
