@@ -8,6 +8,7 @@
     compile-lists-sync   the same in two graphs, with a host sync between them
     flat-blocked         g, r, e as one persistent buffer each; eager, a cache-sized block after the other
     flat-compile         one buffer each; one compiled graph
+    flat-autotune        the same with mode="max-autotune": kernels chosen by timing them, CUDA graphs
     flat-compile-sync    one buffer each; two compiled graphs, with a host sync between them
     reference            gru_fast's own fallback without kernels, which makes every promise the kernels make
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import sqrt
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -271,10 +273,10 @@ def _step(rows: Rows, gamma: float, tau: torch.Tensor) -> None:
     _apply(rows, *decide_on_device(_reduce(rows, gamma), tau))
 
 
-def compiled(function: Callable[..., object]) -> Callable[..., object]:
+def compiled(function: Callable[..., object], mode: str | None = None) -> Callable[..., object]:
     """torch.compile for fixed shapes. One function serves all problems of a run, so the limits on recompiling go up."""
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
 
 class CompileLists(Form):
@@ -282,11 +284,12 @@ class CompileLists(Form):
     summary = "torch.compile over the lists, one graph, no host sync"
     compiled = True
     by_default = False
+    mode: ClassVar[str | None] = None
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.rows = self.make_rows(problem)
-        self.run = compiled(_step)
+        self.run = compiled(_step, self.mode)
 
     def make_rows(self, problem: Problem) -> Rows:
         return list_rows(problem)
@@ -320,6 +323,13 @@ class FlatCompile(CompileLists):
         return flat_rows(problem)
 
 
+class FlatAutotune(FlatCompile):
+    name = "flat-autotune"
+    summary = "one flat buffer; torch.compile, one graph, mode max-autotune"
+    by_default = False
+    mode = "max-autotune"
+
+
 class FlatCompileSync(CompileListsSync):
     name = "flat-compile-sync"
     summary = "one flat buffer; torch.compile, two graphs, one host sync between"
@@ -338,6 +348,7 @@ _FORMS: tuple[type[Form], ...] = (
     CompileListsSync,
     FlatBlocked,
     FlatCompile,
+    FlatAutotune,
     FlatCompileSync,
     Reference,
 )

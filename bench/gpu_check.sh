@@ -8,7 +8,7 @@
 #   bench/gpu_check.sh --cpu               a rehearsal: every stage in small on the CPU, with gru_fast as it is installed
 #
 # Stages: build (always) tests step-gpt2-124m step-phi-1.5 step-llama2-7b user-step host-syncs memcheck ncu racecheck initcheck
-# synccheck scaling vector-time; with --study: build study.
+# synccheck scaling vector-time step-all; with --study: build study.
 #
 # Needs python3 (or $PYTHON) with torch, transformers, pybind11, scikit-build-core and pytest, and nvcc; the study also
 # what gru_fast needs to read GGUF files. Builds into a folder of its own and leaves the installed packages alone. Writes
@@ -47,7 +47,7 @@ refuse() { echo "gpu_check: $1" >&2; exit 2; }
 # ---- what has to be there ----------------------------------------------------------------------------------------------
 
 stages=(build tests step-gpt2-124m step-phi-1.5 step-llama2-7b user-step host-syncs memcheck ncu racecheck initcheck
-  synccheck scaling vector-time)
+  synccheck scaling vector-time step-all)
 $quick && stages=(build tests memcheck step-gpt2-124m)
 [[ -n $study ]] && stages=(build study)
 for name in ${only//,/ }; do
@@ -264,6 +264,8 @@ for tool in racecheck initcheck synccheck; do
 done
 stage scaling 60 bash -c scaling
 stage vector-time 60 bash -c vector_time
+# With the forms that take minutes to compile: torch.compile over the lists, and with max-autotune.
+stage step-all 240 bash -c 'step_time gpt2-124m 20 --all --json "$results/$slug-gpt2-124m-all.json"'
 STUDY_SECONDS=$((seconds - SECONDS > 120 ? seconds - SECONDS - 60 : 60))  # the rest is for the report
 export STUDY_SECONDS
 stage study "$seconds" bash -c 'run_study "$@"' study "${study_options[@]}"

@@ -90,7 +90,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="full: project and clip; none: nothing to do (default: both)",
     )
     parser.add_argument("--baselines", nargs="*", choices=list(BASELINES), default=None, help="only these")
-    parser.add_argument("--all", action="store_true", help="also what takes minutes: compile-lists*, reference")
+    parser.add_argument(
+        "--all", action="store_true", help="also what takes minutes: compile-lists*, flat-autotune, reference"
+    )
     parser.add_argument("--no-compile", action="store_true", help="no torch.compile baselines")
     parser.add_argument("--rounds", type=int, default=50, help="rounds at most (default: 50)")
     parser.add_argument(

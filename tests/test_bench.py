@@ -25,7 +25,7 @@ PAIRS = [
     (torch.float16, torch.float16),
 ]
 EAGER_FORMS = ["gru_fast", "official", "eager", "foreach", "foreach-sync", "flat-blocked", "reference"]
-COMPILED_FORMS = ["compile-lists", "compile-lists-sync", "flat-compile", "flat-compile-sync"]
+COMPILED_FORMS = ["compile-lists", "compile-lists-sync", "flat-compile", "flat-autotune", "flat-compile-sync"]
 
 
 @pytest.fixture(scope="module")
