@@ -116,15 +116,20 @@ def load_tokenizer(options: ModelOptions) -> Any:
 def load_template(options: ModelOptions, tokenizer: Any) -> Template:
     """The prompt template: the one asked for, else that of the run the model is from, else by the tokenizer."""
     from gru_fast.benchmarks.templates import resolve_template
+
+    return resolve_template(options.template or config_of(options.model).get("template"), tokenizer)
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """The configuration of the run that a model is of, or a checkpoint of it; empty if it is of none."""
     from gru_fast.runs import is_run, read_config
 
-    name = options.template
-    folder = find(options.model)
-    if name is None and folder is not None:
-        # A checkpoint-N lies in the folder of its run.
-        run = next((path for path in (folder, folder.resolve().parent) if is_run(path)), None)
-        name = read_config(run).get("template") if run else None
-    return resolve_template(name, tokenizer)
+    folder = find(model)
+    if folder is None:
+        return {}
+    # A checkpoint-N lies in the folder of its run.
+    run = next((path for path in (folder, folder.resolve().parent) if is_run(path)), None)
+    return read_config(run) if run else {}
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -232,7 +232,7 @@ def train(trainer: Trainer, facts: Mapping[str, Any], checkpoint: Path | None = 
         "memory_of": trainer.args.device.type if accelerator else "process",
         "skipped": _last(trainer.state.log_history, "skipped"),
         "degenerate": _last(trainer.state.log_history, "degenerate"),
-        "finished": _now(),
+        "finished": now(),
     }
     if trainer.is_world_process_zero():
         write_json(Path(trainer.args.output_dir) / RESULT, result)
@@ -251,7 +251,7 @@ def environment() -> dict[str, Any]:
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     names = [torch.cuda.get_device_name(index) for index in range(count)] if torch.cuda.is_available() else []
     return {
-        "started": _now(),
+        "started": now(),
         "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "gru-fast"), *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
@@ -359,7 +359,7 @@ def _last(log: list[dict[str, Any]], key: str) -> int:
     return int(next((entry[key] for entry in reversed(log) if key in entry), 0))
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 

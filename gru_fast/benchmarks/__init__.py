@@ -7,7 +7,20 @@ SPLITS, retain_of(split)       what can be forgotten, and what is kept beside it
 title(options) -> str          names what is forgotten, for a run's folder
 unlearning(options, tokenizer, template, parts, seed) -> UnlearnDataset
 
-NAME_eval.py is `gru-fast eval NAME`, see gru_fast/cli/commands/eval.py. Nothing else needs to know of a new one.
+NAME_eval.py is `gru-fast eval NAME`. It has
+
+HELP                            one line for the list of benchmarks
+Options                         a dataclass: its flags
+defaults_of_run(config)         values for them that the configuration of the model's run gives
+needs_model(options)            False: the numbers come from logs
+title(options)                  names the evaluation, and its folder in the model's
+run(options, subject) -> dict   the summary (a gru_fast.benchmarks.scoring.Subject, which loads the model if need be)
+wanted(options, asked) -> dict  the settings of a summary that answers the options
+report(summary) -> str          it in words
+columns(summary) -> dict        its numbers by heading, for `gru-fast report`
+PLANE                           two of the headings, retention and removal: {heading: which way is better}
+
+Nothing else needs to know of a new file.
 """
 
 from __future__ import annotations
@@ -16,11 +29,12 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
+_EVALUATION = "_eval"  # ends the name of a module
+
 
 def names() -> list[str]:
     """The benchmarks a model can be unlearned on, sorted."""
-    found = {module.name for module in pkgutil.iter_modules(__path__)}
-    return sorted(name for name in found if f"{name}_eval" in found)
+    return sorted({*evaluations()} & {module.name for module in pkgutil.iter_modules(__path__)})
 
 
 def get(name: str) -> Any:
@@ -28,3 +42,16 @@ def get(name: str) -> Any:
     if name not in names():
         raise ValueError(f'benchmark: expected one of {", ".join(names())}, got "{name}"')
     return import_module(f"{__name__}.{name}")
+
+
+def evaluations() -> list[str]:
+    """The benchmarks a model can be evaluated on, sorted."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name.removesuffix(_EVALUATION) for name in found if name.endswith(_EVALUATION))
+
+
+def evaluation(name: str) -> Any:
+    """The module of a benchmark's evaluation. Unknown names: ValueError with those there are."""
+    if name not in evaluations():
+        raise ValueError(f'benchmark: expected one of {", ".join(evaluations())}, got "{name}"')
+    return import_module(f"{__name__}.{name}{_EVALUATION}")

@@ -20,7 +20,8 @@ from gru_fast.metrics import extra
 from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
 from gru_fast.unlearn.batch import IGNORE_INDEX, label_scores
 from gru_fast.unlearn.data import Encoded, SequenceCollator
-from gru_fast.unlearn.references import content_hash, fingerprint, frozen
+from gru_fast.unlearn.identity import content_hash, fingerprint
+from gru_fast.unlearn.references import frozen
 
 # A pass gives some fields of gru_fast.metrics.extra.TextRecord, and is one file of records per set of texts.
 PASSES = {

@@ -29,7 +29,7 @@ from gru_fast.metrics.muse import MIN_KS, Records, Retained, read_records, read_
 from gru_fast.processes import on_first
 from gru_fast.runs import read_json, write_json
 from gru_fast.unlearn.data import Encoded
-from gru_fast.unlearn.references import content_hash, fingerprint
+from gru_fast.unlearn.identity import content_hash, fingerprint
 
 HELP = "memorization, privacy leakage and utility of a model on MUSE News or Books"
 VERBMEM_TOKENS = 128

@@ -31,7 +31,7 @@ from gru_fast.benchmarks.templates import encode_prompt
 from gru_fast.metrics import mia
 from gru_fast.metrics.muse import MIN_KS
 from gru_fast.unlearn.data import Encoded
-from gru_fast.unlearn.references import content_hash
+from gru_fast.unlearn.identity import content_hash
 
 _ENDS = ("\n\n", "\nQuestion", "Question:")  # of an answer; cut at each in this order
 _QUESTIONS = {"knowmem_f": "forget_qa", "knowmem_r": "retain_qa"}

@@ -34,7 +34,7 @@ from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import Record, Records
 from gru_fast.processes import on_first
-from gru_fast.unlearn.references import fingerprint
+from gru_fast.unlearn.identity import fingerprint
 
 HELP = "Model Utility and Forget Quality of a model on TOFU, or of published logs"
 MAX_LENGTH = 200

@@ -11,7 +11,7 @@ from gru_fast.benchmarks.scoring import Autocast, SequenceLoss, generate, losses
 from gru_fast.benchmarks.templates import Template, encode_prompt, encode_rows
 from gru_fast.metrics.rouge import rouge
 from gru_fast.unlearn.data import Encoded
-from gru_fast.unlearn.references import content_hash
+from gru_fast.unlearn.identity import content_hash
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from gru_fast.benchmarks.summaries import SUMMARY_FILE, finished
 from gru_fast.benchmarks.wmdp_model import shared
 from gru_fast.processes import here, on_first
 from gru_fast.runs import read_json, write_json
-from gru_fast.unlearn.references import fingerprint, frozen
+from gru_fast.unlearn.identity import fingerprint
+from gru_fast.unlearn.references import frozen
 
 HELP = "accuracy of a model on WMDP's questions and on MMLU, through lm-eval"
 TASKS = ("wmdp_bio", "wmdp_cyber", "mmlu")

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gru_fast import benchmarks
 from gru_fast.runs import Run, is_run, read_run
 
-# A benchmark's module gru_fast/benchmarks/NAME_eval.py says what a report shows of its summaries:
-#
-# columns(summary)   {heading: number, or None where it is not known}
-# PLANE              {heading: which way is better} of retention and of removal, for a figure of one against the other
-_SUFFIX = "_eval"
 _DEPTH = 3  # how far below a given folder runs are looked for
 
 
@@ -145,11 +140,7 @@ def steps(entry: Entry, name: str) -> tuple[list[int], list[float]]:
 
 def plane_of(benchmark: str) -> Mapping[str, str]:
     """The scores that say how much is retained, and how well removed: {heading: which way is better}, in this order."""
-    return _module(benchmark).PLANE
-
-
-def _module(benchmark: str) -> Any:
-    return import_module(f"gru_fast.benchmarks.{benchmark}{_SUFFIX}")
+    return benchmarks.evaluation(benchmark).PLANE
 
 
 def _title(method: str) -> str:
@@ -183,9 +174,10 @@ def _entries(run: Run) -> list[Entry]:
 def _scores(name: str, summary: Mapping[str, Any]) -> dict[str, float | None]:
     benchmark = summary.get("benchmark") or name.partition("-")[0]
     try:
-        return dict(_module(benchmark).columns(summary))
-    except ModuleNotFoundError:
-        raise ValueError(f'evaluation {name}: expected one of gru-fast eval, got benchmark "{benchmark}"') from None
+        module = benchmarks.evaluation(benchmark)
+    except ValueError as error:
+        raise ValueError(f"evaluation {name}: {error}") from None
+    return dict(module.columns(summary))
 
 
 def _against(entry: Entry, retain: str | Path) -> Entry:

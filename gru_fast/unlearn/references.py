@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import tempfile
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -18,15 +16,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gru_fast.sharding import local, whole
+from gru_fast.sharding import local
 from gru_fast.unlearn.batch import label_scores
 from gru_fast.unlearn.data import Encoded, SequenceCollator, UnlearnDataset
 from gru_fast.unlearn.fsdp import reshard, sharded_modules
 from gru_fast.unlearn.hidden import hidden_states
+from gru_fast.unlearn.identity import content_hash, fingerprint, has_new_adapters
 
 KL_POSITIONS = ("all", "attended")  # what kl_divergence is averaged over
 _FORMAT = 1  # of the file
-_SAMPLES = 64  # elements of each parameter that a fingerprint looks at
 
 
 class ReferenceLogProbs:
@@ -194,7 +192,7 @@ class ReferenceModel:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._is_sharded = bool(sharded_modules(model))
-        self._adapters_off = not self._is_sharded and _is_peft(model) and _adapters_are_new(model)
+        self._adapters_off = not self._is_sharded and has_new_adapters(model)
         trainable = {} if self._adapters_off else {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._copies = {name: param.detach().clone() for name, param in trainable.items()}
 
@@ -262,36 +260,6 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, positions: Tensor | 
     log_p = F.log_softmax(logits, dim=-1, dtype=dtype).flatten(0, -2)
     log_ref = F.log_softmax(reference_logits.detach(), dim=-1, dtype=dtype).flatten(0, -2)
     return F.kl_div(log_p, log_ref, reduction="batchmean", log_target=True)
-
-
-def content_hash(row: Encoded) -> str:
-    """128-bit hash of a sequence's ids and labels, as 32 hex digits."""
-    ids, labels = array("q", row["input_ids"]), array("q", row["labels"])
-    digest = hashlib.blake2b(len(ids).to_bytes(8, "little"), digest_size=16)
-    digest.update(ids.tobytes())
-    digest.update(labels.tobytes())
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
-    """Hash of a model: name, shape, dtype and 64 evenly spaced elements of every parameter, as 32 hex digits.
-
-    Tells models and training states apart at no cost; not made to find a single altered weight. New LoRA adapters
-    are left out: their random half differs from run to run and has no effect. Of a sharded model one parameter at a
-    time is put together; every process must ask.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    skip_adapters = _is_peft(model) and _adapters_are_new(model)
-    for name, param in model.named_parameters():
-        if skip_adapters and _is_lora(name):
-            continue
-        flat = whole(param.detach()).flatten()
-        count = min(_SAMPLES, flat.numel())
-        rows = torch.arange(count, device=flat.device) * max(flat.numel() - 1, 0) // max(count - 1, 1)
-        digest.update(f"{name} {tuple(param.shape)} {param.dtype} ".encode())
-        digest.update(flat[rows].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -375,27 +343,3 @@ def _other_model(what: str, expected: str, got: str) -> str:
         f"{what}: expected reference log-probabilities of the model before unlearning (fingerprint {expected[:8]}), "
         f"got those of another model ({got[:8]}); delete them to have them computed anew"
     )
-
-
-def _is_peft(model: nn.Module) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
-
-
-def _is_lora(name: str) -> bool:
-    return "lora_" in name
-
-
-def _adapters_are_new(model: nn.Module) -> bool:
-    """Whether the model is LoRA that has no effect yet: nothing else is trainable, one factor of each pair is 0."""
-    for name, param in model.named_parameters():
-        if not _is_lora(name):
-            if param.requires_grad:
-                return False
-            continue
-        # peft starts from B = 0, and from A = 0 in embeddings; other kinds (DoRA's magnitudes) are not looked into.
-        if "lora_B." in name or "lora_embedding_A." in name:
-            if bool(whole(param.detach()).any()):
-                return False
-        elif not ("lora_A." in name or "lora_embedding_B." in name):
-            return False
-    return True

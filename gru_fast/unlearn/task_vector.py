@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gru_fast.unlearn.data import Encoded
 from gru_fast.unlearn.forget_set import ForgetSet, Store, copy_, parameters_of
-from gru_fast.unlearn.references import content_hash, fingerprint
+from gru_fast.unlearn.identity import content_hash, fingerprint
 from gru_fast.vectors import subtract_
 
 METHODS = {"tru": "TRU", "tv": "TV"}

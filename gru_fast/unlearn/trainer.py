@@ -15,9 +15,10 @@ from transformers import TrainerCallback
 from gru_fast.unlearn.config import UnlearnConfig
 from gru_fast.unlearn.data import PairCollator, UnlearnDataset
 from gru_fast.unlearn.fsdp import sharded_modules
+from gru_fast.unlearn.identity import fingerprint
 from gru_fast.unlearn.mixin import GRUMixin
 from gru_fast.unlearn.objective import ObjectiveTrainer
-from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel, fingerprint
+from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel
 
 REFERENCE_LOG_PROBS = "reference_log_probs.json"  # in the run's folder and in each checkpoint
 REFERENCE_MODEL = "reference_model.json"  # in each checkpoint of a method that compares with the first model

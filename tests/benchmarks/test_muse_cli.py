@@ -60,7 +60,7 @@ def resolve(*argv: str) -> Any:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args([*argv, "--use-cpu"])
-    return options.resolve(args, *command._classes(benchmarks.get("muse")), fill=command._fill)
+    return options.resolve(args, *command.option_classes(benchmarks.get("muse")), fill=command._fill)
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------

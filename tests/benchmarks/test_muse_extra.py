@@ -14,8 +14,7 @@ from words import BOS
 from gru_fast.benchmarks.muse import load
 from gru_fast.benchmarks.muse_extra import _with_gold
 from gru_fast.benchmarks.muse_records import load_prompts
-from gru_fast.cli import main
-from gru_fast.cli.commands import eval as command
+from gru_fast.cli import evaluating, main
 
 ASKED = ("extraction_strength", "fluency", "mia_min_k", "mia_loss", "mia_gradnorm")
 LIMITS = ("--verbmem-tokens", "8", "--knowmem-tokens", "6", "--device", "cpu")
@@ -30,13 +29,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that were loaded, in order."""
     found: list[str] = []
-    load_model = command._load
+    load_model = evaluating.load
 
     def counted(options: Any, device: str | None) -> Any:
         found.append(options.model)
         return load_model(options, device)
 
-    monkeypatch.setattr(command, "_load", counted)
+    monkeypatch.setattr(evaluating, "load", counted)
     return found
 
 

@@ -13,8 +13,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from words import word_tokenizer
 
 from gru_fast.benchmarks.tofu_extra import load_rows
-from gru_fast.cli import main
-from gru_fast.cli.commands import eval as command
+from gru_fast.cli import evaluating, main
 from gru_fast.metrics.extra import names
 
 WORDS = (
@@ -73,13 +72,13 @@ def save_run(folder: Path, data: Path, seed: int = 0) -> str:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that were loaded to be evaluated, in order."""
     found: list[str] = []
-    load = command._load
+    load = evaluating.load
 
     def counted(options: Any, device: str | None) -> Any:
         found.append(options.model)
         return load(options, device)
 
-    monkeypatch.setattr(command, "_load", counted)
+    monkeypatch.setattr(evaluating, "load", counted)
     return found
 
 

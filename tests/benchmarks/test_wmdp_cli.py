@@ -37,7 +37,7 @@ def resolve(*argv: str) -> Any:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args([*argv, "--use-cpu"])
-    return options.resolve(args, *command._classes(benchmarks.get(command._chosen(args))), fill=command._fill)
+    return options.resolve(args, *command.option_classes(benchmarks.get(command._chosen(args))), fill=command._fill)
 
 
 def unlearn(places: Path, out: Path, *argv: Any) -> int:

@@ -17,9 +17,8 @@ from tofu_folders import save_data, save_model, teach
 
 from gru_fast import runs
 from gru_fast.benchmarks import tofu_eval
-from gru_fast.cli import main
+from gru_fast.cli import evaluating, main
 from gru_fast.cli.commands import calibrate as command
-from gru_fast.cli.commands import eval as eval_command
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,7 @@ def test_a_tiny_model(
         torch.testing.assert_close(tensor, mixed)
 
     # Everything is there: no model is loaded.
-    monkeypatch.setattr(eval_command, "_load", None)
+    monkeypatch.setattr(evaluating, "load", None)
     assert calibrate(places, tmp_path / "out", *arguments[:4], "--json") == 0
     assert json.loads(capsys.readouterr().out) == result
 

@@ -18,8 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
 from gru_fast import benchmarks
-from gru_fast.cli import main
-from gru_fast.cli.commands import eval as command
+from gru_fast.cli import evaluating, main
 from gru_fast.metrics.logs import read_log
 
 SHARED = Path(os.environ.get("GRU_FAST_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -90,13 +89,13 @@ def retained(tmp_path: Path, data: Path) -> Path:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that were loaded, in order."""
     found: list[str] = []
-    load = command._load
+    load = evaluating.load
 
     def counted(options: Any, device: str | None) -> Any:
         found.append(options.model)
         return load(options, device)
 
-    monkeypatch.setattr(command, "_load", counted)
+    monkeypatch.setattr(evaluating, "load", counted)
     return found
 
 

@@ -48,7 +48,7 @@ FINETUNE = {"tofu-phi-finetune": ("phi", 2e-5), "tofu-llama2-finetune": ("llama2
 def resolve(command: Any, *argv: str) -> Any:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return options.resolve(parser.parse_args([*argv, "--use-cpu"]), *command._classes(), fill=command._fill)
+    return options.resolve(parser.parse_args([*argv, "--use-cpu"]), *command.option_classes(), fill=command._fill)
 
 
 def test_every_recipe_is_tested() -> None:

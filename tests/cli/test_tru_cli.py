@@ -195,7 +195,7 @@ def test_recipes_are_the_papers(recipe: str) -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args(["--config", recipe])
-    model, data, config = options.resolve(args, *command._classes(), fill=command._fill)
+    model, data, config = options.resolve(args, *command.option_classes(), fill=command._fill)
     assert (config.stg, config.learning_rate, config.method) == ([STRENGTHS[recipe]], 1e-4, "tru")
     assert recipe.endswith(data.split)
     assert (model.template, config.output_dir) == (

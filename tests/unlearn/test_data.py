@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from gru_fast.unlearn.data import Encoded, PairCollator, SequenceCollator, UnlearnDataset
-from gru_fast.unlearn.references import ReferenceLogProbs, content_hash
+from gru_fast.unlearn.identity import content_hash
+from gru_fast.unlearn.references import ReferenceLogProbs
 
 
 def row(*ids: int, prompt: int = 1) -> Encoded:

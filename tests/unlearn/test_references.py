@@ -17,14 +17,8 @@ from torch.distributions import kl_divergence as exact_kl
 from torch.nn import functional as F
 
 from gru_fast.unlearn.data import Encoded, SequenceCollator, UnlearnDataset
-from gru_fast.unlearn.references import (
-    ReferenceLogProbs,
-    ReferenceModel,
-    content_hash,
-    fingerprint,
-    frozen,
-    kl_divergence,
-)
+from gru_fast.unlearn.identity import content_hash, fingerprint
+from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel, frozen, kl_divergence
 
 transformers = pytest.importorskip("transformers")
 

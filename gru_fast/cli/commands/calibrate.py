@@ -87,13 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast import processes
-    from gru_fast.cli import options
-    from gru_fast.cli.commands import eval as command
+    from gru_fast import benchmarks, processes
+    from gru_fast.cli import evaluating, options
     from gru_fast.models import ModelOptions
 
     name = _chosen(args)
-    evaluation = _evaluation(name)
+    evaluation = benchmarks.evaluation(name)
     _refuse_others(args, name, evaluation)
     classes = (CalibrateOptions, evaluation.Options, ModelOptions)
     instances = options.resolve(args, *classes, fill=lambda values: _fill(evaluation, values))
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     work = _Work(evaluation, *instances)
     with processes.joined(instances[0].device) as (rank, _), work:
         if rank > 0:
-            command._be_quiet()
+            evaluating.be_quiet()
         result = work.run()
     if rank == 0:
         print(json.dumps(result, indent=2) if args.json else table(result))
@@ -114,22 +113,13 @@ def run(args: argparse.Namespace) -> int:
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-def _evaluation(name: str) -> Any:
-    from importlib import import_module
-
-    from gru_fast import benchmarks
-
-    benchmarks.get(name)  # its message
-    return import_module(f"gru_fast.benchmarks.{name}_eval")
-
-
 def _benchmark_flags() -> type:
     """The options of all evaluations as one class, for flags and help alone: which are in use is known later."""
     from gru_fast import benchmarks
 
     found: dict[str, tuple[Any, list[str]]] = {}
     for name in benchmarks.names():
-        cls = _evaluation(name).Options
+        cls = benchmarks.evaluation(name).Options
         for part in dataclasses.fields(cls):
             hint = typing.get_type_hints(cls)[part.name]
             found.setdefault(part.name, (hint, []))[1].append(f"{name}: {part.metadata['help']}")
@@ -146,11 +136,12 @@ def _benchmark_flags() -> type:
 def _chosen(args: argparse.Namespace) -> str:
     """Name of the benchmark: a flag's, the config file's, the run's, or the default."""
     from gru_fast.cli import options
+    from gru_fast.models import config_of
 
     content = options.read_config(args.config)[0] if args.config else {}
     given = getattr(args, "benchmark", content.get("benchmark"))
     model = getattr(args, "model", content.get("model"))
-    return str(given or _config_of_run(model or "").get("benchmark", _DEFAULT))
+    return str(given or (config_of(model) if model else {}).get("benchmark", _DEFAULT))
 
 
 def _refuse_others(args: argparse.Namespace, name: str, evaluation: Any) -> None:
@@ -164,22 +155,11 @@ def _refuse_others(args: argparse.Namespace, name: str, evaluation: Any) -> None
         raise ValueError(f"{given[0]}: no option of --benchmark {name}; leave it out")
 
 
-def _config_of_run(model: str) -> dict[str, Any]:
-    """The configuration of the run that a model is of; empty if it is of none."""
-    from gru_fast import runs
-    from gru_fast.models import find
-
-    folder = find(model) if model else None
-    if folder is None:
-        return {}
-    # A checkpoint-N lies in the folder of its run.
-    run_folder = next((path for path in (folder, folder.resolve().parent) if runs.is_run(path)), None)
-    return runs.read_config(run_folder) if run_folder else {}
-
-
 def _fill(evaluation: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
-    config = _config_of_run(values.get("model") or "")
+    from gru_fast.models import config_of
+
+    config = config_of(values["model"]) if values.get("model") else {}
     found = {**evaluation.defaults_of_run(config), "template": config.get("template"), "original": config.get("model")}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -272,39 +252,38 @@ class _Work(ExitStack):
         """Takes what `gru-fast eval` has left in the folder of one of the two models, if it answers what is asked."""
         from gru_fast import runs
         from gru_fast.benchmarks.summaries import SUMMARY_FILE, finished, take_over
-        from gru_fast.cli.commands import eval as command
+        from gru_fast.cli import evaluating
         from gru_fast.models import find
 
         names = {0.0: str(self.how.original), 1.0: self.model.model}
         folder = find(names[alpha]) if alpha in names else None
         if folder is None or self._point(alpha).exists() or self.how.overwrite:
             return
-        known = folder / "eval" / self.title
         alone = dataclasses.replace(self.model, model=names[alpha], revision=self.model.revision if alpha else None)
-        if not finished(known, self.evaluation.wanted(self.chosen, command._asked(alone))):
-            return
-        file = known / SUMMARY_FILE
-        is_newer = command._newest(names[alpha]) < file.stat().st_mtime
-        # Else the two ends would be compared with a retrained model, and what is between them with none.
-        is_compared = bool(runs.read_json(file)["settings"].get("retain_logs"))
-        if is_newer and (not is_compared or self.chosen.retain_logs):
-            take_over(known, self._point(alpha), self._asked(alpha))
+        wanted = self.evaluation.wanted(self.chosen, evaluating.asked_for(alone))
+        for file in sorted(folder.glob(f"eval/*/{SUMMARY_FILE}")):
+            is_newer = evaluating.newest(names[alpha]) < file.stat().st_mtime
+            # Else the two ends would be compared with a retrained model, and what is between them with none.
+            is_compared = bool(runs.read_json(file)["settings"].get("retain_logs"))
+            if finished(file.parent, wanted) and is_newer and (not is_compared or self.chosen.retain_logs):
+                take_over(file.parent, self._point(alpha), self._asked(alpha))
+                return
 
     def _asked(self, alpha: float) -> dict[str, Any]:
-        from gru_fast.cli.commands import eval as command
+        from gru_fast.cli import evaluating
 
-        return {**command._asked(self.model), "original": self.how.original, "alpha": alpha}
+        return {**evaluating.asked_for(self.model), "original": self.how.original, "alpha": alpha}
 
     def _subject(self, alpha: float) -> Any:
         from gru_fast.benchmarks.scoring import Subject
-        from gru_fast.cli.commands import eval as command
+        from gru_fast.cli import evaluating
 
         names = [self.model.model, str(self.how.original)]
         return Subject(
             asked=self._asked(alpha),
             output_dir=self._point(alpha),
             load=lambda: self._load(alpha),
-            is_older_than=lambda file: max(map(command._newest, names)) < file.stat().st_mtime,
+            is_older_than=lambda file: max(map(evaluating.newest, names)) < file.stat().st_mtime,
             batch_size=self.how.batch_size,
             overwrite=self.how.overwrite,
         )
@@ -314,12 +293,12 @@ class _Work(ExitStack):
 
     def _load(self, alpha: float) -> tuple[Any, Any, Any]:
         """The model at an alpha, its tokenizer and template."""
-        from gru_fast.cli.commands import eval as command
+        from gru_fast.cli import evaluating
         from gru_fast.models import load_model
         from gru_fast.unlearn.uwc import interpolated
 
         if self._loaded is None:
-            model, tokenizer, template = command._load(self.model, self.how.device)
+            model, tokenizer, template = evaluating.load(self.model, self.how.device)
             original = load_model(dataclasses.replace(self.model, model=str(self.how.original), revision=None))
             set_alpha = self.enter_context(interpolated(model, original))
             self._loaded = model, tokenizer, template, set_alpha
@@ -332,8 +311,9 @@ class _Work(ExitStack):
         import shutil
 
         from gru_fast import runs
+        from gru_fast.models import config_of
 
-        config, result = _config_of_run(self.model.model), self._result_of_run()
+        config, result = config_of(self.model.model), self._result_of_run()
         folder = self.folder / f"target-{row['target']:g}"
         model, tokenizer, template = self._load(row["alpha"])
         settings = {**config, "model": self.model.model, "original": self.how.original, "template": template.name}
@@ -346,7 +326,7 @@ class _Work(ExitStack):
         title = f"{result.get('title') or Path(self.model.model).name} + UWC {row['target']:.0%}"
         runs.write_json(
             folder / runs.RESULT,
-            {**said, **result, "command": "calibrate", "title": title, "alpha": row["alpha"], "finished": runs._now()},
+            {**said, **result, "command": "calibrate", "title": title, "alpha": row["alpha"], "finished": runs.now()},
         )
 
     def _result_of_run(self) -> dict[str, Any]:

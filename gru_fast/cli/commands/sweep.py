@@ -73,7 +73,7 @@ def _classes() -> tuple[type, ...]:
     from gru_fast.cli.commands import unlearn
     from gru_fast.sweep.options import SweepOptions
 
-    return SweepOptions, *unlearn._classes()
+    return SweepOptions, *unlearn.option_classes()
 
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, Sequence[Any]]:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has no model of yet. With its own config.yaml unless --config is given",
     )
     parser.add_argument("--overwrite-output-dir", action="store_true", help="clear --output-dir of the vector in it")
-    model, _, config = _classes()
+    model, _, config = option_classes()
     options.add(parser, model, unlearn._data_flags(), config)
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     _take_saved_config(args)
     benchmark = benchmarks.get(unlearn._chosen(args))
     unlearn._refuse_others(args, benchmark)
-    instances = options.resolve(args, *_classes(benchmark), fill=_fill)
+    instances = options.resolve(args, *option_classes(benchmark), fill=_fill)
     model, _, config = instances
     _check(args, model, config)
     if args.print_config:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _classes(benchmark: Any = None) -> tuple[type, ...]:
+def option_classes(benchmark: Any = None) -> tuple[type, ...]:
     """Options of the model, of the data, of the vector. ``benchmark``: its module; None: the default one's."""
     from gru_fast import benchmarks
     from gru_fast.models import ModelOptions
@@ -226,7 +226,7 @@ class _Work:
         """Strengths that have no whole run yet."""
         from gru_fast import runs
 
-        return [stg for stg in self.instances[-1].stg if not (_run_of(self.folder, stg) / runs.RESULT).is_file()]
+        return [stg for stg in self.instances[-1].stg if not (run_of(self.folder, stg) / runs.RESULT).is_file()]
 
     def _write_models(self, vector: TaskVector, model: Any, tokenizer: Any) -> None:
         from gru_fast import runs
@@ -235,7 +235,7 @@ class _Work:
         options_of_model, data, config = self.instances
         with vector.subtracted(model) as set_strength:
             for stg in self._missing():
-                folder = _run_of(self.folder, stg)
+                folder = run_of(self.folder, stg)
                 of_run = (options_of_model, data, dataclasses.replace(config, stg=[stg]))
                 runs.start(folder, options.config_text(of_run), overwrite=True)
                 set_strength(stg)
@@ -263,9 +263,9 @@ class _Work:
             "stg": stg,
             **{name: about[name] for name in names if name in about},
             "skipped": about.get("nonfinite", 0) + about.get("degenerate", 0),
-            "finished": runs._now(),
+            "finished": runs.now(),
         }
 
 
-def _run_of(folder: Path, stg: float) -> Path:
+def run_of(folder: Path, stg: float) -> Path:
     return folder / f"stg-{repr(stg).removesuffix('.0')}"  # all digits: strengths that differ have folders that do

@@ -1,0 +1,48 @@
+"""What the commands that evaluate have in common: the model they load, how it was asked for, and whether it is new."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gru_fast.models import ModelOptions
+
+_MODEL_FIELDS = ("model", "revision", "tokenizer", "template", "dtype", "attn_implementation")
+_MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "tokenizer*", "adapter_config.json")
+
+
+def be_quiet() -> None:
+    """Shows no bars and notices of transformers in this process: the first one's speak for all."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def asked_for(model: ModelOptions) -> dict[str, Any]:
+    """How a model is asked for, as its evaluation keeps it."""
+    return {name: value for name, value in asdict(model).items() if name in _MODEL_FIELDS and value is not None}
+
+
+def load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any]:
+    """The model on its device, its tokenizer and its prompts' template."""
+    from gru_fast.models import check_vocabulary, device_of, load_model, load_template, load_tokenizer
+
+    place = device_of(device)  # its message, before anything is loaded
+    tokenizer = load_tokenizer(model_options)
+    template = load_template(model_options, tokenizer)
+    model = load_model(model_options)
+    check_vocabulary(model, tokenizer)
+    return model.to(place), tokenizer, template
+
+
+def newest(model: str) -> float:
+    """When the newest file of a model was written, in seconds since 1970; 0 for one on the hub."""
+    from gru_fast.models import find
+
+    found = find(model)
+    if found is None:
+        return 0.0
+    files = [found] if found.is_file() else [file for pattern in _MODEL_FILES for file in found.glob(pattern)]
+    return max(file.stat().st_mtime for file in files)
