@@ -13,7 +13,7 @@ from gru_fast.cli import options
 from gru_fast.unlearn.checkpoint import last_checkpoint
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainingArguments
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,17 @@ def already_done(args: argparse.Namespace, instances: Sequence[Any]) -> bool:
 
 def _has_finished(args: argparse.Namespace, folder: str) -> bool:
     return bool(args.resume and runs.is_run(folder) and runs.read_run(folder).complete)
+
+
+def take_one_device(config: TrainingArguments) -> None:
+    """Uses one GPU where several are visible: Trainer would take them all, and a step as many times the rows."""
+    if config.n_gpu > 1:
+        print(
+            f"{config.n_gpu} GPUs are visible and one is used; for all of them start this command with torchrun "
+            f"--nproc-per-node {config.n_gpu} -m gru_fast.cli, or accelerate launch",
+            file=sys.stderr,
+        )
+        config._n_gpu = 1
 
 
 def load_tokenizer(args: argparse.Namespace, instances: Sequence[Any]) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tofu_folders import save_data, save_model
 
 from gru_fast import runs
-from gru_fast.cli import main
+from gru_fast.cli import main, training
 from gru_fast.unlearn import methods
 
 
@@ -124,6 +124,25 @@ def test_evaluation_during_training_and_early_words(places: Path, out: Path) -> 
     evaluated = [entry for entry in runs.read_run(out).log if "eval_loss" in entry]
     assert len(evaluated) == 2
     assert evaluated[0]["eval_retain_loss"] > 0
+
+
+def test_of_several_gpus_one_is_used(
+    places: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trainer's DataParallel would take all, and make three times the rows a step."""
+    take_one, rows = training.take_one_device, []
+
+    def of_three(config: Any) -> None:
+        config._n_gpu = 3
+        rows.append(config.train_batch_size)
+        take_one(config)
+        rows.append(config.train_batch_size)
+
+    monkeypatch.setattr(training, "take_one_device", of_three)
+    assert unlearn(places, out, "--method", "ga") == 0
+    assert rows == [6, 2]
+    assert "3 GPUs are visible and one is used" in capsys.readouterr().err
+    assert runs.read_run(out).result["steps"] == 2
 
 
 def test_print_config_writes_nothing(places: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast.cli import options, training
 
     training.add_flags(parser)
-    options.add(parser, *_classes())
+    options.add(parser, *option_classes())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,13 +54,14 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.unlearn.finetune import finetune_trainer
 
     training.take_saved_config(args)
-    instances = options.resolve(args, *_classes(), fill=_fill)
+    instances = options.resolve(args, *option_classes(), fill=_fill)
     model, data, config = instances
     if args.print_config:
         print(options.config_text(instances, args), end="")
         return 0
     if training.already_done(args, instances):
         return 0
+    training.take_one_device(config)
     tokenizer, template = training.load_tokenizer(args, instances)
     rows = finetuning_data(tokenizer, template, data.subset, data.data, data.max_length)
     trainer = finetune_trainer(training.load_model(instances, tokenizer), config, rows, tokenizer)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     return training.train(args, instances, trainer, facts)
 
 
-def _classes() -> tuple[type, ...]:
+def option_classes() -> tuple[type, ...]:
     from gru_fast.models import ModelOptions
     from gru_fast.unlearn.finetune import FinetuneConfig
 

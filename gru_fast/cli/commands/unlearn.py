@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast.cli import options, training
 
     training.add_flags(parser)
-    model, _, config = _classes()
+    model, _, config = option_classes()
     options.add(parser, model, _data_flags(), config)
 
 
@@ -42,13 +42,14 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
     training.take_saved_config(args)
     benchmark = benchmarks.get(_chosen(args))
     _refuse_others(args, benchmark)
-    instances = options.resolve(args, *_classes(benchmark), fill=_fill)
+    instances = options.resolve(args, *option_classes(benchmark), fill=_fill)
     model, data, config = instances
     if args.print_config:
         print(options.config_text(instances, args), end="")
         return 0
     if training.already_done(args, instances):
         return 0
+    training.take_one_device(config)
     method = config.make_method()
     config.method_options = dataclasses.asdict(method)  # for the record: defaults too
     tokenizer, template = training.load_tokenizer(args, instances)
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
     return training.train(args, instances, trainer, facts)
 
 
-def _classes(benchmark: Any = None) -> tuple[type, ...]:
+def option_classes(benchmark: Any = None) -> tuple[type, ...]:
     """Options of the model, of the data, of the training. ``benchmark``: its module; None: the default one's."""
     from gru_fast import benchmarks
     from gru_fast.models import ModelOptions
