@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+DEVICES = "GRU_FAST_WORKER_DEVICES"  # variable: the GPUs of a worker's launched commands; it sees the first alone
 _WEIGHTS = ("*.safetensors", "*.bin")
+_STOP_SECONDS = 60  # until a launcher that was asked to stop is killed; torchrun gives its processes 30
 
 
 @contextlib.contextmanager
@@ -29,6 +34,43 @@ def command(argv: Sequence[str]) -> Iterator[Any]:
         yield parse(argv)
     finally:
         sys.argv = before
+
+
+def launched(line: Sequence[str]) -> None:
+    """Runs a command line that starts gru-fast by a launcher, such as torchrun's, on the GPUs of this worker.
+
+    What it says goes to this process's stdout and stderr. It ends when this process does, however that ends.
+
+    Raises:
+        RuntimeError: it has failed. KeyboardInterrupt: this process was asked to stop; so was the launcher.
+    """
+    from gru_fast.jobs import tied
+
+    sys.stdout.write(f"$ {shlex.join(line)}\n")
+    sys.stdout.flush()
+    devices = os.environ.get(DEVICES)
+    process = subprocess.Popen(
+        [sys.executable, tied.__file__, str(os.getpid()), *line],
+        env={**os.environ, **({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})},
+        start_new_session=True,
+    )
+    try:
+        status = process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        raise
+    if status != 0:
+        raise RuntimeError(f"exit status {status} of `{shlex.join(line)}`; what it said is in the log")
+
+
+def has_weights(run: Path) -> bool:
+    """Whether the model of a run is there."""
+    return any(file for pattern in _WEIGHTS for file in run.glob(pattern))
 
 
 def delete_weights(run: Path) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru_fast.jobs.command import DEVICES
 from gru_fast.jobs.queue import Queue
 from gru_fast.jobs.status import Status
 from gru_fast.jobs.storage import open_storage
@@ -49,7 +50,8 @@ class Workers:
         task: does a job; it is sent to other processes, so it must be picklable.
         logs: folder of the logs.
         count: processes.
-        devices: CUDA devices, as in CUDA_VISIBLE_DEVICES; workers take turns. Empty: those this process sees.
+        devices: CUDA devices, as in CUDA_VISIBLE_DEVICES; workers take turns. Empty: those this process sees. Of a
+            group ("0,1,2,3") the worker itself takes the first, and what it launches all.
         beat: seconds between two signs of life.
     """
 
@@ -155,9 +157,10 @@ def _main(address: Address, workers: Workers, index: int, parent: int) -> None:
     """A worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C: the parent decides
     signal.signal(signal.SIGTERM, _interrupt)
-    devices = workers.devices or _visible_devices()
+    devices = workers.devices or visible_devices()
     if devices:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
+        own = devices[index % len(devices)]
+        os.environ |= {"CUDA_VISIBLE_DEVICES": own.partition(",")[0], DEVICES: own}
     log = _own_log(workers, index)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8", buffering=1) as file:
@@ -180,7 +183,7 @@ def _has_parent(parent: int) -> bool:
     return os.getppid() == parent
 
 
-def _visible_devices() -> list[str]:
+def visible_devices() -> list[str]:
     """The CUDA devices of this process, without touching them."""
     import torch
 

@@ -29,9 +29,9 @@ class Arguments:
 
     def of_evaluation(self, split: str, retain_logs: str | None) -> dict[str, Any]:
         """Those that the benchmark's evaluation has: not every one knows splits, or compares with another model."""
-        from gru_fast.cli.commands import calibrate
+        from gru_fast import benchmarks
 
-        known = {part.name for part in fields(calibrate._evaluation(self.recipe.benchmark).Options)}
+        known = {part.name for part in fields(benchmarks.evaluation(self.recipe.benchmark).Options)}
         found = {**self.of_data(), "split": split, **({"retain_logs": retain_logs} if retain_logs else {})}
         own = {name: value for name, value in found.items() if name in known}
         return {**own, **self.on_device(), **self.recipe.evaluate}
@@ -79,7 +79,7 @@ class Arguments:
             **({"use_cpu": True} if self.is_dry else {}),
             "output_dir": "run",
         }
-        classes = unlearn._classes(benchmarks.get(self.recipe.benchmark))
+        classes = unlearn.option_classes(benchmarks.get(self.recipe.benchmark))
         return _resolve(values, classes, self.recipe.config.get(split))[-1]
 
     def check(self) -> None:
@@ -99,8 +99,8 @@ class Arguments:
     def _checks(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """What resolves the options of each command, and where in the recipe these are."""
         from gru_fast import benchmarks
-        from gru_fast.cli.commands import calibrate, finetune, tru
         from gru_fast.cli.commands import eval as evaluate
+        from gru_fast.cli.commands import finetune, tru
         from gru_fast.models import ModelOptions
 
         recipe, benchmark = self.recipe, benchmarks.get(self.recipe.benchmark)
@@ -110,15 +110,15 @@ class Arguments:
         if recipe.finetune is not None:
             on_cpu = {"use_cpu": True} if self.is_dry else self.on_cpu()
             own = {**self.of_model("base"), **on_cpu, **recipe.finetune, "output_dir": "run"}
-            yield "finetune", partial(_resolve, own, finetune._classes())
+            yield "finetune", partial(_resolve, own, finetune.option_classes())
         for name in filter(None, (recipe.target, *recipe.retrained.values(), recipe.data)):
             yield "target, retrained, data", partial(_check_path, name)
         for name in ("tv", "tru"):
             given = getattr(recipe, name)
             if given is not None:
                 values = {**self.of_model("original"), "method": name, **given, "output_dir": "run"}
-                yield name, partial(_resolve, values, tru._classes(benchmark))
-        module = calibrate._evaluation(recipe.benchmark)
+                yield name, partial(_resolve, values, tru.option_classes(benchmark))
+        module = benchmarks.evaluation(recipe.benchmark)
         values = {**self.of_model("original"), **recipe.evaluate}
         yield "evaluate", partial(_resolve, values, (module.Options, evaluate.EvalOptions, ModelOptions))
 

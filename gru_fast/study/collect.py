@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gru_fast import runs
+from gru_fast import benchmarks, runs
 from gru_fast.jobs.status import BLOCKED, FAILED, WAITING, Status
 from gru_fast.study import results
 from gru_fast.study.plan import Plan, Planned, calibration_of
@@ -31,7 +30,7 @@ def collect(plan: Plan, status: Mapping[str, Status], name: str, title: str, com
     from gru_fast.study.load import to_dict
 
     recipe = plan.recipe
-    module = import_module(f"gru_fast.benchmarks.{recipe.benchmark}_eval")
+    module = benchmarks.evaluation(recipe.benchmark)
     return StudyResults(
         name=name,
         title=title,
@@ -53,11 +52,11 @@ def _run(plan: Plan, planned: Planned, status: Mapping[str, Status], module: Any
     run, job = planned.run, status.get(planned.job)
     if job is None:
         return replace(run, state=WAITING)
-    commands = job.facts.get("commands") or commands_of(job.spec["steps"])
+    commands = _commands(plan, job)
     run = replace(run, state=job.state, reason=job.reason, log=_relative(job.log, plan.folder), commands=commands)
     calibration = status.get(calibration_of(planned.job))
     if run.is_done and calibration is not None:
-        run = _with_calibration(run, calibration, plan.folder)
+        run = _with_calibration(run, calibration, plan)
     if not run.is_done:
         return run
     folder, evaluation = plan.folder / run.folder, Path(planned.evaluation)
@@ -101,13 +100,17 @@ def _is_both(split: str) -> bool:
     return {"bio", "cyber"} <= {*split.split("-")}
 
 
-def _with_calibration(run: StudyRun, job: Status, folder: Path) -> StudyRun:
+def _with_calibration(run: StudyRun, job: Status, plan: Plan) -> StudyRun:
     """The run with the commands of its calibration, and why that has failed."""
-    commands = job.facts.get("commands") or commands_of(job.spec["steps"])
-    run = replace(run, commands=[*run.commands, *commands])
+    run = replace(run, commands=[*run.commands, *_commands(plan, job)])
     if job.state not in {FAILED, BLOCKED}:
         return run
-    return replace(run, reason=f"calibration: {job.reason}", log=_relative(job.log, folder))
+    return replace(run, reason=f"calibration: {job.reason}", log=_relative(job.log, plan.folder))
+
+
+def _commands(plan: Plan, job: Status) -> list[str]:
+    """What was run for a job; of one that is not done, what is to be."""
+    return list(job.facts.get("commands") or commands_of(job.spec["steps"], plan.recipe.launch))
 
 
 def _points(folder: Path, run: runs.Run, module: Any) -> list[Point]:

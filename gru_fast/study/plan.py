@@ -324,7 +324,7 @@ class Plan:
                 yield self._vector(split, seed, method, own)
 
     def _vector(self, split: str, seed: int, method: str, own: Mapping[str, Any]) -> _Work:
-        from gru_fast.cli.commands.tru import _run_of
+        from gru_fast.cli.commands.tru import run_of
         from gru_fast.unlearn.task_vector import METHODS
 
         name, inside = f"{split}-seed{seed}-{method}", f"{RUNS}/{split}/seed{seed}/{method}"
@@ -342,7 +342,7 @@ class Plan:
         }
         work = _Work(name, [_train(["tru", *flags(options)], folder)], self._needs(split, seed))
         for strength in own["stg"]:
-            at = _run_of(Path(folder), float(strength)).name
+            at = run_of(Path(folder), float(strength)).name
             evaluation = self._evaluation(f"{folder}/{at}", split)
             logs = self._retain_logs(split, seed)
             work.steps.append(self._evaluate(f"{folder}/{at}", evaluation, split, retain_logs=logs))

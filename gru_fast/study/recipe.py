@@ -28,6 +28,7 @@ _OWN = {
     "tv": ("model", "benchmark", "data", "split", "method", "seed", "output_dir"),
     "tru": ("model", "benchmark", "data", "split", "method", "seed", "output_dir"),
 }
+LAUNCHED = ("finetune", "unlearn", "tru", "eval", "calibrate")  # what a launcher can start
 PARTS = ("along", "ablation", "sensitivity", "calibration")  # keys of a recipe that are a Part
 NAMED = ("methods", "splits", "seeds")  # what a part is for
 
@@ -187,6 +188,14 @@ class Recipe:
     ablation: Ablation | None = field(default=None, metadata={"help": "clipping alone, beside plain and GRU"})
     sensitivity: Sensitivity | None = field(default=None, metadata={"help": "values of gamma and tau"})
     calibration: Calibration | None = field(default=None, metadata={"help": "mixtures with the original model"})
+    launch: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": f"what starts a command ({', '.join(LAUNCHED)}) on several GPUs, e.g. unlearn: torchrun "
+            "--standalone --nproc-per-node 8 -m gru_fast.cli; by default the worker runs it itself, on one (rmu "
+            "always). The rows of a step are multiplied by the processes: divide gradient_accumulation_steps by them"
+        },
+    )
     samples: int = _key(6, "questions of each set whose answers the report shows")
 
     def __post_init__(self) -> None:
@@ -247,6 +256,12 @@ class Recipe:
             found.append("seeds: expected at least one")
         if self.device not in {None, "cpu"}:
             found.append(f"device: expected cpu, or nothing, got {self.device!r}; --devices chooses among GPUs")
+        for name, text in self.launch.items():
+            if name not in LAUNCHED or not text.strip():
+                found.append(
+                    f"launch: expected what starts {', '.join(LAUNCHED)}, as torchrun ... -m gru_fast.cli, got {name}: "
+                    f"{text!r}"
+                )
         if self.samples < 0:
             found.append(f"samples: expected at least 0, got {self.samples}")
         for where in ("tv", "tru"):

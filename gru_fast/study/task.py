@@ -8,6 +8,8 @@ A step is a mapping; ``do`` says which:
     along     argv, run: one for every checkpoint of a run; "{checkpoint}" in it is its folder, then its name
     toy       the data and the untrained model of a toy
     delete    run: its weights
+
+Commands are run in this process, or as the recipe's ``launch`` says: by a launcher, on several GPUs.
 """
 
 from __future__ import annotations
@@ -16,35 +18,73 @@ import contextlib
 import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gru_fast.jobs.command import command, delete_weights
+from gru_fast.jobs.command import command, delete_weights, launched
 from gru_fast.jobs.queue import Claim
 from gru_fast.jobs.worker import Result
 
 CHECKPOINT = "{checkpoint}"
 
-
-def do(claim: Claim) -> Result:
-    """Does a job; its facts are the commands that were run."""
-    said: list[str] = []
-    for step in claim.spec["steps"]:
-        _STEPS[step["do"]](step, said)
-    return Result(facts={"commands": said})
+Launch = Mapping[str, str]  # of a recipe: command -> what starts it, in the place of gru-fast
+_IN_PROCESS = "rmu"  # trains a few layers, which fit one device, and is refused where a model is sharded
 
 
-def commands_of(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+@dataclass(frozen=True)
+class StudyTask:
+    """Does the jobs of a study; the facts of each are the commands that were run."""
+
+    launch: Launch = field(default_factory=dict)
+
+    def __call__(self, claim: Claim) -> Result:
+        runner = _Runner(self.launch)
+        for step in claim.spec["steps"]:
+            _STEPS[step["do"]](step, runner)
+        return Result(facts={"commands": runner.said})
+
+
+class _Runner:
+    """Runs commands, and keeps how each would be typed."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.said: list[str] = []
+
+    def run(self, argv: Sequence[str], how: Sequence[str] = ()) -> None:
+        """``how``: flags of this time alone, with which it goes on where it was stopped."""
+        prefix = _prefix(argv, self.launch)
+        if prefix is not None:
+            launched([*shlex.split(prefix), *argv, *how])
+        else:
+            with command([*argv, *how]) as args:
+                args.run(args)
+        self.said.append(_typed(argv, self.launch))
+
+
+def _prefix(argv: Sequence[str], launch: Launch) -> str | None:
+    """What starts a command; None: it is run in this process."""
+    if argv[0] == "unlearn" and argv[argv.index("--method") + 1] == _IN_PROCESS:
+        return None
+    return launch.get(argv[0])
+
+
+def _typed(argv: Sequence[str], launch: Launch) -> str:
+    return f"{_prefix(argv, launch) or 'gru-fast'} {shlex.join(argv)}"
+
+
+def commands_of(steps: Sequence[Mapping[str, Any]], launch: Launch) -> list[str]:
     """The commands of a job that has not been done, as one would type them."""
-    return [_shown(step) for step in steps if step["do"] != "delete"]
+    return [_shown(step, launch) for step in steps if step["do"] != "delete"]
 
 
-def _shown(step: Mapping[str, Any]) -> str:
+def _shown(step: Mapping[str, Any], launch: Launch) -> str:
     if step["do"] == "toy":
         return f"# {step['data']} and {step['model']}: made by gru-fast study"
-    line = shlex.join(["gru-fast", *step["argv"]])
     if step["do"] == "print":
-        return f"{line} > {shlex.quote(step['file'])}"
+        return f"{_typed(step['argv'], {})} > {shlex.quote(step['file'])}"
+    line = _typed(step["argv"], launch)
     if step["do"] != "along":
         return line
     folder = shlex.quote(f"{step['run']}/along/{CHECKPOINT}")
@@ -72,22 +112,16 @@ def settings_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _run(argv: Sequence[str], said: list[str]) -> None:
-    with command(argv) as args:
-        args.run(args)
-    said.append(shlex.join(["gru-fast", *argv]))
+def _command(step: Mapping[str, Any], runner: _Runner) -> None:
+    runner.run(step["argv"])
 
 
-def _command(step: Mapping[str, Any], said: list[str]) -> None:
-    _run(step["argv"], said)
-
-
-def _train(step: Mapping[str, Any], said: list[str]) -> None:
+def _train(step: Mapping[str, Any], runner: _Runner) -> None:
     argv, run = step["argv"], Path(step["run"])
-    if not _has_all_strengths(argv, run):
-        _run([*argv, *_how(argv, run)], said)
-        said.pop()
-    said.append(shlex.join(["gru-fast", *argv]))
+    if _has_all_strengths(argv, run):
+        runner.said.append(_typed(argv, runner.launch))
+    else:
+        runner.run(argv, _how(argv, run))
 
 
 def _has_all_strengths(argv: Sequence[str], run: Path) -> bool:
@@ -96,9 +130,9 @@ def _has_all_strengths(argv: Sequence[str], run: Path) -> bool:
         return False
     from gru_fast import runs
     from gru_fast.cli import parse
-    from gru_fast.cli.commands.tru import _run_of
+    from gru_fast.cli.commands.tru import run_of
 
-    return all((_run_of(run, float(stg)) / runs.RESULT).is_file() for stg in parse(argv).stg)
+    return all((run_of(run, float(stg)) / runs.RESULT).is_file() for stg in parse(argv).stg)
 
 
 def _how(argv: Sequence[str], run: Path) -> list[str]:
@@ -114,17 +148,17 @@ def _how(argv: Sequence[str], run: Path) -> list[str]:
     return ["--resume"] if resumable else ["--overwrite-output-dir"]
 
 
-def _print(step: Mapping[str, Any], said: list[str]) -> None:
+def _print(step: Mapping[str, Any], runner: _Runner) -> None:
     from gru_fast.runs import write_text
 
     output = io.StringIO()
     with command(step["argv"]) as args, contextlib.redirect_stdout(output):
         args.run(args)
     write_text(step["file"], output.getvalue())
-    said.append(shlex.join(["gru-fast", *step["argv"]]))
+    runner.said.append(_typed(step["argv"], {}))
 
 
-def _along(step: Mapping[str, Any], said: list[str]) -> None:
+def _along(step: Mapping[str, Any], runner: _Runner) -> None:
     from gru_fast import runs
 
     run = Path(step["run"])
@@ -133,23 +167,23 @@ def _along(step: Mapping[str, Any], said: list[str]) -> None:
     for checkpoint in checkpoints:
         if int(checkpoint.name.rpartition("-")[2]) < last:  # the last is the model itself
             argv = [text if text != CHECKPOINT else str(checkpoint) for text in step["argv"]]
-            _run([text.replace(CHECKPOINT, checkpoint.name) for text in argv], said)
+            runner.run([text.replace(CHECKPOINT, checkpoint.name) for text in argv])
 
 
-def _toy(step: Mapping[str, Any], said: list[str]) -> None:
+def _toy(step: Mapping[str, Any], runner: _Runner) -> None:
     from gru_fast.study import toy
 
     how = step["toy"]
     toy.write_data(Path(step["data"]), step["source"], step["splits"], how["retain_rows"], how["world_repeats"])
     toy.write_model(Path(step["model"]), Path(step["data"]), how, step["template"], step["seed"])
-    said.append(_shown(step))
+    runner.said.append(_shown(step, {}))
 
 
-def _delete(step: Mapping[str, Any], said: list[str]) -> None:
+def _delete(step: Mapping[str, Any], runner: _Runner) -> None:
     delete_weights(Path(step["run"]))
 
 
-_STEPS: Mapping[str, Callable[[Mapping[str, Any], list[str]], None]] = {
+_STEPS: Mapping[str, Callable[[Mapping[str, Any], _Runner], None]] = {
     "command": _command,
     "train": _train,
     "print": _print,

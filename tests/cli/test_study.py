@@ -95,6 +95,12 @@ def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(argv(places, out, "--report")) == 1  # from the jobs: the calibrations are among them
     capsys.readouterr()
 
+    # The folder says which study it is; what its jobs have done since counts, whatever results.json says.
+    (out / "results.json").write_text("{}")
+    assert main(["study", str(out), "--data", str(places / "data"), "--report"]) == 1
+    assert {name: (out / name).read_bytes() for name in before} == before
+    capsys.readouterr()
+
     # A study does not shrink: its report would not show all that was run. The refusal leaves it as it was.
     assert main(argv(places, out, "--seeds", 1)) == 1
     assert "it holds toy-seed0, which this recipe leaves out. A study can grow, not shrink" in capsys.readouterr().err
@@ -109,6 +115,28 @@ def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.Ca
         "forget05-seed0-ga was made with step 1.learning-rate '--learning-rate 0.001', not '--learning-rate 0.002'"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.slow
+def test_commands_by_a_launcher_and_a_part_that_comes_too_late(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = f"{sys.executable} -m gru_fast.cli"
+    left_out = dict.fromkeys(("tru", "along", "ablation", "calibration"))
+    recipe = tmp_path / "launched.yaml"
+    recipe.write_text(yaml.safe_dump({**RECIPE, **left_out, "launch": {"unlearn": start}}))
+    out = tmp_path / "study"
+    given = ["study", str(recipe), "--data", str(places / "data"), "--output-dir", str(out)]
+    assert main(given) == 0
+    gru = next(run for run in results.read(out).runs if run.name == "forget05-seed0-ga-gru")
+    assert [line.partition(" --")[0] for line in gru.commands] == [f"{start} unlearn", "gru-fast eval tofu"]
+    assert f"$ {start} unlearn --template" in (out / gru.log).read_text()
+    assert gru.environment["command"].startswith("gru-fast unlearn --template")
+
+    recipe.write_text(yaml.safe_dump({**RECIPE, **left_out, "calibration": {"shares": [0.9]}}))
+    capsys.readouterr()
+    assert main(given) == 1
+    assert "ga-calibrated needs the weights of" in capsys.readouterr().err
 
 
 def check_results(found: results.StudyResults, out: Path) -> None:
@@ -160,6 +188,10 @@ def check_files(out: Path) -> None:
         (("--methods", "gaa"), 'has no "gaa"; did you mean "ga"?; it has ga'),
         (("--splits", "forget10"), 'has no "forget10"'),
         (("--seeds", "one"), "seeds: expected a whole number, got 'one'"),
+        (
+            ("--devices", "0+1"),
+            "devices: expected one GPU for a worker, got a group; groups are for a recipe with launch",
+        ),
         (("--workers", "0"), "workers: expected a whole number of at least 1, got 0"),
         (
             ("--storage", "nowhere/jobs.journal"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from gru_fast.cli import parse
 from gru_fast.study import load
@@ -210,11 +212,44 @@ def test_a_dry_plan_asks_nothing_of_the_machine() -> None:
 
 
 def test_commands_as_one_would_type_them() -> None:
-    lines = commands_of(jobs(plan_of(along={"methods": ["ga"]}))["forget05-seed3-ga"].spec["steps"])
+    lines = commands_of(jobs(plan_of(along={"methods": ["ga"]}))["forget05-seed3-ga"].spec["steps"], {})
     run = "out/runs/forget05/seed3/ga"
     assert lines[1].startswith(f"for checkpoint in {run}/checkpoint-*; do gru-fast eval tofu ")
     assert '--model "$checkpoint" ' in lines[1]
     assert lines[1].endswith(f'--output-dir {run}/along/"$(basename "$checkpoint")"; done')
+
+
+def test_commands_that_are_launched() -> None:
+    launch = {"unlearn": "accelerate launch -m gru_fast.cli", "eval": "torchrun -m gru_fast.cli"}
+    plan = plan_of(methods={"ga": {}, "rmu": {}}, along={"methods": ["ga"]}, launch=launch)
+    ga, rmu = (
+        commands_of(jobs(plan)[f"forget05-seed3-{method}"].spec["steps"], plan.recipe.launch)
+        for method in ("ga", "rmu")
+    )
+    assert [line.partition(" --")[0] for line in (*ga, *rmu)] == [
+        "accelerate launch -m gru_fast.cli unlearn",
+        "for checkpoint in out/runs/forget05/seed3/ga/checkpoint-*; do torchrun -m gru_fast.cli eval tofu",
+        "torchrun -m gru_fast.cli eval tofu",
+        "gru-fast unlearn",  # it cannot be sharded, and need not be
+        "torchrun -m gru_fast.cli eval tofu",
+    ]
+    # How many processes do it is no setting: a study may go on with others.
+    assert jobs(plan) == jobs(plan_of(methods={"ga": {}, "rmu": {}}, along={"methods": ["ga"]}))
+
+
+@pytest.mark.parametrize("name", ["tofu-llama2", "muse-books", "wmdp-zephyr"])
+def test_seven_billion_parameters_are_spread_over_8_gpus_with_the_rows_of_the_paper(name: str) -> None:
+    plan = Plan(load.read(load.find(name)), Path("out"), is_dry=True)
+    for (_, method), used in plan._arguments.settings.items():
+        if method != "rmu":
+            assert 8 * used.per_device_train_batch_size * used.gradient_accumulation_steps == 32
+    assert {"unlearn", "eval", "calibrate"} <= plan.recipe.launch.keys()
+    assert all(line.endswith("-m gru_fast.cli") for line in plan.recipe.launch.values())
+    arguments = shlex.split(plan.recipe.launch["unlearn"])[2:]
+    parsed = launch_command_parser().parse_args([*arguments, "unlearn", "--rectify"])
+    assert (parsed.num_processes, parsed.use_fsdp, parsed.fsdp_version) == (8, True, "2")
+    assert (parsed.fsdp_state_dict_type, parsed.mixed_precision) == ("FULL_STATE_DICT", "bf16")
+    assert (parsed.training_script, parsed.training_script_args) == ("gru_fast.cli", ["unlearn", "--rectify"])
 
 
 def test_settings_are_the_same_whatever_their_order() -> None:

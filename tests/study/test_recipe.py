@@ -87,6 +87,11 @@ def test_points_of_a_sensitivity_come_once() -> None:
         ({"tru": {"num_units": 4}}, "tru: expected stg"),
         ({"config": {"forget01": "tofu-phi-forget05"}}, "config: 'forget01' is not among splits"),
         ({"device": "cuda:1"}, "device: expected cpu, or nothing, got 'cuda:1'; --devices chooses among GPUs"),
+        (
+            {"launch": {"ls": "torchrun"}},
+            "launch: expected what starts finetune, unlearn, tru, eval, calibrate,",
+        ),
+        ({"launch": {"eval": " "}}, "got eval: ' '"),
         ({"unlearn": {"seed": 7}}, "unlearn: seed is the study's to say; leave it out"),
         ({"methods": {"ga": {"rectify": True}}}, "methods: ga: rectify is the study's to say"),
         ({"splits": {"forget05": {"unlearn": {"split": "x"}}}}, "splits: forget05: unlearn: split is the study's"),

@@ -1,7 +1,8 @@
 """Run a paper's worth of unlearning from one recipe: every method plain and with GRU, several seeds, tables, a page.
 
   gru-fast study tofu-tiny --data ../tofu --workers 2         a small model made here; 45 minutes on two cores
-  gru-fast study tofu-phi --devices 0 1 2 3 --workers 4       the paper's settings
+  gru-fast study tofu-phi --devices 0 1 2 3 --workers 4       the paper's settings, a run on each GPU
+  gru-fast study tofu-llama2                                  runs that are each spread over 8 GPUs
   gru-fast study my.yaml --print-commands                     what would be run, as one would type it
   gru-fast study bench/results/tofu-tiny --report             the report again, from its results.json
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,13 +53,17 @@ class StudyOptions:
     workers: int = _option(1, "jobs at a time on this machine")
     devices: list[str] | None = field(
         default=None,
-        metadata={"help": "CUDA devices that the workers take turns on, as in CUDA_VISIBLE_DEVICES; by default all"},
+        metadata={
+            "help": "CUDA devices that the workers take turns on, as in CUDA_VISIBLE_DEVICES; by default all. With a "
+            "recipe that has launch, a group for each worker: 0+1+2+3 4+5+6+7"
+        },
     )
     storage: str | None = _option(
         None,
         "where the jobs are kept: a database's URL as Optuna takes it, or the path of a journal file; by default "
         f"{_JOURNAL} in --output-dir, which machines with a common folder share",
     )
+    study: str = _option("study", "name of the study in --storage, which may hold several")
     patience: float = _option(60.0, "seconds without a sign of life until another machine's job is taken over")
     retry_failed: bool = _option(False, "do failed jobs again")
     keep_models: bool = _option(
@@ -90,16 +96,18 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.study import load
 
     how: StudyOptions = options.resolve(args, StudyOptions)[0]
-    if args.report and _results_of(args.recipe) is not None:
+    begun = Path(args.recipe) / _RECIPE
+    is_begun = begun.with_name(_JOURNAL).is_file() and how.output_dir is None
+    if args.report and not is_begun and _results_of(args.recipe) is not None:
         return _report_again(Path(args.recipe), how)
-    file = load.find(args.recipe)
+    file = begun if is_begun else load.find(args.recipe)
     plan = _plan(file, how, is_dry=args.print_commands or args.report)
     jobs = plan.jobs()
     if args.print_commands:
-        _print_commands(jobs)
+        _print_commands(jobs, plan.recipe.launch)
         return 0
     figures.require()
-    status = _status(plan, how) if args.report else _work(plan, how)
+    status = _status(plan, how) if args.report else _work(plan, how, file)
     _report(plan, status, file, args)
     return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) else 0
 
@@ -107,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
 def _plan(file: Path, how: StudyOptions, *, is_dry: bool) -> Plan:
     from gru_fast.study import load
     from gru_fast.study.plan import Plan
+    from gru_fast.study.recipe import PARTS
 
     read = load.read(file)
     changed = {name: value for name in ("data", "device") if (value := getattr(how, name)) is not None}
@@ -114,6 +123,12 @@ def _plan(file: Path, how: StudyOptions, *, is_dry: bool) -> Plan:
     methods = _chosen(read.methods, how.methods, "methods", file)
     splits = _chosen(read.splits, how.splits, "splits", file)
     found = load.only(content, methods, splits, _seeds(how.seeds) if how.seeds else read.seeds)
+    for part in PARTS:
+        if getattr(read, part) is not None and getattr(found, part) is None:
+            print(
+                f"{part}: left out, since {file} has it for methods, splits or seeds that are not chosen",
+                file=sys.stderr,
+            )
     # The recipe that a study has kept is of that study.
     folder = file.parent if (file.parent / _JOURNAL).is_file() else Path(f"studies/{file.stem}")
     return Plan(found, Path(how.output_dir or folder), how.keep_models, is_dry)
@@ -138,12 +153,12 @@ def _chosen(there: Mapping[str, Any], wanted: Sequence[str] | None, name: str, f
     return list(wanted or there)
 
 
-def _print_commands(jobs: Mapping[str, Any]) -> None:
+def _print_commands(jobs: Mapping[str, Any], launch: Mapping[str, str]) -> None:
     from gru_fast.study.task import commands_of
 
     for group in jobs.values():
         for job in group:
-            print("\n".join([f"# {job.name}", *commands_of(job.spec["steps"]), ""]))
+            print("\n".join([f"# {job.name}", *commands_of(job.spec["steps"], launch), ""]))
 
 
 # ---- the work --------------------------------------------------------------------------------------------------------
@@ -152,28 +167,31 @@ def _print_commands(jobs: Mapping[str, Any]) -> None:
 def _address(plan: Plan, how: StudyOptions) -> Any:
     from gru_fast.jobs import pool
 
-    return pool.Address(how.storage or str(plan.folder / _JOURNAL), "study", plan.groups, how.patience)
+    return pool.Address(how.storage or str(plan.folder / _JOURNAL), how.study, plan.groups, how.patience)
 
 
-def _work(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
+def _work(plan: Plan, how: StudyOptions, file: Path) -> Mapping[str, Status]:
     from gru_fast.jobs import pool
     from gru_fast.jobs.progress import Progress
     from gru_fast.jobs.storage import check_folder
-    from gru_fast.study import task
+    from gru_fast.study import load
     from gru_fast.study.plan import LOGS
+    from gru_fast.study.task import StudyTask
 
     _check_folder(plan.folder)
+    _check_launchers(plan)
+    devices = _devices(plan, how)
     if how.storage:
         check_folder(how.storage)
     if _is_begun(plan, how):
-        _check_jobs(plan, _address(plan, how).open().status())
-    _keep_recipe(plan)
+        _check_jobs(plan, how, _address(plan, how).open().status())
+    _keep_recipe(plan, load.title(file))
     address = _address(plan, how)
     queue = address.open()
     queue.make({group: {} for group in plan.groups}, plan.jobs())
     if how.retry_failed:
         queue.retry_failed()
-    workers = pool.Workers(task.do, plan.folder / LOGS, how.workers, tuple(how.devices or ()))
+    workers = pool.Workers(StudyTask(plan.recipe.launch), plan.folder / LOGS, how.workers, devices)
     with Progress(str(plan.folder), partial(_outcome, plan)) as progress:
         try:
             return pool.run(address, workers, progress.show)
@@ -188,7 +206,34 @@ def _check_folder(folder: Path) -> None:
         raise FileExistsError(f"output folder {folder} is not empty, and no study made it; choose another")
 
 
-def _keep_recipe(plan: Plan) -> None:
+def _check_launchers(plan: Plan) -> None:
+    for name, line in plan.recipe.launch.items():
+        program = shlex.split(line)[0]
+        if shutil.which(program) is None:
+            raise FileNotFoundError(f"launch: {name}: no program {program} on PATH")
+
+
+def _devices(plan: Plan, how: StudyOptions) -> tuple[str, ...]:
+    """What each worker computes on: a GPU, or a group of them where commands are launched. Empty: as it finds them."""
+    from gru_fast.jobs import pool
+
+    given = tuple(group.replace("+", ",") for group in how.devices or ())
+    if not plan.recipe.launch:
+        if any("," in group for group in given):
+            raise ValueError("devices: expected one GPU for a worker, got a group; groups are for a recipe with launch")
+        return given
+    if how.workers == 1:
+        group = ",".join(given or pool.visible_devices())
+        return (group,) if group else ()
+    if not given:
+        raise ValueError(
+            f"workers: what {how.workers} of them launch would share all GPUs; give --devices a group for each, e.g. "
+            "0+1+2+3 4+5+6+7, or --workers 1"
+        )
+    return given
+
+
+def _keep_recipe(plan: Plan, title: str) -> None:
     """The recipe as it is used, for ``gru-fast study OUTPUT_DIR/recipe.yaml``."""
     import yaml
 
@@ -197,33 +242,49 @@ def _keep_recipe(plan: Plan) -> None:
 
     plan.folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(load.to_dict(plan.recipe), sort_keys=False, allow_unicode=True)
-    write_text(plan.folder / _RECIPE, f"# The recipe of {plan.folder.name} as it was used\n{text}")
+    write_text(plan.folder / _RECIPE, f"# {title}\n{text}")
 
 
-def _check_jobs(plan: Plan, status: Mapping[str, Status]) -> None:
+def _check_jobs(plan: Plan, how: StudyOptions, status: Mapping[str, Status]) -> None:
     """Refuses a folder whose jobs were made with other options, or that holds more than the recipe: a report must show
     all that was run. More seeds and methods are jobs of their own, and may come later.
     """
+    from gru_fast import runs
+    from gru_fast.jobs.command import has_weights
     from gru_fast.jobs.queue import differences
     from gru_fast.study.task import settings_of
 
+    instead = "give another --output-dir" + (" and --study" if how.storage else "")
     wanted = {job.name: job for jobs in plan.jobs().values() for job in jobs}
     for name, job in status.items():
         if name not in wanted:
             raise ValueError(
                 f"{plan.folder}: it holds {name}, which this recipe leaves out. A study can grow, not shrink: give "
-                "what it was begun with as well, or another --output-dir"
+                f"what it was begun with as well, or {instead.removeprefix('give ')}"
             )
         changed = differences(settings_of(job.spec["steps"]), settings_of(wanted[name].spec["steps"]))
         if changed:
-            raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; give another --output-dir")
+            raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; {instead}")
+    for name, new in wanted.items():
+        run = None if name in status else _calibrated_run(new.spec["steps"])
+        if run is not None and runs.is_run(run) and runs.read_run(run).complete and not has_weights(run):
+            raise ValueError(
+                f"{plan.folder}: {name} needs the weights of {run}, which were deleted when it was evaluated; "
+                f"{instead}, or begin with --keep-models what calibration may be added to"
+            )
+
+
+def _calibrated_run(steps: Sequence[Mapping[str, Any]]) -> Path | None:
+    """The run that a job calibrates; None if it does something else."""
+    argv = steps[0].get("argv", [""])
+    return Path(argv[argv.index("--model") + 1]) if argv[0] == "calibrate" else None
 
 
 def _status(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
     if not _is_begun(plan, how):
         raise FileNotFoundError(f"{plan.folder}: no study in it; leave --report out to begin it")
     status: Mapping[str, Status] = _address(plan, how).open().status()
-    _check_jobs(plan, status)
+    _check_jobs(plan, how, status)
     return status
 
 
@@ -242,11 +303,10 @@ def _is_begun(plan: Plan, how: StudyOptions) -> bool:
 
 def _outcome(plan: Plan, job: Status) -> str:
     """How a job that is done has scored: retention and removal of its last run."""
-    from importlib import import_module
-
+    from gru_fast import benchmarks
     from gru_fast.runs import read_json
 
-    module = import_module(f"gru_fast.benchmarks.{plan.recipe.benchmark}_eval")
+    module = benchmarks.evaluation(plan.recipe.benchmark)
     files = [Path(planned.evaluation) / "summary.json" for planned in plan.runs() if planned.job == job.name]
     if not files or not files[-1].is_file():
         return ""
@@ -283,7 +343,7 @@ def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse
     from gru_fast.study import collect, load, report, results, verdict
 
     command = shlex.join(["gru-fast", *sys.argv[1:]])
-    found = collect.collect(plan, status, file.stem, load.title(file), command.replace(" --report", ""))
+    found = collect.collect(plan, status, plan.folder.name, load.title(file), command.replace(" --report", ""))
     written = [results.write(found, plan.folder), *report.write(found, plan.folder)]
     said = [verdict.headline(found), *(f"  {line}" for line in verdict.sentences(found))]
     print("\n" + "\n".join(said))
