@@ -65,7 +65,7 @@ def launched(line: Sequence[str]) -> None:
             process.wait()
         raise
     if status != 0:
-        raise RuntimeError(f"exit status {status} of `{shlex.join(line)}`; what it said is in the log")
+        raise RuntimeError(f"{line[0]} ended with exit status {status}; the log has its line and what it said")
 
 
 def has_weights(run: Path) -> bool:

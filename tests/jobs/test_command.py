@@ -56,13 +56,13 @@ def test_what_is_launched_sees_all_devices_of_the_group(
     assert [shown[0].startswith(f"$ {sys.executable} -c "), *shown[1::2]] == [True, "4", "4,5"]
 
 
-def test_a_failure_is_said_with_its_line() -> None:
-    with pytest.raises(RuntimeError, match=r"exit status 3 of `.* -c 'raise SystemExit\(3\)'`; what it said is in the"):
+def test_a_failure_is_said() -> None:
+    with pytest.raises(RuntimeError, match=r"python\S* ended with exit status 3; the log has its line"):
         launched([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_a_program_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RuntimeError, match="exit status 1 of `no-such-launcher x`"):
+    with pytest.raises(RuntimeError, match="no-such-launcher ended with exit status 1"):
         launched(["no-such-launcher", "x"])
     assert "launch: cannot start no-such-launcher: No such file or directory" in capfd.readouterr().err
 
