@@ -10,6 +10,12 @@ if TYPE_CHECKING:
 
 _LOCK_SECONDS = 60  # how long SQLite waits for another process that is writing
 
+# A lock on a journal file that nobody has let go of for so long is taken from a process that was killed. Writing a few
+# lines takes less, even in a shared folder; and meanwhile nobody can give a sign of life, for which patience must last.
+_GRACE_SECONDS = 20
+
+_BESIDE_SQLITE = ("-journal", "-wal", "-shm")
+
 
 def open_storage(address: str) -> BaseStorage:
     """The storage at ``address``, made if it is not there.
@@ -61,19 +67,38 @@ def _lock_before_reading(engine: Any) -> None:
     engine.dispose()  # connections that were made before
 
 
+def file_of(address: str) -> Path | None:
+    """The file that a storage is in; None of a server."""
+    if address.startswith("sqlite:///"):
+        return Path(address.removeprefix("sqlite:///").partition("?")[0])
+    return None if "://" in address else Path(address)
+
+
+def is_of(address: str, path: Path) -> bool:
+    """Whether a file is the storage's own: the one it is in, or what processes keep beside that and a kill leaves."""
+    file = file_of(address)
+    if file is None or path.parent.resolve() != file.parent.resolve() or not path.name.startswith(file.name):
+        return False
+    rest = path.name.removeprefix(file.name)
+    return not rest or rest.startswith(".lock") or rest in _BESIDE_SQLITE
+
+
 def check_folder(address: str) -> None:
     """Refuses a file's address whose folder does not exist, before anything is made."""
-    path = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:///") else Path(address)
-    if ("://" not in address or address.startswith("sqlite:///")) and not path.parent.is_dir():
-        raise ValueError(f"storage: cannot open {address}: there is no folder {path.parent}")
+    file = file_of(address)
+    if file is not None and not file.parent.is_dir():
+        raise ValueError(f"storage: cannot open {address}: there is no folder {file.parent}")
 
 
 def _journal(path: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+    # Not the lock that Optuna takes by default, a link to the file: of a relative path it leads nowhere, and one that a
+    # killed process has left would be waited for without end.
+    lock = JournalFileOpenLock(str(path), grace_period=_GRACE_SECONDS)
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(JournalFileBackend(str(path), lock))
     except (OSError, ValueError) as error:
         raise ValueError(f"storage: cannot open the journal file {path}: {_reason(error)}") from error
 
