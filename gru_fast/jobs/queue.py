@@ -76,8 +76,8 @@ class Queue:
     ) -> None:
         self.storage = storage
         self.name = name
+        self.patience = patience
         self._groups = groups
-        self._patience = patience
         self._silence = Silence()
 
     # ---- making it ---------------------------------------------------------------------------------------------------
@@ -131,6 +131,13 @@ class Queue:
 
     # ---- looking at it -----------------------------------------------------------------------------------------------
 
+    def is_made(self) -> bool:
+        """Whether all of its studies are there; changes nothing."""
+        import optuna
+
+        there = optuna.get_all_study_names(self.storage)
+        return all(self._study_name(group) in there for group in self._groups)
+
     def status(self) -> dict[str, Status]:
         """Every job by name, group after group, in the order in which they were added."""
         found = {
@@ -170,7 +177,7 @@ class Queue:
         owner = trial.user_attrs.get("owner")
         if owner is not None and Owner.from_json(owner).is_gone():
             return True
-        return self._silence.seconds((group, trial.number), trial.user_attrs.get("beat")) > self._patience
+        return self._silence.seconds((group, trial.number), trial.user_attrs.get("beat")) > self.patience
 
     def _take(self, group: str, trial: FrozenTrial) -> bool:
         """Whether the caller is the one process that has set a waiting trial running."""

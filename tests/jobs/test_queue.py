@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,39 @@ def test_adding_again_adds_what_is_missing(open_queue: Open) -> None:
     assert states(filled(open_queue(), a=(), b=())) == {"a": DONE, "b": WAITING}
 
 
+class Killed(BaseException):
+    """No exception that the code itself knows."""
+
+
+@pytest.mark.parametrize("before", range(8))
+def test_making_goes_on_wherever_it_was_killed(open_queue: Open, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"first": {"rate": 0.1}, "second": {"rate": 0.2}}
+    jobs = {"first": [Job("a"), Job("b")], "second": [Job("c", needs=("a",)), Job("d")]}
+    queue, writes = open_queue(), count()
+
+    def limited(write: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if next(writes) == before:
+                raise Killed
+            return write(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("create_new_study", "set_study_user_attr", "create_new_trial"):
+        monkeypatch.setattr(queue.storage, name, limited(getattr(queue.storage, name)))
+    with pytest.raises(Killed):
+        queue.make(settings, jobs)
+    assert open_queue().is_made() is (before > 2)  # the last study comes third: one, its settings, the other
+
+    again = open_queue()
+    again.make(settings, jobs)
+    assert again.is_made()
+    assert states(open_queue()) == dict.fromkeys("abcd", WAITING)
+    other = {"first": {"rate": 0.1}, "second": {"rate": 0.3}}
+    with pytest.raises(ValueError, match=r'"test/second" was made with rate 0\.2, not 0\.3'):
+        open_queue().check(other)
+
+
 # ---- ends ------------------------------------------------------------------------------------------------------------
 
 
@@ -198,13 +231,18 @@ def test_silent_process_of_another_machine(open_queue: Open) -> None:
     queue, now = open_queue(patience=60.0), [0.0]
     queue._silence = Silence(lambda: now[0])
     assert queue.take_over() == []
-    now[0] = 59.0
+
+    def looks(until: float) -> list[list[str]]:
+        found = []
+        while now[0] < until:
+            now[0] += 4.0
+            found.append(queue.take_over())
+        return found
+
+    assert looks(until=56.0) == [[]] * 14
     assert claim.beat()
-    assert queue.take_over() == []  # a new sign of life
-    now[0] = 118.0
-    assert queue.take_over() == []
-    now[0] = 120.0
-    assert queue.take_over() == ["a"]
+    assert looks(until=120.0) == [[]] * 16  # a new sign of life, seen at 60
+    assert looks(until=124.0) == [["a"]]
     assert not claim.beat()  # and its owner learns it
 
 
@@ -219,6 +257,15 @@ def test_worker_that_died_between_two_writes(open_queue: Open) -> None:
     assert queue.claim(HERE) is not None
 
 
+def test_worker_that_died_before_it_gave_its_name(open_queue: Open) -> None:
+    assert filled(open_queue(), a=())._take("first", open_queue()._trials("first")[0])  # running, without an owner
+    queue, now = open_queue(patience=4.0), [0.0]
+    queue._silence = Silence(lambda: now[0])
+    assert queue.take_over() == []
+    now[0] = 5.0
+    assert queue.take_over() == ["a"]
+
+
 def test_two_followers_of_one_trial_count_as_one(open_queue: Open) -> None:
     queue = filled(open_queue(), a=())
     assert queue.claim(gone()) is not None
@@ -227,14 +274,6 @@ def test_two_followers_of_one_trial_count_as_one(open_queue: Open) -> None:
     queue._add_again("first", lost, deaths=1)  # by a race
     assert queue.claim(HERE) is not None
     assert queue.claim(HERE) is None
-
-
-def test_owner_is_known_by_its_birth_too() -> None:
-    assert not HERE.is_gone()
-    assert Owner(HERE.host, os.getpid(), HERE.born - 100).is_gone()
-    assert not Owner("elsewhere", os.getpid(), 0.0).is_gone()
-    assert gone().is_gone()
-    assert Owner.from_json(HERE.to_json()) == HERE
 
 
 # ---- wrong uses ------------------------------------------------------------------------------------------------------
