@@ -18,6 +18,7 @@ from gru_fast.jobs.liveness import Owner
 from gru_fast.jobs.queue import Claim, Queue
 
 BEAT_SECONDS = 5.0  # between two signs of life
+_LEAST_PATIENCE = 3 * BEAT_SECONDS  # one that comes late, or is lost, is no death
 _LOOK_SECONDS = 1.0  # between two looks for a job, where there is none to be had
 EXIT_TAKEN_OVER = 75  # sysexits.h: a temporary failure
 
@@ -32,6 +33,14 @@ class Result:
 
 # Does a job. TrialPruned of Optuna: it was given up. Any other exception: it has failed, and the rest goes on.
 Task = Callable[[Claim], Result]
+
+
+def problems_of_patience(seconds: float) -> list[str]:
+    """What is wrong with a queue's patience where workers give a sign of life every ``BEAT_SECONDS``; one, or none."""
+    if seconds >= _LEAST_PATIENCE:
+        return []
+    beats = f"three times the {BEAT_SECONDS:g} between two signs of life"
+    return [f"patience: expected at least {_LEAST_PATIENCE:g} seconds, {beats}, got {seconds}"]
 
 
 def work(
@@ -118,38 +127,64 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-class _Beat(threading.Thread):
-    """Gives signs of life for a claim while it lasts, and ends the process if the job is no longer its own.
+class _Beat:
+    """Gives signs of life for a claim while it lasts, and ends the process when the job is no longer its own.
 
-    A process that was stopped or cut off for long may wake up when somebody else does its job: two of them must not
-    write into one folder.
+    It is not when somebody else has taken it over, as this process learns that was stopped for long. And it may not be
+    when no sign of life could be given for as long as others wait for one: the storage, perhaps, is out of reach from
+    here alone. Two processes must not write into one folder.
+
+    Args:
+        claim: the job.
+        seconds: between two signs of life.
+        clock: seconds that go by.
     """
 
-    def __init__(self, claim: Claim, seconds: float) -> None:
-        super().__init__(name=f"beat of {claim.name}", daemon=True)
+    def __init__(self, claim: Claim, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._claim = claim
         self._seconds = seconds
+        self._clock = clock
+        self._given = clock()  # when the last sign was, of those that have arrived
         self._over = threading.Event()
+        # Two: giving a sign may take as long as the network does to say that nobody is there.
+        self._threads = [
+            threading.Thread(target=self._repeat, args=each, name=f"beat of {claim.name}", daemon=True)
+            for each in ((self._give, seconds), (self._look, seconds / 2))
+        ]
 
     def __enter__(self) -> None:
-        self.start()
+        for thread in self._threads:
+            thread.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
-        self.join()
+        for thread in self._threads:
+            thread.join()
 
-    def run(self) -> None:
-        while not self._over.wait(self._seconds):
-            if not self._is_ours():
-                _say(f"{self._claim.name} was taken over by another process; this one ends")
-                os._exit(EXIT_TAKEN_OVER)
+    def _repeat(self, step: Callable[[], None], seconds: float) -> None:
+        while not self._over.wait(seconds):
+            step()
 
-    def _is_ours(self) -> bool:
-        from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import SQLAlchemyError
-
+    def _give(self) -> None:
+        now = self._clock()
         try:
-            return self._claim.beat()
-        except (StorageInternalError, SQLAlchemyError, OSError) as error:
-            _say(f"no sign of life could be given: {error}")  # the storage is away: perhaps it comes back
-            return True
+            is_ours = self._claim.beat()
+        except Exception as error:  # noqa: BLE001 a database's driver has errors of its own; whichever, none was given
+            _say(f"no sign of life could be given: {type(error).__name__}: {error}")  # perhaps it comes back
+            return
+        self._given = now
+        if not is_ours:
+            self._end("was taken over by another process")
+
+    def _look(self) -> None:
+        # A process that was stopped meanwhile gives its sign first, as soon as it goes on.
+        if self._is_overdue() and not self._over.wait(self._seconds / 2) and self._is_overdue():
+            self._end(f"has given no sign of life for {self._clock() - self._given:.0f} s and may be another process's")
+
+    def _is_overdue(self) -> bool:
+        """Whether others would have lost patience by the look after the next."""
+        return self._clock() - self._given > self._claim.queue.patience - self._seconds
+
+    def _end(self, why: str) -> None:
+        _say(f"{self._claim.name} {why}; this one ends")
+        os._exit(EXIT_TAKEN_OVER)

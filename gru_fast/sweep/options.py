@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from gru_fast.checks import check_gamma, check_tau
+from gru_fast.jobs.worker import problems_of_patience
 
 # The paper's grids (Appendix D).
 GAMMAS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -77,8 +78,7 @@ class SweepOptions:
                 problems.append(f"{name}: expected a whole number of at least 1, got {getattr(self, name)}")
         if not 0 <= self.share <= 1:
             problems.append(f"share: expected a number in [0, 1], got {self.share}")
-        if not self.patience > 0:
-            problems.append(f"patience: expected a number above 0, got {self.patience}")
+        problems += problems_of_patience(self.patience)
         if not self.study or "/" in self.study:
             problems.append(f"study: expected a name without a slash, got {self.study!r}")
         if self.sampler == "tpe" and None in self.taus:

@@ -193,6 +193,7 @@ def check_files(out: Path) -> None:
             "devices: expected one GPU for a worker, got a group; groups are for a recipe with launch",
         ),
         (("--workers", "0"), "workers: expected a whole number of at least 1, got 0"),
+        (("--patience", "3"), "patience: expected at least 15 seconds, three times the 5 between two signs of life"),
         (
             ("--storage", "nowhere/jobs.journal"),
             "storage: cannot open nowhere/jobs.journal: there is no folder nowhere",

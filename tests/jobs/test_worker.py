@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from job_tasks import Scripted
@@ -15,7 +18,7 @@ from gru_fast.jobs.liveness import Owner
 from gru_fast.jobs.queue import Job, Queue
 from gru_fast.jobs.status import DONE, FAILED, PRUNED, WAITING
 from gru_fast.jobs.storage import open_storage
-from gru_fast.jobs.worker import Result, work
+from gru_fast.jobs.worker import Result, _Beat, problems_of_patience, work
 
 
 @pytest.fixture
@@ -105,6 +108,99 @@ work(queue, task, Path("{tmp_path}/logs"), beat=0.1)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=60)
     assert done.returncode == 75
     assert "a was taken over by another process; this one ends" in (tmp_path / "logs" / "a.log").read_text()
+
+
+@pytest.mark.parametrize("how", ["raise Away('no route to host')", "time.sleep(60)"], ids=["fails", "hangs"])
+def test_worker_that_cannot_give_a_sign_of_life_ends(fill: Callable[..., Queue], tmp_path: Path, how: str) -> None:
+    """By then another machine may have its job, which the storage cannot tell it."""
+    fill(a="")
+    code = f"""
+import time
+from pathlib import Path
+from gru_fast.jobs.queue import Claim, Queue
+from gru_fast.jobs.storage import open_storage
+from gru_fast.jobs.worker import work
+
+class Away(Exception):
+    "As a database's driver may have it."
+
+def beat(claim):
+    {how}
+
+def task(claim):
+    Claim.beat = beat
+    time.sleep(60)
+
+queue = Queue(open_storage("sqlite:///{tmp_path}/jobs.db"), "test", ("all",), patience=1.0)
+work(queue, task, Path("{tmp_path}/logs"), beat=0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=50)
+    assert done.returncode == 75
+    log = (tmp_path / "logs" / "a.log").read_text()
+    assert re.search(r"a has given no sign of life for \d+ s and may be another process's; this one ends", log)
+    assert ("no sign of life could be given: Away: no route to host" in log) == ("raise" in how)
+
+
+class FakeClaim:
+    """A job whose storage can be away."""
+
+    def __init__(self, patience: float) -> None:
+        self.name = "a"
+        self.queue = SimpleNamespace(patience=patience)
+        self.is_away = False
+
+    def beat(self) -> bool:
+        if self.is_away:
+            raise OSError("no route to host")
+        return True
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, FakeClaim, list[float], list[str]]:
+    """The beat of a claim with a patience of 60 s, its time, and what it has ended with."""
+    now, ends = [0.0], []
+    claim: Any = FakeClaim(patience=60.0)
+    beat = _Beat(claim, 0.02, lambda: now[0])
+    monkeypatch.setattr(beat, "_end", ends.append)
+    return beat, claim, now, ends
+
+
+def test_a_storage_that_comes_back_in_time(watched: tuple[Any, FakeClaim, list[float], list[str]]) -> None:
+    beat, claim, now, ends = watched
+    claim.is_away = True
+    for now[0] in (20.0, 40.0, 59.9):
+        beat._give()
+        beat._look()
+    assert ends == []
+    claim.is_away = False
+    beat._give()
+    claim.is_away = True
+    for now[0] in (80.0, 119.8):
+        beat._give()
+        beat._look()
+    assert ends == []
+    now[0] = 119.9
+    beat._look()
+    assert ends == ["has given no sign of life for 60 s and may be another process's"]
+
+
+def test_a_process_that_was_stopped_first_gives_its_sign(
+    watched: tuple[Any, FakeClaim, list[float], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat, _, now, ends = watched
+    monkeypatch.setattr(beat._over, "wait", lambda seconds: beat._give())
+    now[0] = 3600.0
+    beat._look()
+    assert ends == []
+
+
+def test_least_patience() -> None:
+    assert problems_of_patience(15.0) == []
+    assert problems_of_patience(float("inf")) == []
+    for seconds in (14.9, 0.0, -1.0, float("nan")):
+        assert problems_of_patience(seconds) == [
+            "patience: expected at least 15 seconds, three times the 5 between two signs of life, got " + str(seconds)
+        ]
 
 
 def test_signs_of_life_are_given(fill: Callable[..., Queue], tmp_path: Path) -> None:

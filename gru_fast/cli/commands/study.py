@@ -71,11 +71,11 @@ class StudyOptions:
     )
 
     def __post_init__(self) -> None:
-        problems = []
+        from gru_fast.jobs.worker import problems_of_patience
+
+        problems = problems_of_patience(self.patience)
         if self.workers < 1:
             problems.append(f"workers: expected a whole number of at least 1, got {self.workers}")
-        if not self.patience > 0:
-            problems.append(f"patience: expected a number above 0, got {self.patience}")
         if problems:
             raise ValueError("; ".join(problems))
 
