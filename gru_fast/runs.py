@@ -277,13 +277,15 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text, UTF-8, so that the file is there as a whole or not at all."""
+    """Writes a text, UTF-8, so that the file is there as a whole or not at all, even after a power cut."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else the new name may outlive a power cut, and what is in it not
         Path(temporary).chmod(0o666 & ~_umask())  # mkstemp's own would be for the owner alone
         Path(temporary).replace(path)
     except BaseException:

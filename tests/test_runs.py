@@ -136,6 +136,20 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
 
 
+def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut may leave the name and an empty file."""
+    synced: list[int] = []
+
+    def fsync(file: int) -> None:
+        assert not (tmp_path / "value.txt").exists()
+        synced.append(os.fstat(file).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    runs.write_text(tmp_path / "value.txt", "abc\n")
+    assert synced == [4]
+    assert (tmp_path / "value.txt").read_text() == "abc\n"
+
+
 def test_written_files_are_as_open_as_others(tmp_path: Path) -> None:
     runs.write_text(tmp_path / "ours", "")
     (tmp_path / "plain").write_text("")
