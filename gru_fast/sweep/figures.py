@@ -8,7 +8,7 @@ from typing import Any
 
 from gru_fast.jobs.status import FAILED, PRUNED
 from gru_fast.report.figures import panels, save, style
-from gru_fast.sweep.results import Cell, Results, at, axis, shown_tau
+from gru_fast.sweep.results import Cell, Results, at, axis, is_grid, shown_tau
 
 _PANELS = (("FQ (ln p): how well it is removed", "quality"), ("MU: what is kept", "utility"))
 _MAP = "viridis"  # told apart by the colour-blind, and in grey
@@ -32,11 +32,12 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 def _figure(results: Results, method: str, cells: Sequence[Cell]) -> Any:
     gammas, taus = axis(cells, "gamma"), axis(cells, "tau")
-    is_grid = len(cells) == len(gammas) * len(taus)
-    width, height = (max(3.4, 0.62 * len(taus) + 1.2), max(2.6, 0.32 * len(gammas) + 0.8)) if is_grid else (4.2, 3.4)
+    width, height = 4.2, 3.4
+    if is_grid(cells):
+        width, height = max(3.4, 0.62 * len(taus) + 1.2), max(2.6, 0.32 * len(gammas) + 0.8)
     figure, axes = panels(1, 2, width=width, height=height)
     for panel, (title, attribute) in zip(axes[0], _PANELS, strict=True):
-        draw = _grid if is_grid else _points
+        draw = _grid if is_grid(cells) else _points
         image = draw(panel, results, method, attribute)
         figure.colorbar(image, ax=panel, shrink=0.85)
         panel.set_title(title)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gru_fast.jobs.queue import Job
+from gru_fast.jobs.storage import is_of
 from gru_fast.sweep.options import SweepOptions
 
 if TYPE_CHECKING:
@@ -69,9 +70,8 @@ class Plan:
         from gru_fast.metrics.logs import read_log
         from gru_fast.models import find
 
-        folder = self.folder
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).is_dir())):
-            raise FileExistsError(f"output folder {folder} is not empty, and no sweep made it; choose another")
+        if self.folder.exists() and not self._is_ours():
+            raise FileExistsError(f"output folder {self.folder} is not empty, and no sweep made it; choose another")
         if self.options.retain_logs is None:
             raise ValueError(
                 "retain_logs: no value; give --retain-logs, the retrained model's run or log, which Forget Quality "
@@ -80,6 +80,12 @@ class Plan:
         find(self.model.model)
         read_log(self.options.retain_logs, self.data.split)
         self.evaluation()
+
+    def _is_ours(self) -> bool:
+        """Whether the folder is a sweep's, or one's that has come no further than its database, or empty."""
+        if not self.folder.is_dir():
+            return False
+        return (self.folder / SETTINGS).is_dir() or all(is_of(self.address, path) for path in self.folder.iterdir())
 
     def evaluation(self) -> dict[str, Any]:
         """Options of gru-fast eval tofu, of every model.

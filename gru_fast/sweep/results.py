@@ -117,6 +117,12 @@ def axis(cells: Sequence[Cell], name: str) -> list[Any]:
     return sorted(values, key=lambda value: float("inf") if value is None else value)
 
 
+def is_grid(cells: Sequence[Cell]) -> bool:
+    """Whether there is a run of every gamma with every tau."""
+    size = len(axis(cells, "gamma")) * len(axis(cells, "tau"))
+    return len(cells) == size and all(cell.gamma is not None for cell in cells)
+
+
 def at(cells: Sequence[Cell], gamma: float, tau: Tau) -> Cell | None:
     """The cell of a pair, None where there is none."""
     return next((cell for cell in cells if (cell.gamma, cell.tau) == (gamma, tau)), None)
@@ -147,7 +153,7 @@ def text(results: Results) -> str:
 def markdown(results: Results) -> str:
     """The best runs, then the shapes of the paper's Table 6 (over tau) and Table 7 (over gamma), then every pair."""
     parts = ["## Best runs", _markdown(_best_rows(results)), _rule(results)]
-    if all(_is_grid(cells) for cells in results.cells.values()):
+    if all(is_grid(cells) for cells in results.cells.values()):
         parts += ["## Over tau", _markdown(_over(results, "tau")), "## Over gamma", _markdown(_over(results, "gamma"))]
         for method, cells in results.cells.items():
             parts += [f"## {method}: FQ (ln p) / MU", _markdown(_pairs(cells))]
@@ -161,9 +167,10 @@ def comma_separated(results: Results) -> str:
     rows = []
     for cells in results.cells.values():
         for cell in cells:
-            row = {"run": cell.name, "method": cell.method, "gamma": cell.gamma, "tau": shown_tau(cell.tau)}
-            row |= {"state": cell.state, "keeps_enough": results.keeps_enough(cell), **(cell.facts or {})}
-            rows.append({**row, "tau": shown_tau(cell.tau), "note": cell.note})
+            point = {"gamma": cell.gamma, "tau": None if cell.gamma is None else shown_tau(cell.tau)}
+            row = {"run": cell.name, "method": cell.method, **point, "state": cell.state}
+            row |= {"keeps_enough": results.keeps_enough(cell), **(cell.facts or {})}
+            rows.append({**row, **point, "note": cell.note})
     names = list(dict.fromkeys(name for row in rows for name in row if name != "note"))
     out = io.StringIO()
     writer = csv.DictWriter(out, [*names, "note"], restval="", lineterminator="\n")
@@ -231,7 +238,7 @@ def _pairs(cells: Sequence[Cell]) -> list[list[str]]:
 def _list(cells: Sequence[Cell]) -> str:
     rows = [["run", "gamma", "tau", "FQ (ln p)", "MU"]]
     for cell in cells:
-        point = ["-", "-"] if cell.gamma is None else [f"{cell.gamma:.4g}", f"{cell.tau:.4g}"]
+        point = ["-" if value is None else f"{value:.4g}" for value in (cell.gamma, cell.tau)]
         rows.append([cell.name, *point, _shown(cell, "quality"), _shown(cell, "utility")])
     return _markdown(rows)
 
@@ -239,10 +246,6 @@ def _list(cells: Sequence[Cell]) -> str:
 def _notes(results: Results) -> str:
     cells = [cell for found in results.cells.values() for cell in found if cell.state in _MARKS]
     return "\n".join(f"- `{cell.name}` {cell.state}: {cell.note}" for cell in cells)
-
-
-def _is_grid(cells: Sequence[Cell]) -> bool:
-    return len(cells) == len(axis(cells, "gamma")) * len(axis(cells, "tau"))
 
 
 def _both(cell: Cell | None) -> str:

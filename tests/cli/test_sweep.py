@@ -17,8 +17,12 @@ import yaml
 from tofu_folders import save_data, save_model
 
 from gru_fast import runs
-from gru_fast.cli import main
+from gru_fast.cli import main, parse
+from gru_fast.cli.commands import sweep
+from gru_fast.jobs import pool
+from gru_fast.jobs.liveness import Owner
 from gru_fast.jobs.queue import Queue
+from gru_fast.jobs.status import Status
 from gru_fast.jobs.storage import open_storage
 
 TRAINING = ("--use-cpu", "--disable-tqdm", "--save-strategy", "no", "--gradient-accumulation-steps", 1)
@@ -184,6 +188,89 @@ def test_several_methods_with_a_recipes_overrides(places: Path, tmp_path: Path) 
     assert runs.read_run(out / "runs" / "ga-gamma0.8-tau1").complete
 
 
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
+    """No worker is started; the files of the settings when one would have been."""
+    found: list[dict[str, bytes]] = []
+
+    def run(address: pool.Address, workers: pool.Workers, show: Any) -> dict[str, Status]:
+        found.append(settings_of(workers.logs.parent))
+        return address.open().status()
+
+    monkeypatch.setattr(pool, "run", run)
+    return found
+
+
+def settings_of(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "settings").glob("*")}
+
+
+@pytest.mark.parametrize("left", ["database", "studies", "jobs"])
+def test_killed_before_its_first_run(places: Path, tmp_path: Path, idle: list[dict[str, bytes]], left: str) -> None:
+    """Or joined by a second machine just then: a folder with nothing but the database is the sweep's."""
+    assert main(argv(places, tmp_path / "whole")) == 0
+    out = tmp_path / "sweep"
+    out.mkdir()
+    plan, _ = sweep._plan(parse(argv(places, out)))
+    queue = Queue(open_storage(plan.address), "sweep", plan.groups)
+    if left != "database":
+        queue.make(plan.settings(), plan.jobs() if left == "jobs" else {})
+    (out / "sweep.db-journal").touch()
+    assert main(argv(places, out, "--report")) == 1  # there is none yet, and it leaves nothing
+    assert main(argv(places, out)) == 0
+    assert states(out) == dict.fromkeys(["original", *GRID], "waiting")
+    assert sorted(idle[1]) == ["eval.yaml", "npo.yaml"]
+    assert idle[1] == idle[0]
+
+
+def test_settings_are_there_before_the_jobs(
+    places: Path, tmp_path: Path, idle: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who joins takes a job as soon as there is one."""
+    make, seen = Queue.make, []
+
+    def made(queue: Queue, *args: Any) -> None:
+        seen.append(settings_of(tmp_path / "sweep"))
+        make(queue, *args)
+
+    monkeypatch.setattr(Queue, "make", made)
+    assert main(argv(places, tmp_path / "sweep")) == 0
+    assert len(seen[0]) == 2
+    assert seen == idle
+
+
+def test_report_of_what_is_done_so_far(
+    places: Path, tmp_path: Path, idle: list[dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    assert main(argv(places, out, "--report")) == 1
+    assert f"FileNotFoundError: {out}: no sweep in it; leave --report out to begin it" in said(capsys)
+    assert not out.exists()
+
+    assert main(argv(places, out)) == 0
+    queue = Queue(open_storage(f"sqlite:///{out}/sweep.db"), "sweep", ("original", "npo"))
+    for value in (-30.0, -4.0):
+        claim = queue.claim(Owner.of_this_process())
+        assert claim is not None
+        claim.finish(value, {"FQ (ln p)": value, "MU": 0.5})
+    assert queue.claim(Owner("elsewhere", 1, 0.0)) is not None
+    before = states(out)
+    capsys.readouterr()
+    assert main(argv(places, out, "--report", "--retry-failed")) == 0
+    assert len(idle) == 1  # no work was done for it
+    assert states(out) == before
+    assert list(before.values()) == ["done", "done", "running", "waiting", "waiting"]
+    assert "NPO         0.1    1    -4.0000  0.5000  1 of 4" in capsys.readouterr().out
+    assert "| NPO | 0.1 | 1 | -4.0000 | 0.5000 | 1 of 4 | 0 | 0 |" in (out / "table.md").read_text()
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows] == ["done", "running", "waiting", "waiting"]
+    assert (out / "heatmap-npo.png").is_file()
+
+    # A report of other options would be of something else.
+    assert main(argv(places, out, "--report", "--learning-rate", "0.5")) == 1
+    assert "learning_rate 0.01, not 0.5" in said(capsys)
+
+
 # ---- wrong uses ------------------------------------------------------------------------------------------------------
 
 
@@ -222,8 +309,10 @@ def test_retained_model_must_be_given(places: Path, tmp_path: Path, capsys: pyte
 
 def test_folder_with_something_else(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "sweep.db").touch()
     assert main(argv(places, tmp_path)) == 1
     assert f"output folder {tmp_path} is not empty, and no sweep made it" in said(capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "sweep.db"]
 
 
 def test_print_config_writes_nothing(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,9 +336,6 @@ def test_print_config_writes_nothing(places: Path, tmp_path: Path, capsys: pytes
 def test_study_of_other_settings(
     places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: str
 ) -> None:
-    from gru_fast.cli import parse
-    from gru_fast.cli.commands import sweep
-
     out = tmp_path / "sweep"
     out.mkdir()
     plan, _ = sweep._plan(parse(argv(places, out)))

@@ -104,6 +104,18 @@ def test_drawn_points_are_listed() -> None:
     assert "Over tau" not in text
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_points_that_are_still_to_be_drawn_are_no_grid(tmp_path: Path, count: int) -> None:
+    """Four runs of which one is drawn have two gammas and two taus, counting what is not known yet."""
+    drawn = [job("ga-tpe0", 0.3, 10.0, fq=-2.0, mu=0.5)] if count > 1 else []
+    waiting = [Status(f"ga-tpe{i}", {"method": "ga"}, (), WAITING) for i in range(len(drawn), count)]
+    found = collected(*drawn, *waiting)
+    assert f"| ga-tpe{count - 1} | - | - | - | - |" in results.markdown(found)
+    row = list(csv.DictReader(results.comma_separated(found).splitlines()))[-1]
+    assert (row["gamma"], row["tau"], row["state"]) == ("", "", "waiting")
+    assert len(figures.write(found, tmp_path)) == len(drawn)
+
+
 def test_heat_maps(tmp_path: Path) -> None:
     files = figures.write(collected(*GRID), tmp_path)
     assert [file.name for file in files] == ["heatmap-npo.png", "heatmap-npo-gd.png"]

@@ -3,6 +3,7 @@
   gru-fast sweep --config tofu-phi-forget05 --model runs/tofu-full --retain-logs runs/tofu-retain95
   gru-fast sweep --config tofu-phi-forget05 ... --objectives ga npo --workers 4 --prune
   gru-fast sweep --config tofu-phi-forget05 ... --storage postgresql://host/db      on as many machines as there are
+  gru-fast sweep --config tofu-phi-forget05 ... --report      the tables of what is done so far
 
 Every run is an ordinary run folder in OUTPUT_DIR/runs, made by gru-fast unlearn and eval with all other options as
 given here. Stopped, or killed, the same command goes on; on several machines, with the same options and one storage,
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gru_fast.jobs.pool import Address
     from gru_fast.jobs.status import Status
     from gru_fast.sweep.plan import Plan
     from gru_fast.sweep.results import Results
@@ -32,41 +34,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast.cli import options
 
     options.add(parser, *_classes())
+    parser.add_argument("--report", action="store_true", help="write the report of what is done so far, and stop")
 
 
 def run(args: argparse.Namespace) -> int:
     from gru_fast.cli import EXIT_FAILURE, options
-    from gru_fast.jobs import pool
-    from gru_fast.jobs.progress import Progress
     from gru_fast.jobs.status import FAILED
-    from gru_fast.jobs.storage import check_folder
     from gru_fast.report import figures
-    from gru_fast.sweep.plan import LOGS
 
     figures.require()
     plan, instances = _plan(args)
     if args.print_config:
         print(options.config_text(instances, args), end="")
         return 0
+    status = _status(plan) if args.report else _work(plan)
+    _report(plan.folder, status, plan.options.share)
+    return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) else 0
+
+
+def _work(plan: Plan) -> Mapping[str, Status]:
+    """Does what is left to do."""
+    from gru_fast.jobs import pool
+    from gru_fast.jobs.progress import Progress
+    from gru_fast.jobs.storage import check_folder
+    from gru_fast.sweep.plan import LOGS
+
     plan.check()
     if plan.options.storage:
         check_folder(plan.address)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    address = pool.Address(plan.address, plan.options.study, plan.groups, plan.options.patience)
+    address = _address(plan)
     queue = address.open()
+    queue.check(plan.settings())
+    plan.write_settings()  # before there are jobs: whoever takes one reads them
     queue.make(plan.settings(), plan.jobs())
-    plan.write_settings()
     if plan.options.retry_failed:
         queue.retry_failed()
     workers = pool.Workers(_task(plan), plan.folder / LOGS, plan.options.workers, tuple(plan.options.devices or ()))
     with Progress(str(plan.folder), _outcome) as progress:
         try:
-            status = pool.run(address, workers, progress.show)
+            return pool.run(address, workers, progress.show)
         except KeyboardInterrupt:
             print(f"\nstopped; the same command goes on in {plan.folder}", file=sys.stderr)
             raise
-    _report(plan.folder, status, plan.options.share)
-    return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) else 0
+
+
+def _status(plan: Plan) -> Mapping[str, Status]:
+    """How the jobs stand; nothing is made or claimed."""
+    from gru_fast.jobs.storage import file_of
+    from gru_fast.sweep.plan import SETTINGS
+
+    file = file_of(plan.address)
+    is_begun = (plan.folder / SETTINGS).is_dir() and (file is None or file.is_file())
+    queue = _address(plan).open() if is_begun else None
+    if queue is None or not queue.is_made():
+        raise FileNotFoundError(f"{plan.folder}: no sweep in it; leave --report out to begin it")
+    queue.check(plan.settings())
+    return queue.status()
+
+
+def _address(plan: Plan) -> Address:
+    from gru_fast.jobs.pool import Address
+
+    return Address(plan.address, plan.options.study, plan.groups, plan.options.patience)
 
 
 def _classes() -> tuple[type, ...]:
