@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "../arithmetic.h"
+#include "../kinds.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -292,22 +293,8 @@ struct WideSum {
   }
 };
 
-// ---- dispatch -------------------------------------------------------------------------------------------------------
+// ---- one element, for the rare float64 paths ------------------------------------------------------------------------
 
-// Calls f.template operator()<G, E>() for the dtypes of `kind`.
-template <class F>
-GRU_FAST_INLINE auto with_kind(Kind kind, F&& f) {
-  using enum DType;
-  if (kind.grad == kFloat32) return f.template operator()<kFloat32, kFloat32>();
-  if (kind.grad == kBFloat16) {
-    return kind.ema == kFloat32 ? f.template operator()<kBFloat16, kFloat32>()
-                                : f.template operator()<kBFloat16, kBFloat16>();
-  }
-  return kind.ema == kFloat32 ? f.template operator()<kFloat16, kFloat32>()
-                              : f.template operator()<kFloat16, kFloat16>();
-}
-
-// One element, for the rare float64 paths.
 template <DType T>
 GRU_FAST_INLINE float load_one(const void* from, int64_t i) {
   if constexpr (T == DType::kFloat32) {

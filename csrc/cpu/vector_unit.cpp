@@ -7,21 +7,6 @@
 namespace gru_fast::cpu::GRU_FAST_LEVEL {
 namespace {
 
-// Calls f.template operator()<P, A, B>() for the dtypes of `kind`: parameters, total, own.
-template <class F>
-GRU_FAST_INLINE auto with_kind(VectorKind kind, F&& f) {
-  using enum DType;
-  const auto of_param = [&]<DType P>() __attribute__((always_inline)) {
-    if (kind.total == kFloat32) {
-      return kind.own == kFloat32 ? f.template operator()<P, kFloat32, kFloat32>()
-                                  : f.template operator()<P, kFloat32, P>();
-    }
-    return kind.own == kFloat32 ? f.template operator()<P, P, kFloat32>() : f.template operator()<P, P, P>();
-  };
-  if (kind.param == kFloat32) return f.template operator()<kFloat32, kFloat32, kFloat32>();
-  return kind.param == kBFloat16 ? of_param.template operator()<kBFloat16>() : of_param.template operator()<kFloat16>();
-}
-
 // Which of r's terms there are.
 enum class Rest { kNone, kTotal, kBoth };
 

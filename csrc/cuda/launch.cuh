@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "../arithmetic.h"
+#include "../kinds.h"
 #include "../pipeline.h"
 #include "../task_vector.h"
 
@@ -34,11 +35,8 @@ static_assert(kRoundingTile % kChunkNumel == 0);
 
 // ---- the table ------------------------------------------------------------------------------------------------------
 
-#if CUDART_VERSION >= 12010
+static_assert(CUDART_VERSION >= 12010, "older toolkits pass 4,000 bytes of parameters at most");
 inline constexpr size_t kMaxParameterBytes = 32764;
-#else
-inline constexpr size_t kMaxParameterBytes = 4000;
-#endif
 inline constexpr size_t kMaxArgsBytes = 128;  // what a kernel takes besides its table
 inline constexpr size_t kTableHeaderBytes = 16;
 template <class RowT>
@@ -169,18 +167,6 @@ size_t scratch_bytes_of(const PlanOf<LaunchT>& plan) {
   for_each_launch(plan,
                   [&](const LaunchT& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
   return kHeaderBytes + num_slots * sizeof(Sums);
-}
-
-// Returns f.template operator()<G, E>() for the dtypes of `kind`.
-template <class F>
-auto with_kind(Kind kind, F&& f) {
-  using enum DType;
-  const bool wide_ema = kind.ema == kFloat32;
-  if (kind.grad == kFloat32) return f.template operator()<kFloat32, kFloat32>();
-  if (kind.grad == kBFloat16) {
-    return wide_ema ? f.template operator()<kBFloat16, kFloat32>() : f.template operator()<kBFloat16, kBFloat16>();
-  }
-  return wide_ema ? f.template operator()<kFloat16, kFloat32>() : f.template operator()<kFloat16, kFloat16>();
 }
 
 }  // namespace gru_fast::cuda

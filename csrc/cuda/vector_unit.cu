@@ -260,21 +260,6 @@ __global__ void settle_kernel(Stats* stats, const VectorArgs unit) { *stats = se
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
 
-// Returns f.template operator()<P, A, B>() for the dtypes of `kind`.
-template <class F>
-auto with_kind(VectorKind kind, F&& f) {
-  using enum DType;
-  const auto of_param = [&]<DType P>() {
-    if (kind.total == kFloat32) {
-      return kind.own == kFloat32 ? f.template operator()<P, kFloat32, kFloat32>()
-                                  : f.template operator()<P, kFloat32, P>();
-    }
-    return kind.own == kFloat32 ? f.template operator()<P, P, kFloat32>() : f.template operator()<P, P, P>();
-  };
-  if (kind.param == kFloat32) return f.template operator()<kFloat32, kFloat32, kFloat32>();
-  return kind.param == kBFloat16 ? of_param.template operator()<kBFloat16>() : of_param.template operator()<kFloat16>();
-}
-
 template <WideUse U>
 void launch_wide_sums(const VectorPlan& plan, const VectorArgs& args, uint32_t* ticket, const Context& context) {
   WideVectorArgs kernel_args{context.stats, slots_in<Sums>(context), args, plan.numel, {}, has_rest(plan)};
