@@ -91,8 +91,8 @@ Context context_on(dlpack::Device device, py::handle stats, py::handle scratch, 
 class Table {
  public:
   Table(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
-        py::object names) {
-    Capture captured = capture(grads, retain, ema, ema_is_current, ids, names);
+        py::object names, py::object rounding_keys) {
+    Capture captured = capture(grads, retain, ema, ema_is_current, ids, names, rounding_keys);
     device_ = captured.device;
     mismatched_layouts_ = std::move(captured.mismatched_layouts);
     missing_grads_ = std::move(captured.missing_grads);
@@ -234,7 +234,7 @@ py::list plan_for_test(const std::vector<int64_t>& numels, const std::vector<int
   for (const Launch& launch : plan.launches) {
     py::list ids, first_chunks;
     for (const Row& row : launch.rows) {
-      ids.append(static_cast<uint32_t>(row.id));
+      ids.append(static_cast<uint32_t>(row.rounding_key));
       first_chunks.append(row.first_chunk);
     }
     py::dict out;
@@ -256,7 +256,7 @@ py::tuple locate_for_test(const std::vector<int64_t>& numels, int64_t chunk_nume
   const std::vector<Kind> kinds(rows.size(), {DType::kFloat32, DType::kFloat32});
   const Plan plan = plan_chunks(rows, kinds, {chunk_numel, SIZE_MAX});
   const ChunkSpan span = locate_chunk(plan.launches.at(0), chunk, chunk_numel);
-  return py::make_tuple(static_cast<uint32_t>(plan.launches[0].rows[span.row].id), span.begin, span.end);
+  return py::make_tuple(static_cast<uint32_t>(plan.launches[0].rows[span.row].rounding_key), span.begin, span.end);
 }
 
 py::dict build_info() {
@@ -307,8 +307,9 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<py::sequence>(), arg("tensors"));
 
   py::class_<Table>(m, "Table", "One step's tensors on one device, checked and cut into chunks. Keep the lists alive.")
-      .def(py::init<py::sequence, py::object, py::object, py::object, py::object, py::object>(), arg("grads"),
-           arg("retain"), arg("ema"), arg("ema_is_current") = false, arg("ids") = py::none(), arg("names") = py::none())
+      .def(py::init<py::sequence, py::object, py::object, py::object, py::object, py::object, py::object>(),
+           arg("grads"), arg("retain"), arg("ema"), arg("ema_is_current") = false, arg("ids") = py::none(),
+           arg("names") = py::none(), arg("rounding_keys") = py::none())
       .def_property_readonly("scratch_bytes", &Table::scratch_bytes, "Bytes of scratch every pass needs.")
       .def_property_readonly("mismatched_layouts", &Table::mismatched_layouts,
                              "Rows whose tensors differ in memory layout; pass contiguous copies of those.")

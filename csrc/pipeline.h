@@ -41,10 +41,11 @@ struct Row {
   void* ema;           // e, Kind::ema; modified by reduce unless `ema_is_current`; may be null only with `grad` null
   int64_t numel;
   uint32_t first_chunk;         // set by the planner: chunks of earlier rows of the same launch
-  uint32_t id : 31;             // position in the caller's list: names the stream of rounding bits
+  uint32_t rounding_key : 31;   // names the stream of rounding bits; by default the position in the caller's list
   uint32_t ema_is_current : 1;  // e already holds this step's value: only the sums are wanted
 };
 static_assert(sizeof(Row) == 40);
+inline constexpr int64_t kMaxRoundingKey = (int64_t{1} << 31) - 1;
 
 // Rows of one Kind whose table fits one launch, cut into chunks of `Plan::chunk_numel` elements (the last of a row is
 // shorter). Chunks are numbered from 0 in row order; rows are never empty. Templates, because task_vector.h has rows of
@@ -70,8 +71,8 @@ struct PlanOf {
 using Launch = LaunchOf<Row, Kind>;
 using Plan = PlanOf<Launch>;
 
-// Rounding bits are keyed by (seed, step, row id, element / kRoundingTile) and then by position in the tile, so they do
-// not depend on chunks, threads or device.
+// Rounding bits are keyed by (seed, step, Row::rounding_key, element / kRoundingTile) and then by position in the tile,
+// so they do not depend on chunks, threads or device.
 inline constexpr int64_t kRoundingTile = 65536;
 
 // What a step leaves behind: one float64 tensor of kNumStats on the device of the gradients. Inputs of the decision
@@ -112,7 +113,7 @@ struct BlendArgs {
 // Where a backend works. `stats`, `scratch` and `rounding_step` live on the device of the rows.
 struct Context {
   Stats* stats;
-  void* scratch;           // scratch_bytes(plan), 256-byte aligned, uninitialised
+  void* scratch;           // scratch_bytes(plan), 8-byte aligned, uninitialised
   int64_t* rounding_step;  // read by reduce, then incremented; null when no e is 16-bit
   int num_threads;         // CPU
   int device;              // CUDA

@@ -184,7 +184,8 @@ void check_same_device(const dlpack::Tensor& t, const Label& where, dlpack::Devi
 }
 
 void check_pageable(const dlpack::Tensor& t, const Label& where) {
-  if (t.device.type == dlpack::kCUDAHost) value_error(where, "expected cpu or cuda memory, got pinned host memory");
+  if (t.device.type != dlpack::kCUDAHost) return;
+  value_error(where, "expected cpu or cuda memory, got pinned host memory; pass a clone(), which is not pinned");
 }
 
 void check_writable(const dlpack::Tensor& t, const Label& where) {
@@ -225,7 +226,7 @@ class PassedBefore {
 
 }  // namespace
 
-void Extents::add(const dlpack::Tensor& t, bool dense, Access access, const char* list, size_t index) {
+void Extents::add(const dlpack::Tensor& t, bool dense, Access access, const Label& label) {
   const int64_t item = t.dtype.bits / 8;
   int64_t last = numel_of(t) - 1;
   if (last < 0) return;
@@ -234,8 +235,9 @@ void Extents::add(const dlpack::Tensor& t, bool dense, Access access, const char
     for (int i = 0; i < t.ndim; ++i) last += (t.shape[i] - 1) * t.strides[i];
   }
   const auto begin = reinterpret_cast<uintptr_t>(t.data);
-  extents_.push_back({begin, begin + static_cast<uintptr_t>((last + 1) * item), list, static_cast<uint32_t>(index),
-                      dense, access == Access::kRead});
+  extents_.push_back({begin, begin + static_cast<uintptr_t>((last + 1) * item), label.list,
+                      static_cast<uint32_t>(label.index), static_cast<uint32_t>(label.shown), dense,
+                      access == Access::kRead});
 }
 
 uint64_t Extents::fingerprint() const {
@@ -264,7 +266,8 @@ void Extents::check(const py::object& names) {
       other = previous;
     }
     if (other != nullptr) {
-      const Label first{other->list, other->index, &names}, second{extent.list, extent.index, &names};
+      const Label first{other->list, other->index, &names, other->shown};
+      const Label second{extent.list, extent.index, &names, extent.shown};
       value_error(second, "expected memory of its own, but it overlaps " + first.text() +
                               "; clone() one of them, and list a tied parameter once");
     }

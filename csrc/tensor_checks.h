@@ -66,14 +66,14 @@ enum class Access { kRead, kWrite };
 class Extents {
  public:
   explicit Extents(size_t expected) { extents_.reserve(expected); }
-  void add(const dlpack::Tensor& t, bool dense, Access access, const char* list, size_t index);
+  void add(const dlpack::Tensor& t, bool dense, Access access, const Label& label);
   void check(const py::object& names);
 
  private:
   struct Extent {
     uintptr_t begin, end;
     const char* list;
-    uint32_t index;
+    uint32_t index, shown;  // as in Label
     bool dense;
     bool read_only;
   };

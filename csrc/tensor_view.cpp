@@ -10,10 +10,12 @@ struct RowInput {
   py::handle ema;                   // or
   const dlpack::Tensor* known_ema;  // from a TensorList; null otherwise
   bool ema_is_current;
+  size_t id;              // what messages call it
+  uint32_t rounding_key;  // below 2^31
 };
 
-void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, uint32_t id, const py::object& names) {
-  const Label ema_label{"ema", index, &names, id};
+void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, const py::object& names) {
+  const Label ema_label{"ema", index, &names, in.id};
   const dlpack::Tensor ema = in.known_ema != nullptr ? *in.known_ema : view_checked(in.ema, ema_label);
   check_pageable(ema, ema_label);
   const DType ema_dtype = dtype_of(ema, ema_label);
@@ -21,20 +23,20 @@ void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, u
   check_same_device(ema, ema_label, out.device);
   const bool ema_contiguous = is_contiguous(ema), ema_dense = ema_contiguous || is_dense(ema);
   if (!ema_dense) check_writable(ema, ema_label);
-  extents.add(ema, ema_dense, Access::kWrite, "ema", index);
+  extents.add(ema, ema_dense, Access::kWrite, ema_label);
 
-  Row row{nullptr, nullptr, ema.data, numel_of(ema), 0, id, in.ema_is_current};
+  Row row{nullptr, nullptr, ema.data, numel_of(ema), 0, in.rounding_key, in.ema_is_current};
   Kind kind{ema_dtype, ema_dtype};
   bool alike = ema_dense;
   const char* first_list = nullptr;
   const auto add_grad = [&](py::handle object, const char* list, Access access) -> void* {
     if (object.is_none()) return nullptr;
-    const Label label{list, index, &names, id};
+    const Label label{list, index, &names, in.id};
     const dlpack::Tensor t = view_checked(object, label);
     const DType dtype = dtype_of(t, label);
     check_like(t, label, {ema, "its EMA", "move one of them (RetainEMA.to(device))"});
     if (first_list != nullptr && dtype != kind.grad) {
-      type_error(label, std::string("expected the dtype of ") + first_list + "[" + std::to_string(id) + "], got " +
+      type_error(label, std::string("expected the dtype of ") + first_list + "[" + std::to_string(in.id) + "], got " +
                             dtype_name(t.dtype) + "; both are gradients of one parameter");
     }
     if (ema_dtype != DType::kFloat32 && ema_dtype != dtype) {
@@ -46,7 +48,7 @@ void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, u
     const bool contiguous = is_contiguous(t);
     alike = alike && (contiguous == ema_contiguous) && (contiguous || same_strides(t, ema));
     if (!contiguous && access == Access::kWrite) check_writable(t, label);
-    extents.add(t, contiguous || is_dense(t), access, list, index);
+    extents.add(t, contiguous || is_dense(t), access, label);
     return t.data;
   };
   row.grad = add_grad(in.grad, "grads", Access::kWrite);
@@ -56,6 +58,30 @@ void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, u
   out.rows.push_back(row);
   out.kinds.push_back(kind);
 }
+
+// A list of small numbers, one for each row, that may be left out.
+class Numbers {
+ public:
+  Numbers(const py::object& list, const char* what, size_t count)
+      : items_(list.is_none() ? py::object(py::tuple()) : list, what), what_(what), is_given_(!list.is_none()) {
+    if (is_given_) check_length(items_.size(), count, what);
+  }
+  // `otherwise` without a list.
+  uint32_t at(size_t i, uint32_t otherwise) const {
+    if (!is_given_) return otherwise;
+    const auto number = items_[i].cast<int64_t>();
+    if (number < 0 || number > kMaxRoundingKey) {
+      throw py::value_error(std::string(what_) + "[" + std::to_string(i) + "]: expected a number from 0 to " +
+                            std::to_string(kMaxRoundingKey) + ", got " + std::to_string(number));
+    }
+    return static_cast<uint32_t>(number);
+  }
+
+ private:
+  Items items_;
+  const char* what_;
+  bool is_given_;
+};
 
 }  // namespace
 
@@ -72,12 +98,14 @@ void* current_stream(int device_id) {
 void* helper_pointer(py::handle tensor, const char* what, uint8_t code, uint8_t bits, int64_t min_numel,
                      dlpack::Device device) {
   const dlpack::Tensor t = view_of(tensor);
-  const bool fits = t.dtype.code == code && t.dtype.bits == bits && numel_of(t) >= min_numel && is_contiguous(t) &&
-                    t.device.type == device.type && t.device.id == device.id;
+  const bool aligned = reinterpret_cast<uintptr_t>(t.data) % 8 == 0;  // doubles and 64-bit integers go there
+  const bool fits = aligned && t.dtype.code == code && t.dtype.bits == bits && numel_of(t) >= min_numel &&
+                    is_contiguous(t) && t.device.type == device.type && t.device.id == device.id;
   if (!fits) {
     throw py::value_error(std::string(what) + ": expected at least " + std::to_string(min_numel) + " contiguous " +
                           dtype_name({code, bits, 1}) + " on " + device_name(device) + ", got " + shape_name(t) + " " +
-                          dtype_name(t.dtype) + " on " + device_name(t.device));
+                          dtype_name(t.dtype) + " on " + device_name(t.device) +
+                          (aligned ? "" : ", not aligned to 8 bytes"));
   }
   return t.data;
 }
@@ -88,18 +116,16 @@ TensorList::TensorList(const py::sequence& tensors) : tensors_(tensors) {
 }
 
 Capture capture(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
-                py::object names) {
+                py::object names, py::object rounding_keys) {
   const TensorList* known_ema = py::isinstance<TensorList>(ema) ? ema.cast<const TensorList*>() : nullptr;
   const Items grad_items(grads, "grads"), ema_items(known_ema != nullptr ? py::object(py::tuple()) : ema, "ema");
   const size_t count = known_ema != nullptr ? known_ema->size() : ema_items.size();
   check_length(grad_items.size(), count, "grads");
-  const bool has_retain = !retain.is_none(), has_ids = !ids.is_none(),
-             per_row = !py::isinstance<py::bool_>(ema_is_current);
+  const bool has_retain = !retain.is_none(), per_row = !py::isinstance<py::bool_>(ema_is_current);
   const Items retain_items(has_retain ? retain : py::object(py::tuple()), "retain_grads");
-  const Items id_items(has_ids ? ids : py::object(py::tuple()), "ids");
+  const Numbers id_of(ids, "ids", count), key_of(rounding_keys, "rounding_keys", count);
   const Items current_items(per_row ? ema_is_current : py::object(py::tuple()), "ema_is_current");
   if (has_retain) check_length(retain_items.size(), count, "retain_grads");
-  if (has_ids) check_length(id_items.size(), count, "ids");
   if (per_row) check_length(current_items.size(), count, "ema_is_current");
 
   Capture out;
@@ -109,11 +135,15 @@ Capture capture(py::sequence grads, py::object retain, py::object ema, py::objec
   Extents extents(3 * count);
   for (size_t i = 0; i < count; ++i) {
     const bool current = per_row ? current_items[i].ptr() == Py_True : ema_is_current.ptr() == Py_True;
-    const auto id = has_ids ? id_items[i].cast<uint32_t>() : static_cast<uint32_t>(i);
-    const RowInput input{grad_items[i], has_retain ? retain_items[i] : py::handle(Py_None),
+    const uint32_t id = id_of.at(i, static_cast<uint32_t>(i));
+    const RowInput input{grad_items[i],
+                         has_retain ? retain_items[i] : py::handle(Py_None),
                          known_ema != nullptr ? py::handle() : ema_items[i],
-                         known_ema != nullptr ? &(*known_ema)[i] : nullptr, current};
-    add_row(out, extents, input, i, id, names);
+                         known_ema != nullptr ? &(*known_ema)[i] : nullptr,
+                         current,
+                         id,
+                         key_of.at(i, id)};
+    add_row(out, extents, input, i, names);
   }
   extents.check(names);
   return out;

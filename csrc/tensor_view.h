@@ -48,10 +48,11 @@ struct Capture {
   std::vector<size_t> missing_grads;  // rows without a gradient
 };
 
-// `names`: None or one name per parameter, for messages. `ema_is_current`: one bool, or one per parameter. `ids`: None
-// or one position per parameter (default: its index). Raises TypeError or ValueError naming the culprit.
-// `ema`: a TensorList or a sequence of tensors.
+// `ema`: a TensorList or a sequence of tensors. `ema_is_current`: one bool, or one per parameter. `ids`: None or one
+// position per parameter, what messages call it (default: its index). `names`: None or one name per parameter, for
+// messages. `rounding_keys`: None or one key per parameter (default: its id). Raises TypeError or ValueError naming the
+// culprit.
 Capture capture(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
-                py::object names);
+                py::object names, py::object rounding_keys);
 
 }  // namespace gru_fast

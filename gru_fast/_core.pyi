@@ -26,6 +26,7 @@ class Table:
         ema_is_current: bool | Sequence[bool] = False,
         ids: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
+        rounding_keys: Sequence[int] | None = None,
     ) -> None: ...
     @property
     def scratch_bytes(self) -> int: ...

@@ -223,7 +223,8 @@ class RetainEMA:
         given = self._sharded.placed(given, param, row, "retain_grads")
         retain = local(given)
         names = None if self._names is None else [self._names[row]]
-        passes = passes_for(ema.device)([None], [retain], [ema], ids=[self._rounding_keys[row]], names=names)
+        key = [self._rounding_keys[row]]
+        passes = passes_for(ema.device)([None], [retain], [ema], ids=[row], names=names, rounding_keys=key)
         keep = 1.0 if self._folded[row] else 1.0 - self._stream_gamma
         gain = self._stream_gamma / self._scale
         passes.reduce(keep, gain, self._seed, self._rounding.get(ema.device))

@@ -77,8 +77,10 @@ class NativePasses:
     """One step's tensors on one device, as a table of pointers.
 
     ``grads`` and ``retain`` may hold ``None``; ``ema_is_current`` says of all rows, or of each, that e already holds
-    this step's value. Checks everything before anything is written: ``TypeError`` or ``ValueError`` names the culprit.
-    Tensors whose memory layouts differ within a row are worked on as contiguous copies and written back.
+    this step's value. ``ids``: what messages call the rows (default: their place); ``rounding_keys``: what their
+    rounding bits are drawn by (default: the ids). Checks everything before anything is written: ``TypeError`` or
+    ``ValueError`` names the culprit. Tensors whose memory layouts differ within a row are worked on as contiguous
+    copies and written back.
     """
 
     def __init__(
@@ -90,16 +92,18 @@ class NativePasses:
         ema_is_current: bool | Sequence[bool] = False,
         ids: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
+        rounding_keys: Sequence[int] | None = None,
         stats: Tensor | None = None,
         known_ema: TensorList | None = None,
     ) -> None:
         self._copies = _Copies()
-        table = core.Table(grads, retain, ema if known_ema is None else known_ema, ema_is_current, ids, names)
+        rest = (ema_is_current, ids, names, rounding_keys)
+        table = core.Table(grads, retain, ema if known_ema is None else known_ema, *rest)
         if rows := table.mismatched_layouts:
             grads = self._copies.of(grads, rows, written=True)
             ema = self._copies.of(ema, rows, written=True)
             retain = None if retain is None else self._copies.of(retain, rows, written=False)
-            table = core.Table(grads, retain, ema, ema_is_current, ids, names)
+            table = core.Table(grads, retain, ema, *rest)
         self._table = table
         self._keep_alive = (grads, retain, ema)
         self.missing_grads: list[int] = table.missing_grads

@@ -214,10 +214,11 @@ def _passes(tensors: StepTensors, device: torch.device, stats: Tensor | None = N
         tensors.retain,
         tensors.ema,
         ema_is_current=tensors.ema_is_current,
-        ids=tensors.ids if tensors.rounding_keys is None else tensors.rounding_keys,
+        ids=tensors.ids,
         names=tensors.names,
         stats=stats,
         known_ema=tensors.known_ema,
+        rounding_keys=tensors.rounding_keys,
     )
 
 
@@ -324,7 +325,7 @@ def _make_part(tensors: StepTensors, device: torch.device, counted_in: int | Non
 def _with_row(tensors: StepTensors, retain: Tensor | None, ema: Tensor) -> StepTensors:
     """One row more, which has no gradient."""
     count, given = len(tensors.ema), tensors.ema_is_current
-    keys = tensors.ids if tensors.rounding_keys is None else tensors.rounding_keys
+    keys = tensors.rounding_keys
     return StepTensors(
         [*tensors.grads, None],
         [*(tensors.retain or [None] * count), retain],

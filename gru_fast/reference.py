@@ -156,6 +156,7 @@ class ReferencePasses:
         ema_is_current: bool | Sequence[bool] = False,
         ids: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
+        rounding_keys: Sequence[int] | None = None,
         stats: Tensor | None = None,
         known_ema: object = None,
     ) -> None:
@@ -163,8 +164,9 @@ class ReferencePasses:
         self._grads, self._ema = list(grads), list(ema)
         self._retain = [None] * count if retain is None else list(retain)
         self._is_current = [ema_is_current] * count if isinstance(ema_is_current, bool) else list(ema_is_current)
-        self._ids = list(range(count)) if ids is None else list(ids)
-        check_rows(self._grads, self._retain, self._ema, names)
+        shown = list(range(count)) if ids is None else list(ids)
+        self._rounding_keys = shown if rounding_keys is None else list(rounding_keys)
+        check_rows(self._grads, self._retain, self._ema, names, shown)
         self.missing_grads = [row for row, grad in enumerate(self._grads) if grad is None]
         self.stats = torch.zeros(NUM_STATS, dtype=torch.float64) if stats is None else stats
 
@@ -198,7 +200,7 @@ class ReferencePasses:
             exact.add_(retain.to(torch.float32), alpha=gain)
         new = exact
         if ema.dtype != torch.float32:
-            random = rounding_bits(ema.numel(), seed, step, self._ids[row], ema.device).view(ema.shape)
+            random = rounding_bits(ema.numel(), seed, step, self._rounding_keys[row], ema.device).view(ema.shape)
             new = round_stochastically(exact, ema.dtype, random)
         accepted = exact.isfinite() & new.isfinite()
         ema.copy_(torch.where(accepted, new, ema))
@@ -272,20 +274,21 @@ def check_rows(
     ema: Sequence[Tensor],
     names: Sequence[str] | None,
 ) -> None:
-    """Raises what the compiled passes would for lists that do not fit together."""
+    """Raises what the compiled passes would for lists that do not fit together; messages call the rows by ``ids``."""
     for kind, tensors in (("grads", grads), ("retain_grads", retain)):
         if len(tensors) != len(ema):
             raise ValueError(f"{kind}: expected {len(ema)} entries, one per parameter, got {len(tensors)}")
     for row, e in enumerate(ema):
-        suffix = f"[{row}]" + ("" if names is None else f' "{names[row]}"')
+        suffix = f"[{ids[row]}]" + ("" if names is None else f' "{names[row]}"')
         check_tensor(e, f"ema{suffix}", e, ema[0].device)
         dtypes = []
+    ids: Sequence[int],
         for kind, tensor in (("grads", grads[row]), ("retain_grads", retain[row])):
             if tensor is not None:
                 check_tensor(tensor, f"{kind}{suffix}", e, ema[0].device)
                 dtypes.append(tensor.dtype)
         if len(set(dtypes)) > 1:
-            raise TypeError(f"retain_grads{suffix}: expected {dtypes[0]} as grads[{row}], got {dtypes[1]}")
+            raise TypeError(f"retain_grads{suffix}: expected {dtypes[0]} as grads[{ids[row]}], got {dtypes[1]}")
         if dtypes and e.dtype not in (torch.float32, dtypes[0]):
             raise TypeError(f"ema{suffix}: expected float32 or the gradient's {dtypes[0]}, got {e.dtype}")
 

@@ -120,7 +120,10 @@ def take_over(ours: Tensor, theirs: Tensor, param: Tensor) -> None:
 
 
 def rounding_key(param: Tensor, row: int, count: int) -> int:
-    """Names the stream of rounding bits of a 16-bit e: another one for each shard, the same for all its copies."""
+    """Names the stream of rounding bits of a 16-bit e: another one for each shard, the same for all its copies.
+
+    Below 2^31: where a model has more shards than that, some of different parameters share their bits.
+    """
     if not is_sharded(param):
         return row
     shard, spread = 0, 1
@@ -128,7 +131,7 @@ def rounding_key(param: Tensor, row: int, count: int) -> int:
         if not placement.is_replicate():
             shard += at * spread
             spread *= param.device_mesh.size(dim)
-    return row + count * shard
+    return (row + count * shard) % 2**31
 
 
 class Meeting:

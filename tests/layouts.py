@@ -336,4 +336,9 @@ def refusals() -> list[str]:
             pass
 
     note(collect_nothing)
+    both = fsdp_params([torch.ones(6), torch.ones(6)])
+    for param in both:
+        param.grad = placed(torch.ones(6), (mesh, (_S0,)))
+    narrow = [placed(torch.zeros(6, dtype=dtype), (mesh, (_S0,))) for dtype in (torch.float32, torch.bfloat16)]
+    note(lambda: gru_fast.rectify_(both, narrow, 0.5))
     return said

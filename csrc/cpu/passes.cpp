@@ -40,7 +40,7 @@ void for_each_tile(Kind kind, const Row& row, Span span, uint64_t seed, uint64_t
     Span part = span;
     part.numel = std::min(rest, kRoundingTile - begin % kRoundingTile);
     part.tile_offset = begin % kRoundingTile;
-    part.rounding_key = tile_key(seed, step, row.id, static_cast<uint64_t>(begin / kRoundingTile));
+    part.rounding_key = tile_key(seed, step, row.rounding_key, static_cast<uint64_t>(begin / kRoundingTile));
     visit(part);
     const auto advance = [&](auto*& base, int64_t bytes) {
       if (base != nullptr) base = const_cast<char*>(static_cast<const char*>(base)) + bytes;

@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
                         args.keep,
                         args.gain};
       if constexpr (E != DType::kFloat32) {
-        const uint64_t key = tile_key(args.seed, step, row.id, static_cast<uint64_t>(begin / kRoundingTile));
+        const uint64_t key = tile_key(args.seed, step, row.rounding_key, static_cast<uint64_t>(begin / kRoundingTile));
         chunk.key_lo = static_cast<uint32_t>(key);
         chunk.key_hi = static_cast<uint32_t>(key >> 32);
       }
