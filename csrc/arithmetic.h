@@ -176,7 +176,8 @@ struct Sums {
 };
 
 // float32 products overflow above 2^64 and lose bits below 2^-63. Where that could show in the sums they are taken once
-// more, in float64 throughout; NaN and Inf that are still there then really are in the tensors.
+// more, in float64 throughout; NaN and Inf that are still there then really are in the tensors. A sum of 0 says nothing
+// of the elements: squares of those below 2^-75 are 0.
 GRU_FAST_HD bool needs_wide_sums(const Sums& sums, int64_t numel) {
   const double smallest = static_cast<double>(numel) * 7.888609052210118e-31;  // 2^-100 each
   return !(sums.grad_norm_sq >= smallest && sums.ema_norm_sq >= smallest && sums.grad_norm_sq <= kFloatMax &&

@@ -112,6 +112,11 @@ class Table {
     StepArgs args{.keep = keep, .gain = gain, .seed = seed, .all_or_nothing = all_or_nothing};
     run(backend_.reduce, args, context(stats, scratch, rounding_step, num_threads));
   }
+  void fold(py::handle stats, py::handle scratch, py::handle rounding_step, float keep, float gain, uint64_t seed,
+            int num_threads) const {
+    StepArgs args{.keep = keep, .gain = gain, .seed = seed, .sums_wanted = false};
+    run(backend_.reduce, args, context(stats, scratch, rounding_step, num_threads));
+  }
   void apply(py::handle stats, py::handle scratch, double tau, int num_threads) const {
     run(backend_.apply, StepArgs{.tau = tau}, context(stats, scratch, py::none(), num_threads));
   }
@@ -120,7 +125,7 @@ class Table {
   }
   void step(py::handle stats, py::handle scratch, py::handle rounding_step, float keep, float gain, double tau,
             uint64_t seed, bool all_or_nothing, int num_threads) const {
-    const StepArgs args{keep, gain, tau, seed, all_or_nothing};
+    const StepArgs args{.keep = keep, .gain = gain, .tau = tau, .seed = seed, .all_or_nothing = all_or_nothing};
     const Context where = context(stats, scratch, rounding_step, num_threads);
     const py::gil_scoped_release nogil;
     backend_.reduce(plan_, args, where);
@@ -319,6 +324,9 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("num_chunks", &Table::num_chunks, "Chunks over all launches.")
       .def("reduce", &Table::reduce, "e <- keep*e + gain*r and the sums; fills stats[0:5].", arg("stats"),
            arg("scratch"), arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"), arg("all_or_nothing"),
+           arg("num_threads"))
+      .def("fold", &Table::fold, "e <- keep*e + gain*r alone; of stats[0:5] only stats[3] is meant to be read.",
+           arg("stats"), arg("scratch"), arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"),
            arg("num_threads"))
       .def("apply", &Table::apply, "g <- alpha*g + beta*e, decided from stats[0:5]; fills stats[5].", arg("stats"),
            arg("scratch"), arg("tau"), arg("num_threads"))

@@ -92,7 +92,8 @@ struct Stats {
   double clipped;         // 1: |g| was above tau
   double degenerate;      // 1: cos(g, e) = -1 to rounding; g became 0
   double grad_nonfinite;  // 1: NaN or Inf in g (or in e); g was left untouched
-  double reserved[2];
+  double wide_sums;       // 1: the sums were taken once more, in float64 (needs_wide_sums)
+  double reserved;
 };
 inline constexpr int kNumStats = 16;
 static_assert(sizeof(Stats) == kNumStats * sizeof(double));
@@ -103,6 +104,7 @@ struct StepArgs {
   double tau = 0.0;             // largest |g| after the step; infinity: no clipping
   uint64_t seed = 0;            // of the rounding bits of a 16-bit e
   bool all_or_nothing = false;  // NaN or Inf anywhere in g or r leaves every tensor as it is (loss scaling)
+  bool sums_wanted = true;      // false: e alone; sums that float32 products cannot give are not taken once more
 };
 
 struct BlendArgs {

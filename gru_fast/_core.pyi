@@ -51,6 +51,16 @@ class Table:
         all_or_nothing: bool,
         num_threads: int,
     ) -> None: ...
+    def fold(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        rounding_step: torch.Tensor | None,
+        keep: float,
+        gain: float,
+        seed: int,
+        num_threads: int,
+    ) -> None: ...
     def apply(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, num_threads: int) -> None: ...
     def finish(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, num_threads: int) -> None: ...
     def step(

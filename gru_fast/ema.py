@@ -227,7 +227,7 @@ class RetainEMA:
         passes = passes_for(ema.device)([None], [retain], [ema], ids=[row], names=names, rounding_keys=key)
         keep = 1.0 if self._folded[row] else 1.0 - self._stream_gamma
         gain = self._stream_gamma / self._scale
-        passes.reduce(keep, gain, self._seed, self._rounding.get(ema.device))
+        passes.fold(keep, gain, self._seed, self._rounding.get(ema.device))
         self._fold_stats[ema.device][RETAIN_NONFINITE] += passes.stats[RETAIN_NONFINITE].to(ema.device)
         self._folded[row] = self._seen[row] = True
         if self._stream_share != 0.0:

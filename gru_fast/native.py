@@ -119,6 +119,11 @@ class NativePasses:
         self._table.reduce(self.stats, self._scratch, rounding_step, keep, gain, seed, all_or_nothing, self._threads)
         self._copies.write_back()
 
+    def fold(self, keep: float, gain: float, seed: int, rounding_step: Tensor | None) -> None:
+        """``e <- keep * e + gain * r`` alone; whether elements of r were refused, into ``stats[3]``."""
+        self._table.fold(self.stats, self._scratch, rounding_step, keep, gain, seed, self._threads)
+        self._copies.write_back()
+
     def apply(self, tau: float) -> None:
         """``g <- alpha * g + beta * e`` as ``stats[:5]`` ask for; |g|^2 as written into ``stats[5]``."""
         self._table.apply(self.stats, self._scratch, tau, self._threads)

@@ -192,6 +192,15 @@ class ReferencePasses:
         if rounding_step is not None:
             rounding_step += 1
 
+    @torch.no_grad()
+    def fold(self, keep: float, gain: float, seed: int, rounding_step: Tensor | None) -> None:
+        self.stats.zero_()
+        step = 0 if rounding_step is None else int(rounding_step)
+        refused = [self._update_ema(row, keep, gain, seed, step) for row in range(len(self._ema))]
+        self.stats[3] = float(any(refused))
+        if rounding_step is not None:
+            rounding_step += 1
+
     def _update_ema(self, row: int, keep: float, gain: float, seed: int, step: int) -> bool:
         """``e <- keep * e + gain * r`` of one parameter; True if an element of r was refused."""
         ema, retain = self._ema[row], self._retain[row]
@@ -273,6 +282,7 @@ def check_rows(
     retain: Sequence[Tensor | None],
     ema: Sequence[Tensor],
     names: Sequence[str] | None,
+    ids: Sequence[int],
 ) -> None:
     """Raises what the compiled passes would for lists that do not fit together; messages call the rows by ``ids``."""
     for kind, tensors in (("grads", grads), ("retain_grads", retain)):
@@ -282,7 +292,6 @@ def check_rows(
         suffix = f"[{ids[row]}]" + ("" if names is None else f' "{names[row]}"')
         check_tensor(e, f"ema{suffix}", e, ema[0].device)
         dtypes = []
-    ids: Sequence[int],
         for kind, tensor in (("grads", grads[row]), ("retain_grads", retain[row])):
             if tensor is not None:
                 check_tensor(tensor, f"{kind}{suffix}", e, ema[0].device)

@@ -166,6 +166,39 @@ def test_passes_one_by_one(device: torch.device, passes: Passes, kind: str) -> N
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("kind", ["f32", "bf16-f32", "bf16"])
+def test_sums_are_taken_again_where_float32_falls_short(
+    device: torch.device, passes: Passes, kind: str, scale: float
+) -> None:
+    """stats[14] says so. At scale 1 a second pass would be thrown away."""
+    result = take_step(passes, make_problem(kind, device=device, grad_scale=scale, ema_scale=scale), 0.3, math.inf)
+    assert bool(result.raw[14]) == (passes is NativePasses and scale != 1.0)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("spoilt", [False, True])
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_fold_is_reduce_without_the_sums(device: torch.device, passes: Passes, kind: str, spoilt: bool) -> None:
+    found, again = [], []
+    for fold in (False, True):
+        problem = make_problem(kind, device=device)
+        problem.grads = [None] * len(problem.ema)
+        assert problem.retain is not None
+        assert problem.retain[2] is not None
+        if spoilt:
+            problem.retain[2][3] = math.nan
+        made = passes(problem.grads, problem.retain, problem.ema)
+        count = torch.full((1,), 5, dtype=torch.int64, device=device)
+        (made.fold if fold else made.reduce)(0.7, 0.3, 1234, count)
+        found.append((problem.bits(), int(count), float(made.stats[3])))
+        again.append(float(made.stats[14]))
+    assert found[0] == found[1]
+    assert found[0][1:] == (6, float(spoilt))
+    assert again == [float(passes is NativePasses), 0.0], "sums that nobody reads were taken twice"
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("which", ["g", "r", "e", "all"])
 def test_layouts_in_memory(device: torch.device, passes: Passes, which: str) -> None:
     """Transposed tensors: alike they are worked on in place, otherwise by way of copies."""

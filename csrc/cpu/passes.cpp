@@ -82,7 +82,8 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
         slots[slot] = sums;
       });
   Sums sums = fold(slots, plan.num_chunks);
-  if (plan.numel > 0 && needs_wide_sums(sums, plan.numel)) {
+  if (args.sums_wanted && plan.numel > 0 && needs_wide_sums(sums, plan.numel)) {
+    stats.wide_sums = 1.0;
     const double retain_nonfinite = sums.retain_nonfinite;
     for_each_chunk(
         plan, context.num_threads, Direction::kForward,

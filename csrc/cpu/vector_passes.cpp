@@ -38,9 +38,10 @@ size_t scratch_bytes(const VectorPlan& plan) { return static_cast<size_t>(plan.n
 
 void reduce(const VectorPlan& plan, const VectorArgs&, const Context& context) {
   Sums sums = sum_chunks(plan, context, 0.0, false);
-  if (plan.numel > 0 && needs_wide_vector_sums(sums, plan.numel, has_rest(plan)))
-    sums = sum_chunks(plan, context, 0.0, true);
+  const bool wide = plan.numel > 0 && needs_wide_vector_sums(sums, plan.numel, has_rest(plan));
+  if (wide) sums = sum_chunks(plan, context, 0.0, true);
   *context.stats = Stats{};
+  context.stats->wide_sums = wide;
   context.stats->dot = sums.dot;
   context.stats->ema_norm_sq = sums.ema_norm_sq;
   context.stats->grad_norm_sq = sums.grad_norm_sq;

@@ -2,7 +2,7 @@
 // Reads g, r, e once and writes e once. float32 products run in chains of kRunLength, then join float64 sums.
 //
 // Kernels, in this order on the stream: check (all-or-nothing steps only), reduce, wide_sums (leaves at once but for
-// sums that float32 products cannot give).
+// sums that float32 products cannot give; not launched where nobody wants the sums).
 #include <cuda_runtime.h>
 
 #include "backend.h"
@@ -242,6 +242,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   args.stats->dot = total.dot;
   args.stats->ema_norm_sq = total.ema_norm_sq;
   args.stats->grad_norm_sq = total.grad_norm_sq;
+  args.stats->wide_sums = 1.0;
 }
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
   Header* header = clear_header(context);
   if (args.all_or_nothing) launch_check(plan, header, context);
   launch_reduce(plan, args, header, context);
-  if (plan.numel > 0) launch_wide_sums(plan, header, context);
+  if (args.sums_wanted && plan.numel > 0) launch_wide_sums(plan, header, context);
 }
 
 PlanLimits limits() { return {kChunkNumel, kMaxRows<Row>}; }

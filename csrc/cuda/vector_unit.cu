@@ -157,6 +157,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     args.stats->dot = total.dot;
     args.stats->ema_norm_sq = total.ema_norm_sq;
     args.stats->grad_norm_sq = total.grad_norm_sq;
+    args.stats->wide_sums = 1.0;
   }
 }
 
