@@ -19,11 +19,12 @@ NUM_SUMS = 5  # stats[:5] add up over devices after reduce
 RETAIN_NONFINITE = 3
 VETOED = 4
 WRITTEN = 5  # stats[5] adds up after apply
-UNWRITTEN = slice(6, 9)  # alpha, beta, rescale
+ALPHA = 6
+RESCALE = 8
 OUT_NORM_SQ = 9
 CONFLICT = 10
-CLIPPED_DEGENERATE = slice(11, 13)
 GRAD_NONFINITE = 13
+OUTCOME = slice(WRITTEN, GRAD_NONFINITE + 1)  # all that apply and finish write
 
 
 class Passes(Protocol):
@@ -35,8 +36,8 @@ class Passes(Protocol):
     def reduce(
         self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
     ) -> None: ...
-    def apply(self, tau: float) -> None: ...
     def fold(self, keep: float, gain: float, seed: int, rounding_step: Tensor | None) -> None: ...
+    def apply(self, tau: float) -> None: ...
     def finish(self, tau: float) -> None: ...
     def step(
         self,
@@ -176,12 +177,12 @@ def run_measure(
     dot, ema_norm_sq, grad_norm_sq = stats[0], stats[1], stats[2]
     finite = torch.isfinite(dot) & torch.isfinite(ema_norm_sq) & torch.isfinite(grad_norm_sq)
     conflict = finite & (stats[VETOED] == 0) & (dot < 0) & (ema_norm_sq > 0)
-    stats[WRITTEN] = 0.0
-    stats[UNWRITTEN] = stats.new_tensor([1.0, 0.0, 1.0])
-    stats[OUT_NORM_SQ] = grad_norm_sq
-    stats[CONFLICT] = conflict.to(stats.dtype)
-    stats[CLIPPED_DEGENERATE] = 0.0
-    stats[GRAD_NONFINITE] = (~finite).to(stats.dtype)
+    stats[OUTCOME].zero_()
+    stats[ALPHA].fill_(1.0)
+    stats[RESCALE].fill_(1.0)
+    stats[OUT_NORM_SQ].copy_(grad_norm_sq)
+    stats[CONFLICT].copy_(conflict)
+    stats[GRAD_NONFINITE].copy_(~finite)
     return stats
 
 
@@ -217,9 +218,9 @@ def _passes(tensors: StepTensors, device: torch.device, stats: Tensor | None = N
         ema_is_current=tensors.ema_is_current,
         ids=tensors.ids,
         names=tensors.names,
+        rounding_keys=tensors.rounding_keys,
         stats=stats,
         known_ema=tensors.known_ema,
-        rounding_keys=tensors.rounding_keys,
     )
 
 

@@ -105,16 +105,17 @@ def test_graph_capture_and_replay() -> None:
         torch.testing.assert_close(a.float(), b.float(), rtol=2e-2, atol=2e-2)
 
 
-def test_no_host_sync() -> None:
+def test_measure_in_a_graph() -> None:
     grads, retain, ema = problem(SHAPES, torch.float32, torch.float32)
     params = params_of(grads)
-    gru_fast.rectify_(params, ema, GAMMA, TAU, retain_grads=retain)
+    expected = gru_fast.measure(params, [e.clone() for e in ema], GAMMA, retain_grads=retain)
+    assert expected.conflict
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = gru_fast.measure(params, ema, GAMMA, retain_grads=retain)
+    graph.replay()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        gru_fast.rectify_(params, ema, GAMMA, TAU, retain_grads=retain)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.stats[:14], expected.stats[:14])
 
 
 def test_current_stream_is_used() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import gru_fast
 from gru_fast import native, ops
+from gru_fast.vectors import accumulate_task_vector_
 
 
 def problem(seed: int = 0) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -178,3 +182,78 @@ def test_warns_once_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) 
         torch.ops.gru_fast.rectify_(grads, retain, ema, 0.5, 1.0)
     torch.ops.gru_fast.reduce_(grads, retain, ema, 0.5)  # warnings are errors in this suite: no second one
     torch.testing.assert_close(torch.cat([g.reshape(-1) for g in grads]).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+# ---- what waits for the device ---------------------------------------------------------------------------------------
+
+
+class HostTraffic(TorchFunctionMode):
+    """Refuses what brings values from a tensor to the host or back: on CUDA each of these waits for the device."""
+
+    NAMES: ClassVar = {
+        *("tensor", "as_tensor", "new_tensor", "item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__"),
+        *("equal", "allclose", "nonzero", "masked_select", "unique", "is_nonzero"),
+    }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.NAMES:
+            raise AssertionError(f"{name}: on CUDA this waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """Inside, whatever waits for the device raises; on the CPU, whatever would."""
+    on_cuda = device.type == "cuda"
+    try:
+        if on_cuda:
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        with HostTraffic():
+            yield
+    finally:
+        if on_cuda:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def step_of(how: str, device: torch.device) -> Callable[[], object]:
+    """A step with conflict and clipping, or a unit of TRU."""
+    grads, retain, ema = ([t.to(device) for t in tensors] for tensors in problem())
+    params = [nn.Parameter(torch.ones_like(g)) for g in grads]
+    origin = [torch.zeros_like(g) for g in grads]
+    averages = gru_fast.RetainEMA(params)
+
+    def with_backward() -> object:
+        with averages.stream(0.5, share=0.5) if how == "stream" else averages.collect(2.0, share=0.5):
+            torch.stack([(p * r).sum() for p, r in zip(params, retain, strict=True)]).sum().backward()
+        return gru_fast.rectify_(params, averages, 0.5, 1.0)
+
+    def run() -> object:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad.clone()
+        if how == "rectify_":
+            return gru_fast.rectify_(params, ema, 0.5, 1.0, retain_grads=retain)
+        if how == "measure":
+            return gru_fast.measure(params, ema, 0.5, retain_grads=retain)
+        if how == "task vector":
+            return accumulate_task_vector_([p.detach() for p in params], origin, ema, total=retain, own=grads)
+        return with_backward()
+
+    return run
+
+
+@pytest.mark.parametrize("how", ["rectify_", "measure", "collect", "stream", "task vector"])
+def test_a_step_does_not_wait_for_the_device(how: str, device: torch.device) -> None:
+    if not native.serves(device):
+        pytest.skip(f"this build has no kernels for {device.type}")
+    run = step_of(how, device)
+    run()  # what is asked of the driver once
+    with no_waiting(device):
+        run()
+
+
+def test_no_waiting_sees_what_waits(device: torch.device) -> None:
+    for wait in (lambda t: t.item(), lambda t: t.new_tensor([1.0]), lambda t: bool(t > 0.0)):
+        with pytest.raises(AssertionError, match="on CUDA this waits for the device"), no_waiting(device):
+            wait(torch.ones((), device=device))
