@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import gru_fast
+from gru_fast import native
 
 GAMMA, TAU = 0.3, 0.5
 
@@ -116,8 +117,8 @@ def test_micro_batches_equal_one_batch(collector: Collector) -> None:
     assert_all_close(many.tensors, one.tensors, rtol=1e-5)
 
 
-def test_stream_frees_each_gradient_at_once() -> None:
-    model = make_model()
+def test_stream_frees_each_gradient_at_once(device: torch.device) -> None:
+    model = make_model().to(device)
     ema = gru_fast.RetainEMA(model.parameters())
     alive = []
     for p in model.parameters():
@@ -125,10 +126,50 @@ def test_stream_frees_each_gradient_at_once() -> None:
             lambda _: alive.append(sum(q.grad is not None for q in model.parameters()))
         )
     with ema.stream(GAMMA):
-        loss(model, batches(1, 2)[0]).backward()
+        loss(model, batches(1, 2)[0].to(device)).backward()
     assert max(alive) == 1, f"retain gradients alive at a time: {alive}"
     assert ema.pending_nbytes == 0
     gru_fast.rectify_(model.parameters(), ema, GAMMA)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_on_every_device(device: torch.device, dtype: torch.dtype) -> None:
+    """Collected, streamed and by torch.ops: the same e and g. On CUDA stream()'s hooks run in autograd's threads."""
+    model = make_model(dtype).to(device)
+    params = list(model.parameters())
+    emas = {how: gru_fast.RetainEMA(params) for how in (*COLLECTORS, "torch.ops")}
+    plain = [torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for p in params]
+    history = []
+    for pair in zip(batches(3, 1, dtype), batches(3, 2, dtype), strict=True):
+        forget, retain = (x.to(device) for x in pair)
+        history.append(gradients(model, retain))
+        flat_e = torch.cat([e.reshape(-1) for e in ema_by_hand(history, GAMMA)])
+        flat_g = torch.cat([g.reshape(-1) for g in gradients(model, forget, -1.0)]).double()
+        expected = gru_fast.reference.rectified_gradient(flat_g, flat_e, TAU)
+        for how, ema in emas.items():
+            model.zero_grad()
+            with COLLECTORS.get(how, COLLECTORS["collect"])(ema):
+                loss(model, retain).backward()
+                collected = [p.grad for p in params]
+            (-loss(model, forget)).backward()
+            if how == "torch.ops":
+                ema.discard()
+                torch.ops.gru_fast.rectify_([p.grad for p in params], collected, plain, GAMMA, TAU)
+            else:
+                assert gru_fast.rectify_(params, ema, GAMMA, TAU).conflict
+            assert_all_close(plain if how == "torch.ops" else ema.tensors, ema_by_hand(history, GAMMA))
+            found = torch.cat([p.grad.reshape(-1) for p in params])
+            assert_all_close([found], [expected], rtol=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_stream_takes_no_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads the sums of a fold, and float64 ones cost more than all the rest of it."""
+    model = make_model()
+    ema = gru_fast.RetainEMA(model.parameters())
+    with monkeypatch.context() as patched, ema.stream(GAMMA):
+        patched.setattr(native.NativePasses, "reduce", None)
+        loss(model, batches(1, 2)[0]).backward()
+    assert all(e.any() for e in ema.tensors)
 
 
 def test_parameters_without_retain_gradient_decay(collector: Collector) -> None:

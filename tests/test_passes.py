@@ -315,16 +315,55 @@ def test_threads_do_not_matter(thread_count: Callable[[int], None], kind: str) -
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("offset", [0, 3])
 @pytest.mark.parametrize("kind", [*KIND_NAMES, "mixed"])
-def test_runs_repeat(device: torch.device, passes: Passes, kind: str) -> None:
+def test_runs_repeat(device: torch.device, passes: Passes, kind: str, offset: int) -> None:
+    """Bit for bit. On the CPU wherever the tensors start; CUDA adds in another order where 16 bytes cannot be moved."""
     found = []
-    for offset in (0, 0, 3):  # alignment must not matter either
-        problem = make_problem(MIXED if kind == "mixed" else kind, [*SMALL_SHAPES, (1031,)], device=device)
-        problem.ema = [shifted(e, offset) for e in problem.ema]
+    for start in (offset, offset, *([0] if device.type == "cpu" else [])):
+        made = make_problem(MIXED if kind == "mixed" else kind, [*SMALL_SHAPES, (1031,)], device=device)
+        lists = ([shifted(t, start) for t in tensors] for tensors in (made.grads, made.retain, made.ema))
+        problem = Problem(*lists)
         result = take_step(passes, problem, 0.3, 1.0)
         found.append((problem.bits(), result.raw[:14].tolist()))
-    assert found[0] == found[1]
-    assert found[0] == found[2]
+    assert all(other == found[0] for other in found[1:])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_rounding_keys_are_not_ids(device: torch.device, passes: Passes, kind: str) -> None:
+    """Bits are drawn by the key; without one by the id, which is what messages say."""
+
+    def rounded(**names: list[int]) -> list[bytes]:
+        problem = make_problem(kind, [(501,), (7,)], device=device)
+        made = passes(problem.grads, problem.retain, problem.ema, **names)
+        made.reduce(0.7, 0.3, 1234, torch.zeros(1, dtype=torch.int64, device=device))
+        return problem.bits()
+
+    assert rounded(ids=[4, 9]) == rounded(rounding_keys=[4, 9]) == rounded(ids=[1, 0], rounding_keys=[4, 9])
+    assert rounded(ids=[4, 9]) != rounded(ids=[4, 9], rounding_keys=[2**31 - 1, 9])
+
+
+@pytest.mark.parametrize("passes", [NativePasses, ReferencePasses])
+def test_messages_name_the_id(passes: Passes) -> None:
+    ema = [torch.ones(3), torch.ones(3, dtype=torch.bfloat16)]
+    names = {"ids": [4, 9], "rounding_keys": [104, 109]}
+    with pytest.raises(TypeError, match=r"^ema\[9\]: expected float32 or the gradient.s .*float32, got .*bfloat"):
+        passes([torch.ones(3), torch.ones(3)], None, ema, **names)
+    with pytest.raises(TypeError, match=r"^retain_grads\[9\]: expected .*grads\[9\].*, got .*float16"):
+        passes([torch.ones(3)] * 2, [torch.ones(3), torch.ones(3).half()], [torch.ones(3), torch.ones(3)], **names)
+
+
+def test_messages_name_the_id_of_shared_memory() -> None:
+    shared = torch.ones(3)
+    with pytest.raises(ValueError, match=r"^grads\[[49]\]: expected memory of its own, but it overlaps grads\[[49]\];"):
+        NativePasses([shared, shared], None, [torch.ones(3), torch.ones(3)], ids=[4, 9], rounding_keys=[104, 109])
+
+
+@pytest.mark.parametrize("key", [-1, 2**31, 2**40])
+def test_rounding_keys_have_31_bits(key: int) -> None:
+    with pytest.raises(ValueError, match=rf"^rounding_keys\[0\]: expected a number from 0 to 2147483647, got {key}$"):
+        NativePasses([torch.ones(3)], None, [torch.ones(3)], rounding_keys=[key])
 
 
 @pytest.mark.core
