@@ -10,8 +10,9 @@
 # Stages: build (always) tests step-gpt2-124m step-phi-1.5 step-llama2-7b user-step host-syncs memcheck ncu racecheck initcheck
 # synccheck scaling vector-time step-all; with --study: build study.
 #
-# Needs python3 (or $PYTHON) with torch, transformers, pybind11, scikit-build-core and pytest, and nvcc; the study also
-# what gru_fast needs to read GGUF files. Builds into a folder of its own and leaves the installed packages alone. Writes
+# Needs nvcc, and python3 (or $PYTHON) with torch, numpy, transformers, pybind11, scikit-build-core, cmake, ninja, pytest
+# and hypothesis; memcheck and its like also compute-sanitizer, ncu itself; the study what gru_fast[unlearn] asks for, and
+# gguf. Builds for the GPU it finds (or $CUDAARCHS), into a folder of its own: installed packages are left alone. Writes
 # DIR/<device>*.json and .md (--results DIR, default bench/results), the summary anew after every stage. A stage that
 # fails or runs out of time does not stop the others; the exit status is 0 only if all of them passed.
 #
@@ -144,14 +145,22 @@ finish() {
 }
 
 build() {
-  [[ $device == cpu ]] || GRU_FAST_CUDA=on "$python" -m pip install --quiet --disable-pip-version-check --no-index \
-    --no-build-isolation --no-deps --target "$site" "$root" || return
+  if [[ $device == cuda ]]; then
+    local here
+    here=$("$python" -c 'import torch; print("{}{}-real".format(*torch.cuda.get_device_capability()))') || return
+    CUDAARCHS=${CUDAARCHS:-$here} GRU_FAST_CUDA=on "$python" -m pip install --quiet --disable-pip-version-check \
+      --no-index --no-build-isolation --no-deps --target "$site" "$root" || return
+  fi
   "$python" -c 'import gru_fast; print(gru_fast.__file__); print(gru_fast.build_info())'
 }
 
+# The files that hold tests marked cuda, all of them (tests/test_gpu_check.py): others import what may not be there.
 tests() {
-  local chosen=(-m cuda "$root/tests")
-  [[ $device == cpu ]] && chosen=("$root/tests/test_bench.py" -k model_totals)
+  local files=(test_build test_cuda test_ema test_ops test_passes test_promises test_vectors) chosen=(-m cuda) name
+  [[ $device == cpu ]] && chosen=(-k by_hand)
+  for name in "${files[@]}"; do
+    chosen+=("$root/tests/$name.py")
+  done
   "$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q "${chosen[@]}"
 }
 
@@ -175,7 +184,7 @@ host_syncs() {
   done
 }
 
-# Two steps of every dtype pair; figures of reduce and apply: time, bytes, share of the memory's speed, occupancy.
+# Two steps with bfloat16 gradients and either e: time, bytes, share of the memory's speed, occupancy of reduce and apply.
 ncu_figures() {
   [[ $device == cpu ]] && { profile --no-profiler --steps 1; return; }
   command -v ncu >/dev/null || cannot "no ncu on PATH"

@@ -8,6 +8,7 @@ sampled once, in shuffled order; what is reported is the median over rounds with
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,22 +61,27 @@ class CpuClock:
 class CudaClock:
     """CUDA events. Before each call the L2 cache is overwritten, so that none starts on what the one before left there.
 
-    The overwriting takes the GPU a while, in which the host queues the call: as in training, where backward's kernels
-    are still in the queue, time to launch shows only where a form waits for the device or launches slower than it runs.
+    The overwriting takes the GPU `LEAD` seconds, in which the host queues the call: as in training, where backward's
+    kernels are still in the queue, time to launch shows only where a form waits for the device or takes longer than
+    that to queue. Its `host` time then is above LEAD, and its time has the device's idling in it.
     """
 
     _FLUSH_BYTES = 1 << 29
+    LEAD = 2e-3  # a step on 300 tensors takes 0.1 to 1 ms to queue
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.flush = torch.empty(self._FLUSH_BYTES, dtype=torch.uint8, device=device)
+        self.overwrites = 1
+        self._seconds_of_lead()  # the first time, kernels are loaded
+        self.overwrites = math.ceil(self.LEAD / self._seconds_of_lead())
 
     def time(self, calls: Sequence[Call]) -> tuple[list[float], list[float]]:
         torch.cuda.synchronize(self.device)
         events, host = [], []
         for call in calls:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self.flush.zero_()
+            self._overwrite()
             start.record()
             queued = time.perf_counter()
             call()
@@ -84,6 +90,15 @@ class CudaClock:
             events.append((start, end))
         torch.cuda.synchronize(self.device)
         return [start.elapsed_time(end) * 1e-3 for start, end in events], host
+
+    def _overwrite(self) -> None:
+        for _ in range(self.overwrites):
+            self.flush.zero_()
+
+    def _seconds_of_lead(self) -> float:
+        """What the overwriting takes now."""
+        # The first call's overwriting keeps the device busy while the second one's is queued.
+        return self.time([lambda: None, self._overwrite])[0][1]
 
 
 Clock = CpuClock | CudaClock
