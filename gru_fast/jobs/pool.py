@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gru_fast.jobs.command import DEVICES
 from gru_fast.jobs.queue import Queue
 from gru_fast.jobs.status import Status
-from gru_fast.jobs.storage import open_storage
+from gru_fast.jobs.storage import Outage, open_storage
 from gru_fast.jobs.worker import BEAT_SECONDS, EXIT_TAKEN_OVER, Task, work
 
 if TYPE_CHECKING:
@@ -72,19 +72,20 @@ def run(address: Address, workers: Workers, show: Callable[[Mapping[str, Status]
 
     Raises:
         RuntimeError: workers end by accident one after another, and nothing gets done.
+        Exception: the storage's own, where it was away for longer than the patience.
         KeyboardInterrupt: after the jobs in hand were put back; by Ctrl-C, or by SIGTERM, which is how a cluster's
             scheduler asks a job to stop.
     """
-    queue, pool = address.open(), _Pool(address, workers)
+    queue, outage, pool = address.open(), Outage(address.patience), _Pool(address, workers)
     with _stopped_by_sigterm():
         try:
             while True:
-                queue.take_over()
-                status = queue.status()
-                show(status)
-                if not any(each.is_pending for each in status.values()):
-                    return status
-                pool.fill(sum(not each.is_pending for each in status.values()))
+                status = outage.bear(partial(_look, queue))
+                if status is not None:
+                    show(status)
+                    if not any(each.is_pending for each in status.values()):
+                        return status
+                    pool.fill(sum(not each.is_pending for each in status.values()))
                 time.sleep(_LOOK_SECONDS)
         finally:
             pool.stop()
@@ -101,6 +102,12 @@ def _stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _look(queue: Queue) -> dict[str, Status]:
+    """Every job by name, after jobs of the dead were put back."""
+    queue.take_over()
+    return queue.status()
 
 
 class _Pool:

@@ -1,13 +1,16 @@
-"""Opens a storage of Optuna by its address."""
+"""A storage of Optuna: opened by its address, and asked with patience."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
+_T = TypeVar("_T")
 _LOCK_SECONDS = 60  # how long SQLite waits for another process that is writing
 
 # A lock on a journal file that nobody has let go of for so long is taken from a process that was killed. Writing a few
@@ -15,6 +18,32 @@ _LOCK_SECONDS = 60  # how long SQLite waits for another process that is writing
 _GRACE_SECONDS = 20
 
 _BESIDE_SQLITE = ("-journal", "-wal", "-shm")
+
+
+class Outage:
+    """Bears the errors of a storage that is away for a while, and no longer.
+
+    Args:
+        seconds: from the first error on.
+        clock: seconds that go by.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._since: float | None = None
+
+    def bear(self, ask: Callable[[], _T]) -> _T | None:
+        """What the storage answers; None: nothing at the moment. Its own error, where that has lasted for too long."""
+        try:
+            answer = ask()
+        except Exception:
+            self._since = self._clock() if self._since is None else self._since
+            if self._clock() - self._since > self._seconds:
+                raise
+            return None
+        self._since = None
+        return answer
 
 
 def open_storage(address: str) -> BaseStorage:

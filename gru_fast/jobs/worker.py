@@ -10,12 +10,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from gru_fast.jobs.liveness import Owner
 from gru_fast.jobs.queue import Claim, Queue
+from gru_fast.jobs.storage import Outage
 
 BEAT_SECONDS = 5.0  # between two signs of life
 _LEAST_PATIENCE = 3 * BEAT_SECONDS  # one that comes late, or is lost, is no death
@@ -61,23 +63,29 @@ def work(
     Raises:
         KeyboardInterrupt: after the job in hand was put back.
     """
-    owner = Owner.of_this_process()
+    owner, outage = Owner.of_this_process(), Outage(queue.patience)
     while goes_on():
-        queue.take_over()
-        claim = queue.claim(owner)
+        claim, is_left = outage.bear(partial(_next, queue, owner)) or (None, True)
         if claim is not None:
             if not _do(claim, task, logs / f"{claim.name}.log", beat):
                 return False
-        elif not any(status.is_pending for status in queue.status().values()):
-            break
-        else:
+        elif is_left:
             time.sleep(_LOOK_SECONDS)
+        else:
+            break
     return True
+
+
+def _next(queue: Queue, owner: Owner) -> tuple[Claim | None, bool]:
+    """A job to do; whether there is anything left to wait for."""
+    queue.take_over()
+    claim = queue.claim(owner)
+    return claim, claim is not None or any(status.is_pending for status in queue.status().values())
 
 
 def _do(claim: Claim, task: Task, log: Path, beat: float) -> bool:
     """One job; whether it has not failed."""
-    from optuna.exceptions import TrialPruned
+    from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
 
     claim.log_to(str(log))
     outcome: Result | BaseException
@@ -89,6 +97,17 @@ def _do(claim: Claim, task: Task, log: Path, beat: float) -> bool:
             if not isinstance(error, (TrialPruned, KeyboardInterrupt)):
                 traceback.print_exc()
             outcome = error.with_traceback(None)  # its frames hold models
+    try:
+        return _tell(claim, outcome)
+    except UpdateFinishedTrialError:
+        _say(f"{claim.name} was taken over by another process in its last moment; this one ends")
+        return False
+
+
+def _tell(claim: Claim, outcome: Result | BaseException) -> bool:
+    """Keeps what has come of a job; whether it has not failed."""
+    from optuna.exceptions import TrialPruned
+
     if isinstance(outcome, Result):
         claim.finish(outcome.value, outcome.facts)
     elif isinstance(outcome, TrialPruned):

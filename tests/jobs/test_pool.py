@@ -82,6 +82,21 @@ def test_workers_that_cannot_begin(tmp_path: Path) -> None:
         pool.run(address, pool.Workers(Unloadable(), tmp_path / "logs"), lambda status: None)
 
 
+def test_a_storage_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = address_of(tmp_path, a="")
+    look, seen = pool._look, []
+
+    def at_times(queue: Any) -> dict[str, Status]:
+        seen.append(len(seen))
+        if len(seen) in {1, 3}:
+            raise OSError("nobody there")
+        return look(queue)
+
+    monkeypatch.setattr(pool, "_look", at_times)
+    status = pool.run(address, pool.Workers(Scripted(tmp_path), tmp_path / "logs"), lambda status: None)
+    assert status["a"].state == DONE
+
+
 def test_two_pools_share_the_jobs(tmp_path: Path) -> None:
     names = [f"job-{index}" for index in range(6)]
     address = address_of(tmp_path, **dict.fromkeys(names, ""))

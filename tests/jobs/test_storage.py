@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gru_fast.jobs.storage import file_of, is_of
+from gru_fast.jobs.storage import Outage, file_of, is_of
 
 _BEGIN = """
 import optuna
@@ -65,3 +65,23 @@ def test_what_belongs_to_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert is_of("jobs.journal", tmp_path / "jobs.journal")
     assert is_of("jobs.journal", tmp_path / "jobs.journal.lock")
     assert not is_of("postgresql://host/jobs.db", tmp_path / "jobs.db")
+
+
+def test_an_outage_is_borne_from_its_first_error_on() -> None:
+    now = [0.0]
+    outage = Outage(60.0, clock=lambda: now[0])
+
+    def away() -> int:
+        raise OSError("nobody there")
+
+    assert outage.bear(lambda: 7) == 7
+    now[0] = 1000.0  # a long job in between is none of its time
+    assert outage.bear(away) is None
+    now[0] = 1060.0
+    assert outage.bear(away) is None
+    assert outage.bear(lambda: 8) == 8
+    now[0] = 1070.0
+    assert outage.bear(away) is None
+    now[0] = 1130.1
+    with pytest.raises(OSError, match="nobody there"):
+        outage.bear(away)

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from job_tasks import Scripted
+from optuna.trial import TrialState
 
+from gru_fast.jobs import worker
 from gru_fast.jobs.liveness import Owner
-from gru_fast.jobs.queue import Job, Queue
+from gru_fast.jobs.queue import Claim, Job, Queue
 from gru_fast.jobs.status import DONE, FAILED, PRUNED, WAITING
 from gru_fast.jobs.storage import open_storage
 from gru_fast.jobs.worker import Result, _Beat, problems_of_patience, work
@@ -51,6 +53,39 @@ def test_jobs_one_after_another(fill: Callable[..., Queue], tmp_path: Path, capf
         assert "from a process below" in log  # not only what Python's sys.stdout gets
     print("back")
     assert capfd.readouterr().out == "back\n"
+
+
+def test_a_storage_that_is_away_for_a_while_is_waited_for(
+    fill: Callable[..., Queue], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.01)
+    queue = fill(a="", b="")
+    take_over, asked = queue.take_over, []
+
+    def at_times() -> list[str]:
+        asked.append(len(asked))
+        if len(asked) in {1, 2, 4}:
+            raise OSError("nobody there")
+        return take_over()
+
+    monkeypatch.setattr(queue, "take_over", at_times)
+    assert work(queue, Scripted(tmp_path), tmp_path / "logs")
+    assert states(queue) == {"a": DONE, "b": DONE}
+    assert len(asked) == 6
+
+
+def test_a_job_that_was_taken_over_in_its_last_moment(
+    fill: Callable[..., Queue], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    queue = fill(a="", b="")
+
+    def overtaken(claim: Claim) -> Result:
+        claim.study.tell(claim.trial.number, state=TrialState.FAIL)  # as another process does
+        return Result()
+
+    assert not work(queue, overtaken, tmp_path / "logs")
+    assert "a was taken over by another process in its last moment; this one ends" in capfd.readouterr().out
+    assert states(queue)["b"] == WAITING
 
 
 def test_worker_ends_after_a_failure(fill: Callable[..., Queue], tmp_path: Path) -> None:
