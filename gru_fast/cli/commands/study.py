@@ -210,7 +210,7 @@ def _check_launchers(plan: Plan) -> None:
     for name, line in plan.recipe.launch.items():
         program = shlex.split(line)[0]
         if shutil.which(program) is None:
-            raise FileNotFoundError(f"launch: {name}: no program {program} on PATH")
+            raise FileNotFoundError(f"launch: {name}: no program {program} on PATH; activate its environment, or name its file")
 
 
 def _devices(plan: Plan, how: StudyOptions) -> tuple[str, ...]:
