@@ -16,6 +16,7 @@ from typing import Any
 DEVICES = "GRU_FAST_WORKER_DEVICES"  # variable: the GPUs of a worker's launched commands; it sees the first alone
 _WEIGHTS = ("*.safetensors", "*.bin")
 _STOP_SECONDS = 60  # until a launcher that was asked to stop is killed; torchrun gives its processes 30
+_running: list[subprocess.Popen[bytes]] = []  # what this worker has launched: one, or nothing
 
 
 @contextlib.contextmanager
@@ -54,23 +55,27 @@ def launched(line: Sequence[str]) -> None:
         env={**os.environ, **({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})},
         start_new_session=True,
     )
+    _running.append(process)
     try:
         status = process.wait()
     except BaseException:
+        stop_launched()
+        raise
+    finally:
+        _running.remove(process)
+    if status != 0:
+        raise RuntimeError(f"{line[0]} ended with exit status {status}; the log has its line and what it said")
+
+
+def stop_launched() -> None:
+    """Ends what :func:`launched` has started, and returns when it has ended."""
+    for process in [process for process in _running if process.poll() is None]:
         os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        raise
-    if status != 0:
-        raise RuntimeError(f"{line[0]} ended with exit status {status}; the log has its line and what it said")
-
-
-def has_weights(run: Path) -> bool:
-    """Whether the model of a run is there."""
-    return any(file for pattern in _WEIGHTS for file in run.glob(pattern))
 
 
 def delete_weights(run: Path) -> None:

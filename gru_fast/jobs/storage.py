@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ _LOCK_SECONDS = 60  # how long SQLite waits for another process that is writing
 
 # A lock on a journal file that nobody has let go of for so long is taken from a process that was killed. Writing a few
 # lines takes less, even in a shared folder; and meanwhile nobody can give a sign of life, for which patience must last.
-_GRACE_SECONDS = 20
+GRACE_SECONDS = 20
 
 _BESIDE_SQLITE = ("-journal", "-wal", "-shm")
 
@@ -37,8 +38,10 @@ class Outage:
         """What the storage answers; None: nothing at the moment. Its own error, where that has lasted for too long."""
         try:
             answer = ask()
-        except Exception:
-            self._since = self._clock() if self._since is None else self._since
+        except Exception as error:
+            if self._since is None:
+                self._since = self._clock()
+                sys.stderr.write(f"the jobs' storage does not answer: {type(error).__name__}: {error}; waiting\n")
             if self._clock() - self._since > self._seconds:
                 raise
             return None
@@ -125,7 +128,7 @@ def _journal(path: Path) -> BaseStorage:
 
     # Not the lock that Optuna takes by default, a link to the file: of a relative path it leads nowhere, and one that a
     # killed process has left would be waited for without end.
-    lock = JournalFileOpenLock(str(path), grace_period=_GRACE_SECONDS)
+    lock = JournalFileOpenLock(str(path), grace_period=GRACE_SECONDS)
     try:
         return JournalStorage(JournalFileBackend(str(path), lock))
     except (OSError, ValueError) as error:

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gru_fast.jobs.command import stop_launched
 from gru_fast.jobs.liveness import Owner
 from gru_fast.jobs.queue import Claim, Queue
-from gru_fast.jobs.storage import Outage
+from gru_fast.jobs.storage import GRACE_SECONDS, Outage
 
 BEAT_SECONDS = 5.0  # between two signs of life
-_LEAST_PATIENCE = 3 * BEAT_SECONDS  # one that comes late, or is lost, is no death
+_LEAST_PATIENCE = 2.0 * GRACE_SECONDS  # while a lock is waited for, no living process can give one
 _LOOK_SECONDS = 1.0  # between two looks for a job, where there is none to be had
 EXIT_TAKEN_OVER = 75  # sysexits.h: a temporary failure
 
@@ -41,8 +42,8 @@ def problems_of_patience(seconds: float) -> list[str]:
     """What is wrong with a queue's patience where workers give a sign of life every ``BEAT_SECONDS``; one, or none."""
     if seconds >= _LEAST_PATIENCE:
         return []
-    beats = f"three times the {BEAT_SECONDS:g} between two signs of life"
-    return [f"patience: expected at least {_LEAST_PATIENCE:g} seconds, {beats}, got {seconds}"]
+    why = f"twice the {GRACE_SECONDS} for which a lock that a killed process has left holds all others up"
+    return [f"patience: expected at least {_LEAST_PATIENCE:g} seconds, {why}, got {seconds}"]
 
 
 def work(
@@ -85,9 +86,10 @@ def _next(queue: Queue, owner: Owner) -> tuple[Claim | None, bool]:
 
 def _do(claim: Claim, task: Task, log: Path, beat: float) -> bool:
     """One job; whether it has not failed."""
-    from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
+    from optuna.exceptions import TrialPruned
 
-    claim.log_to(str(log))
+    outage = Outage(claim.queue.patience)
+    outage.bear(partial(claim.log_to, str(log)))
     outcome: Result | BaseException
     with _logged(log), _Beat(claim, beat):
         _say(f"--- {claim.name}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {Owner.of_this_process()}")
@@ -97,14 +99,23 @@ def _do(claim: Claim, task: Task, log: Path, beat: float) -> bool:
             if not isinstance(error, (TrialPruned, KeyboardInterrupt)):
                 traceback.print_exc()
             outcome = error.with_traceback(None)  # its frames hold models
+    while (is_fine := outage.bear(partial(_tell, claim, outcome))) is None:
+        time.sleep(_LOOK_SECONDS)
+    return is_fine
+
+
+def _tell(claim: Claim, outcome: Result | BaseException) -> bool:
+    """Keeps what has come of a job; whether this process may go on."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
     try:
-        return _tell(claim, outcome)
+        return _kept(claim, outcome)
     except UpdateFinishedTrialError:
         _say(f"{claim.name} was taken over by another process in its last moment; this one ends")
         return False
 
 
-def _tell(claim: Claim, outcome: Result | BaseException) -> bool:
+def _kept(claim: Claim, outcome: Result | BaseException) -> bool:
     """Keeps what has come of a job; whether it has not failed."""
     from optuna.exceptions import TrialPruned
 
@@ -206,4 +217,5 @@ class _Beat:
 
     def _end(self, why: str) -> None:
         _say(f"{self._claim.name} {why}; this one ends")
+        stop_launched()
         os._exit(EXIT_TAKEN_OVER)

@@ -20,7 +20,7 @@ from gru_fast.study.arguments import Arguments, flags
 from gru_fast.study.recipe import Calibration, Part, Recipe
 from gru_fast.study.render import setting
 from gru_fast.study.results import StudyRun
-from gru_fast.study.task import CHECKPOINT
+from gru_fast.study.task import CHECKPOINT, launcher_of
 from gru_fast.study.toy import TAUGHT_TOO
 
 MODELS, RUNS, TOY, LOGS = "models", "runs", "toy", "logs"  # folders of a study
@@ -159,7 +159,7 @@ class Plan:
             **(self.recipe.finetune or {}),
             "output_dir": run,
         }
-        return _train(["finetune", *flags(options)], run)
+        return self._train(["finetune", *flags(options)], run)
 
     def _retrained(self, split: str, seed: int) -> _Work:
         from gru_fast import benchmarks
@@ -281,7 +281,7 @@ class Plan:
         config = recipe.config.get(run.split)
         evaluation = self._evaluation(folder, run.split)
         logs = self._retain_logs(run.split, seed)
-        steps = [_train(["unlearn", *(["--config", config] if config else []), *flags(options)], folder)]
+        steps = [self._train(["unlearn", *(["--config", config] if config else []), *flags(options)], folder)]
         if along:
             argv = self._evaluate(CHECKPOINT, f"{folder}/along/{CHECKPOINT}", run.split, retain_logs=logs)["argv"]
             steps.append({"do": "along", "run": folder, "argv": argv})
@@ -340,7 +340,7 @@ class Plan:
             **own,
             "output_dir": folder,
         }
-        work = _Work(name, [_train(["tru", *flags(options)], folder)], self._needs(split, seed))
+        work = _Work(name, [self._train(["tru", *flags(options)], folder)], self._needs(split, seed))
         for strength in own["stg"]:
             at = run_of(Path(folder), float(strength)).name
             evaluation = self._evaluation(f"{folder}/{at}", split)
@@ -356,6 +356,10 @@ class Plan:
         return work
 
     # ---- options of commands -----------------------------------------------------------------------------------------
+
+    def _train(self, argv: list[str], run: str) -> Step:
+        launcher = launcher_of(argv, self.recipe.launch)
+        return {"do": "train", "argv": argv, "run": run, **({"launch": launcher} if launcher else {})}
 
     def _evaluation(self, folder: str, split: str) -> str:
         return f"{folder}/eval/{self.recipe.benchmark}-{split}"
@@ -386,7 +390,3 @@ def _of_variant(run: StudyRun) -> dict[str, Any]:
 def _is_log(given: str) -> bool:
     """Whether a retrained "model" is a log of its evaluation, or the folder of one."""
     return Path(given).is_file() or (Path(given) / "summary.json").is_file()
-
-
-def _train(argv: list[str], run: str) -> Step:
-    return {"do": "train", "argv": argv, "run": run}

@@ -14,6 +14,7 @@ Options are those of the command in question (``gru-fast unlearn --help``), unde
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -35,6 +36,14 @@ NAMED = ("methods", "splits", "seeds")  # what a part is for
 
 def _key(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+def _words(line: str) -> list[str]:
+    """A command line in words; none where a quotation does not end."""
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return []
 
 
 @dataclass(frozen=True)
@@ -257,7 +266,7 @@ class Recipe:
         if self.device not in {None, "cpu"}:
             found.append(f"device: expected cpu, or nothing, got {self.device!r}; --devices chooses among GPUs")
         for name, text in self.launch.items():
-            if name not in LAUNCHED or not text.strip():
+            if name not in LAUNCHED or not _words(text):
                 found.append(
                     f"launch: expected what starts {', '.join(LAUNCHED)}, as torchrun ... -m gru_fast.cli, got {name}: "
                     f"{text!r}"

@@ -3,7 +3,8 @@
 A step is a mapping; ``do`` says which:
 
     command   argv: a command of gru-fast
-    train     argv, run: one that leaves a run folder; goes on where a killed worker has left one, skips a finished one
+    train     argv, run: one that leaves a run folder; goes on where a killed worker has left one, skips a finished one;
+              launch, if something starts it: it says how many processes share the rows of a step
     print     argv, file: one whose output is kept in a file
     along     argv, run: one for every checkpoint of a run; "{checkpoint}" in it is its folder, then its name
     toy       the data and the untrained model of a toy
@@ -15,6 +16,7 @@ Commands are run in this process, or as the recipe's ``launch`` says: by a launc
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +31,6 @@ from gru_fast.jobs.worker import Result
 CHECKPOINT = "{checkpoint}"
 
 Launch = Mapping[str, str]  # of a recipe: command -> what starts it, in the place of gru-fast
-_IN_PROCESS = "rmu"  # trains a few layers, which fit one device, and is refused where a model is sharded
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class _Runner:
 
     def run(self, argv: Sequence[str], how: Sequence[str] = ()) -> None:
         """``how``: flags of this time alone, with which it goes on where it was stopped."""
-        prefix = _prefix(argv, self.launch)
+        prefix = launcher_of(argv, self.launch)
         if prefix is not None:
+            _free_device_memory()
             launched([*shlex.split(prefix), *argv, *how])
         else:
             with command([*argv, *how]) as args:
@@ -63,15 +65,30 @@ class _Runner:
         self.said.append(_typed(argv, self.launch))
 
 
-def _prefix(argv: Sequence[str], launch: Launch) -> str | None:
-    """What starts a command; None: it is run in this process."""
-    if argv[0] == "unlearn" and argv[argv.index("--method") + 1] == _IN_PROCESS:
+def launcher_of(argv: Sequence[str], launch: Launch) -> str | None:
+    """What starts a command; None: it is run in this process.
+
+    So is a method on hidden states: it trains a few layers, which one device holds, and is refused where a model is
+    sharded.
+    """
+    from gru_fast.unlearn import methods
+
+    if argv[0] == "unlearn" and methods.get(argv[argv.index("--method") + 1]).hidden_states:
         return None
     return launch.get(argv[0])
 
 
+def _free_device_memory() -> None:
+    """Gives back what commands in this process have left in torch's hands: what is launched may need all of it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def _typed(argv: Sequence[str], launch: Launch) -> str:
-    return f"{_prefix(argv, launch) or 'gru-fast'} {shlex.join(argv)}"
+    return f"{launcher_of(argv, launch) or 'gru-fast'} {shlex.join(argv)}"
 
 
 def commands_of(steps: Sequence[Mapping[str, Any]], launch: Launch) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tofu_folders import save_data
 from gru_fast import runs
 from gru_fast.benchmarks import tofu
 from gru_fast.cli import main
+from gru_fast.cli.commands import study as command
 from gru_fast.study import results, toy
 from gru_fast.study.task import _has_all_strengths, _how
 
@@ -65,8 +67,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 @pytest.mark.slow
 def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
-    command = [sys.executable, "-m", "gru_fast.cli", *argv(places, out)]
-    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    line = [sys.executable, "-m", "gru_fast.cli", *argv(places, out)]
+    process = subprocess.Popen(line, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
     original = out / "models" / "original-seed0"
     wait_for((original / "run.json").is_file)
     os.killpg(process.pid, signal.SIGKILL)  # the command and its worker
@@ -119,8 +121,9 @@ def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_commands_by_a_launcher_and_a_part_that_comes_too_late(
-    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # a checkout in which nothing is built hides the installed package
     start = f"{sys.executable} -m gru_fast.cli"
     left_out = dict.fromkeys(("tru", "along", "ablation", "calibration"))
     recipe = tmp_path / "launched.yaml"
@@ -133,10 +136,37 @@ def test_commands_by_a_launcher_and_a_part_that_comes_too_late(
     assert f"$ {start} unlearn --template" in (out / gru.log).read_text()
     assert gru.environment["command"].startswith("gru-fast unlearn --template")
 
-    recipe.write_text(yaml.safe_dump({**RECIPE, **left_out, "calibration": {"shares": [0.9]}}))
+    # Calibration needs weights that the jobs of the runs delete.
+    later = {**RECIPE, **left_out, "launch": {"unlearn": start}, "calibration": {"shares": [0.9]}}
+    recipe.write_text(yaml.safe_dump(later))
     capsys.readouterr()
     assert main(given) == 1
     assert "ga-calibrated needs the weights of" in capsys.readouterr().err
+
+    # Other processes share the rows of a step otherwise.
+    recipe.write_text(yaml.safe_dump({**RECIPE, **left_out}))
+    assert main(given) == 1
+    assert f"forget05-seed0-ga was made with step 1.launch '{start}', not None" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices", "found"),
+    [
+        (1, ["0", "1"], ("0,1",)),
+        (1, ["0+1"], ("0,1",)),
+        (2, ["0+1", "2+3"], ("0,1", "2,3")),
+        (2, ["0+1"], None),
+        (2, None, None),
+    ],
+)
+def test_groups_of_devices_for_what_is_launched(workers: int, devices: list[str] | None, found: Any) -> None:
+    plan: Any = SimpleNamespace(recipe=SimpleNamespace(launch={"eval": "torchrun"}))
+    how = command.StudyOptions(workers=workers, devices=devices)
+    if found is None:
+        with pytest.raises(ValueError, match="workers: what 2 of them launch would share GPUs; give --devices a group"):
+            command._devices(plan, how)
+    else:
+        assert command._devices(plan, how) == found
 
 
 def check_results(found: results.StudyResults, out: Path) -> None:
@@ -193,7 +223,7 @@ def check_files(out: Path) -> None:
             "devices: expected one GPU for a worker, got a group; groups are for a recipe with launch",
         ),
         (("--workers", "0"), "workers: expected a whole number of at least 1, got 0"),
-        (("--patience", "3"), "patience: expected at least 15 seconds, three times the 5 between two signs of life"),
+        (("--patience", "3"), "patience: expected at least 40 seconds, twice the 20 for which a lock"),
         (
             ("--storage", "nowhere/jobs.journal"),
             "storage: cannot open nowhere/jobs.journal: there is no folder nowhere",

@@ -39,7 +39,8 @@ def waiting(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
         "import signal\nfrom gru_fast.jobs import command, pool\n"
         f"signal.signal(signal.SIGTERM, pool._interrupt)\ncommand.launched({line!r})"
     )
-    worker = subprocess.Popen([sys.executable, "-c", does], stderr=subprocess.DEVNULL)
+    # Not here: a checkout in which nothing is built hides the installed package.
+    worker = subprocess.Popen([sys.executable, "-c", does], cwd=tmp_path, stderr=subprocess.DEVNULL)
     wait_for(lambda: file.is_file() and bool(file.read_text()))
     return worker, int(file.read_text())
 

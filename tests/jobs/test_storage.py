@@ -14,7 +14,7 @@ _BEGIN = """
 import optuna
 from gru_fast.jobs import storage
 
-storage._GRACE_SECONDS = 3  # the least that Optuna takes without a warning
+storage.GRACE_SECONDS = 3  # the least that Optuna takes without a warning
 opened = storage.open_storage("folder/jobs.journal")
 """
 

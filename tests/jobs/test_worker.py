@@ -230,12 +230,12 @@ def test_a_process_that_was_stopped_first_gives_its_sign(
 
 
 def test_least_patience() -> None:
-    assert problems_of_patience(15.0) == []
+    assert problems_of_patience(40.0) == []
     assert problems_of_patience(float("inf")) == []
-    for seconds in (14.9, 0.0, -1.0, float("nan")):
-        assert problems_of_patience(seconds) == [
-            "patience: expected at least 15 seconds, three times the 5 between two signs of life, got " + str(seconds)
-        ]
+    for seconds in (39.9, 0.0, -1.0, float("nan")):
+        (said,) = problems_of_patience(seconds)
+        assert said.startswith("patience: expected at least 40 seconds, twice the 20 for which a lock")
+        assert said.endswith(f", got {seconds}")
 
 
 def test_signs_of_life_are_given(fill: Callable[..., Queue], tmp_path: Path) -> None:

@@ -233,8 +233,14 @@ def test_commands_that_are_launched() -> None:
         "gru-fast unlearn",  # it cannot be sharded, and need not be
         "torchrun -m gru_fast.cli eval tofu",
     ]
-    # How many processes do it is no setting: a study may go on with others.
-    assert jobs(plan) == jobs(plan_of(methods={"ga": {}, "rmu": {}}, along={"methods": ["ga"]}))
+    # A study may go on with more processes that evaluate, not with more that share the rows of a step.
+    others = plan_of(methods={"ga": {}, "rmu": {}}, along={"methods": ["ga"]}, launch={**launch, "eval": "other"})
+    assert jobs(plan) == jobs(others)
+    more = plan_of(methods={"ga": {}, "rmu": {}}, along={"methods": ["ga"]}, launch={**launch, "unlearn": "other"})
+    for method, is_same in (("ga", False), ("rmu", True)):
+        name = f"forget05-seed3-{method}"
+        steps = [settings_of(jobs(each)[name].spec["steps"]) for each in (plan, more)]
+        assert (steps[0] == steps[1]) == is_same
 
 
 @pytest.mark.parametrize("name", ["tofu-llama2", "muse-books", "wmdp-zephyr"])

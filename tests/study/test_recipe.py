@@ -92,6 +92,7 @@ def test_points_of_a_sensitivity_come_once() -> None:
             "launch: expected what starts finetune, unlearn, tru, eval, calibrate,",
         ),
         ({"launch": {"eval": " "}}, "got eval: ' '"),
+        ({"launch": {"eval": "torchrun 'x"}}, 'got eval: "torchrun \'x"'),
         ({"unlearn": {"seed": 7}}, "unlearn: seed is the study's to say; leave it out"),
         ({"methods": {"ga": {"rectify": True}}}, "methods: ga: rectify is the study's to say"),
         ({"splits": {"forget05": {"unlearn": {"split": "x"}}}}, "splits: forget05: unlearn: split is the study's"),

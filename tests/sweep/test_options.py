@@ -41,7 +41,7 @@ def test_texts_become_sorted_numbers() -> None:
         ({"workers": 0}, "workers: expected a whole number of at least 1, got 0"),
         ({"trials": 0}, "trials: expected a whole number of at least 1, got 0"),
         ({"share": 1.1}, r"share: expected a number in \[0, 1\], got 1\.1"),
-        ({"patience": 0}, "patience: expected at least 15 seconds, three times the 5 between two signs of life, got 0"),
+        ({"patience": 0}, "patience: expected at least 40 seconds, twice the 20 for which a lock"),
         ({"study": "a/b"}, "study: expected a name without a slash, got 'a/b'"),
         ({"sampler": "tpe", "taus": [1, "none"]}, "taus: expected numbers with --sampler tpe"),
         ({"share": -1, "workers": 0}, "workers: .*; share: "),

@@ -76,6 +76,8 @@ class StudyOptions:
         problems = problems_of_patience(self.patience)
         if self.workers < 1:
             problems.append(f"workers: expected a whole number of at least 1, got {self.workers}")
+        if not self.study or "/" in self.study:
+            problems.append(f'study: expected a name without "/", got "{self.study}"')
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -210,7 +212,9 @@ def _check_launchers(plan: Plan) -> None:
     for name, line in plan.recipe.launch.items():
         program = shlex.split(line)[0]
         if shutil.which(program) is None:
-            raise FileNotFoundError(f"launch: {name}: no program {program} on PATH; activate its environment, or name its file")
+            raise FileNotFoundError(
+                f"launch: {name}: no program {program} on PATH; activate its environment, or name its file"
+            )
 
 
 def _devices(plan: Plan, how: StudyOptions) -> tuple[str, ...]:
@@ -225,9 +229,9 @@ def _devices(plan: Plan, how: StudyOptions) -> tuple[str, ...]:
     if how.workers == 1:
         group = ",".join(given or pool.visible_devices())
         return (group,) if group else ()
-    if not given:
+    if len(given) < how.workers:
         raise ValueError(
-            f"workers: what {how.workers} of them launch would share all GPUs; give --devices a group for each, e.g. "
+            f"workers: what {how.workers} of them launch would share GPUs; give --devices a group for each, e.g. "
             "0+1+2+3 4+5+6+7, or --workers 1"
         )
     return given
@@ -249,8 +253,6 @@ def _check_jobs(plan: Plan, how: StudyOptions, status: Mapping[str, Status]) -> 
     """Refuses a folder whose jobs were made with other options, or that holds more than the recipe: a report must show
     all that was run. More seeds and methods are jobs of their own, and may come later.
     """
-    from gru_fast import runs
-    from gru_fast.jobs.command import has_weights
     from gru_fast.jobs.queue import differences
     from gru_fast.study.task import settings_of
 
@@ -267,17 +269,18 @@ def _check_jobs(plan: Plan, how: StudyOptions, status: Mapping[str, Status]) -> 
             raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; {instead}")
     for name, new in wanted.items():
         run = None if name in status else _calibrated_run(new.spec["steps"])
-        if run is not None and runs.is_run(run) and runs.read_run(run).complete and not has_weights(run):
+        of = {"do": "delete", "run": run}
+        if run is not None and any(of in status[each].spec["steps"] for each in new.needs if each in status):
             raise ValueError(
-                f"{plan.folder}: {name} needs the weights of {run}, which were deleted when it was evaluated; "
-                f"{instead}, or begin with --keep-models what calibration may be added to"
+                f"{plan.folder}: {name} needs the weights of {run}, which its own job deletes when it has evaluated "
+                f"them; {instead}, or begin with --keep-models what calibration may be added to"
             )
 
 
-def _calibrated_run(steps: Sequence[Mapping[str, Any]]) -> Path | None:
+def _calibrated_run(steps: Sequence[Mapping[str, Any]]) -> str | None:
     """The run that a job calibrates; None if it does something else."""
     argv = steps[0].get("argv", [""])
-    return Path(argv[argv.index("--model") + 1]) if argv[0] == "calibrate" else None
+    return str(argv[argv.index("--model") + 1]) if argv[0] == "calibrate" else None
 
 
 def _status(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
