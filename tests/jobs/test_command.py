@@ -18,7 +18,7 @@ WAITS = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); t
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -71,7 +71,7 @@ def test_a_program_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
 def test_asked_to_stop_a_worker_takes_it_along(tmp_path: Path) -> None:
     worker, pid = waiting(tmp_path)
     worker.terminate()
-    assert worker.wait(30) != 0
+    assert worker.wait(90) != 0
     wait_for(lambda: has_ended(pid))
 
 
@@ -79,5 +79,5 @@ def test_asked_to_stop_a_worker_takes_it_along(tmp_path: Path) -> None:
 def test_killed_a_worker_takes_it_along(tmp_path: Path) -> None:
     worker, pid = waiting(tmp_path)
     os.kill(worker.pid, signal.SIGKILL)
-    worker.wait(30)
+    worker.wait(90)
     wait_for(lambda: has_ended(pid))
