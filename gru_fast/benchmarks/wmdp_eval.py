@@ -11,8 +11,6 @@ examples are shown and no chat template is used, as in the published numbers. Ne
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -26,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast.benchmarks.record_folder import check_alike, differing
-from gru_fast.benchmarks.rows import load_rows, nearest
+from gru_fast.benchmarks.rows import nearest
 from gru_fast.benchmarks.scoring import Subject, check_whole
 from gru_fast.benchmarks.summaries import SUMMARY_FILE, finished
 from gru_fast.benchmarks.wmdp_model import shared
+from gru_fast.benchmarks.wmdp_questions import contents, definition, local_task
 from gru_fast.processes import here, on_first
 from gru_fast.runs import read_json, write_json
 from gru_fast.unlearn.identity import fingerprint
@@ -37,9 +36,6 @@ from gru_fast.unlearn.references import frozen
 
 HELP = "accuracy of a model on WMDP's questions and on MMLU, through lm-eval"
 TASKS = ("wmdp_bio", "wmdp_cyber", "mmlu")
-_SUBJECTS = {"wmdp_bio": "biology", "wmdp_chem": "chemistry", "wmdp_cyber": "cybersecurity"}
-_LETTERS = ("A", "B", "C", "D")
-_FIELDS: dict[str, type] = {"question": str, "choices": list}
 
 
 @dataclass
@@ -95,17 +91,18 @@ def title(options: WmdpEvalOptions) -> str:
 
 def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
-    file = subject.output_dir / SUMMARY_FILE
+    local = _local_specs(options)
+    file, settings = subject.output_dir / SUMMARY_FILE, _settings(options, local, subject.asked)
 
     def known() -> dict[str, Any] | None:
-        is_there = finished(subject.output_dir, wanted(options, subject.asked)) and subject.is_older_than(file)
+        is_there = finished(subject.output_dir, settings) and subject.is_older_than(file)
         return read_json(file) if is_there and not subject.overwrite else None
 
     summary = on_first(known)
     if summary is not None:
         return summary
     # What would be refused after the model is loaded is refused before.
-    specs = _local_specs(options) or task_specs(options.tasks)
+    specs = local or task_specs(options.tasks)
     model, tokenizer, _ = subject.load()
     return evaluate(
         model,
@@ -122,7 +119,11 @@ def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
 
 def wanted(options: WmdpEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
-    tasks = _contents(_local_specs(options) or dict.fromkeys(options.tasks))
+    return _settings(options, _local_specs(options), asked)
+
+
+def _settings(options: WmdpEvalOptions, local: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = contents(local or dict.fromkeys(options.tasks))
     return {"tasks": tasks, "limit": options.limit or None, "model_options": asked}
 
 
@@ -195,11 +196,11 @@ def evaluate(
     folder, file = Path(output_dir) / "tasks", Path(output_dir) / SUMMARY_FILE
     specs = tasks if isinstance(tasks, Mapping) else task_specs(tasks)
     settings = {"limit": limit, "dtype": str(model.dtype).removeprefix("torch."), "model": fingerprint(model)}
-    check_alike(Path(output_dir), {**settings, "tasks": _contents(specs)})
+    check_alike(Path(output_dir), {**settings, "tasks": contents(specs)})
     seconds, found = 0.0, {}
     for name, spec in specs.items():
         task = folder / f"{name}.json"
-        wanted = {**settings, "questions": _contents({name: spec})[name]}
+        wanted = {**settings, "questions": contents({name: spec})[name]}
         done = None if overwrite else on_first(partial(_read_task, task, wanted))
         if done is None:
             on_first(partial(file.unlink, missing_ok=True))  # else a stopped evaluation would look finished
@@ -215,7 +216,7 @@ def evaluate(
         "seconds": seconds,
         "settings": {
             "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
-            "tasks": _contents(specs),
+            "tasks": contents(specs),
             "batch_size": batch_size,
             **settings,
         },
@@ -253,7 +254,7 @@ def task_specs(tasks: Sequence[str], questions: str | Path | None = None) -> dic
         folder = Path(questions).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(f"questions: expected a folder with TASK.jsonl for each task, got {questions}")
-        return {name: _local_task(name, folder) for name in tasks}
+        return {name: local_task(name, folder) for name in tasks}
     known = _task_manager(own=True).all_tasks
     for name in tasks:
         if name not in known:
@@ -261,34 +262,7 @@ def task_specs(tasks: Sequence[str], questions: str | Path | None = None) -> dic
     return {name: name for name in tasks}
 
 
-def prompt(row: Mapping[str, Any], subject: str | None) -> str:
-    """A question as lm-eval's own wmdp and mmlu tasks put it; what follows is " A", " B", " C" or " D"."""
-    choices = "".join(f"{letter}. {text}\n" for letter, text in zip(_LETTERS, row["choices"], strict=True))
-    about = f"The following are multiple choice questions (with answers) about {subject}.\n\n" if subject else ""
-    return f"{about}{row['question'].strip()}\n{choices}Answer:"
-
-
 # ---- parts -----------------------------------------------------------------------------------------------------------
-
-
-def _contents(specs: Mapping[str, Any]) -> dict[str, str | None]:
-    """Hash of the questions of each task; None of lm-eval's own."""
-    return {name: spec["content"] if isinstance(spec, dict) else None for name, spec in specs.items()}
-
-
-def _local_task(name: str, folder: Path) -> dict[str, Any]:
-    rows = load_rows(folder, name, _FIELDS)
-    asked = []
-    for index, row in enumerate(rows):
-        where = f"{folder / name}, row {index}"
-        if len(row["choices"]) != len(_LETTERS):
-            raise ValueError(f'{where}: field "choices": expected {len(_LETTERS)} texts, got {len(row["choices"])}')
-        if row.get("answer") not in range(len(_LETTERS)):
-            raise ValueError(f'{where}: field "answer": expected 0, 1, 2 or 3, got {row.get("answer")!r}')
-        subject = _SUBJECTS.get(name, row.get("subject"))
-        asked.append({"prompt": prompt(row, subject and subject.replace("_", " ")), "answer": row["answer"]})
-    content = hashlib.blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()
-    return {"name": name, "rows": asked, "content": content}
 
 
 def _ask(
@@ -303,7 +277,7 @@ def _ask(
         with _quiet():
             asked = shared(hf.HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
             manager = _task_manager(own=not isinstance(spec, dict))
-            loaded = manager.load([_definition(spec) if isinstance(spec, dict) else spec])
+            loaded = manager.load([definition(spec) if isinstance(spec, dict) else spec])
         for task in loaded["tasks"].values():
             task.set_config(key="num_fewshot", value=0)
         # Its bars cannot be switched off.
@@ -346,23 +320,6 @@ def _answer(name: str, sample: Mapping[str, Any]) -> dict[str, Any]:
         "target": sample["target"],
         "log_likelihoods": [float(value[0]) for value in sample["filtered_resps"]],
         "correct": bool(sample["acc"]),
-    }
-
-
-def _definition(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A task of our own rows as lm-eval takes it."""
-    import datasets
-
-    rows = datasets.Dataset.from_list(spec["rows"])
-    return {
-        "task": spec["name"],
-        "custom_dataset": lambda **_: {"test": rows},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{prompt}}",
-        "doc_to_choice": list(_LETTERS),
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
 
 

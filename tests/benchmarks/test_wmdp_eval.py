@@ -14,7 +14,8 @@ import wmdp_files
 import yaml
 
 from gru_fast.benchmarks import wmdp_eval
-from gru_fast.benchmarks.wmdp_eval import WmdpEvalOptions, evaluate, prompt, summarize, task_specs
+from gru_fast.benchmarks.wmdp_eval import WmdpEvalOptions, evaluate, summarize, task_specs
+from gru_fast.benchmarks.wmdp_questions import definition, prompt
 
 needs_lm_eval = pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("lm_eval") is None, reason="lm-eval is not installed: gru_fast[wmdp]"
@@ -61,10 +62,7 @@ def test_prompts_are_those_of_lm_evals_own_tasks(name: str, tmp_path: Path) -> N
     config = _yaml(Path(lm_eval.__file__).parent / "tasks" / OWN[name])
     rows = datasets.Dataset.from_list([row])
     config = {**config, "custom_dataset": lambda **_: {"test": rows, "dev": rows}}
-    own, ours = (
-        TaskManager(include_defaults=False).load([definition])["tasks"][name]
-        for definition in (config, wmdp_eval._definition(spec))
-    )
+    own, ours = (TaskManager(include_defaults=False).load([each])["tasks"][name] for each in (config, definition(spec)))
     for task in (own, ours):
         task.set_config(key="num_fewshot", value=0)
         task.build_all_requests()
