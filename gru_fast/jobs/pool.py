@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gru_fast.jobs.command import DEVICES
 from gru_fast.jobs.queue import Queue
 from gru_fast.jobs.status import Status
-from gru_fast.jobs.storage import Outage, open_storage
+from gru_fast.jobs.storage import Outage, file_of, open_storage
 from gru_fast.jobs.worker import BEAT_SECONDS, EXIT_TAKEN_OVER, Task, work
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ class Address:
     def open(self) -> Queue:
         """The queue."""
         return Queue(open_storage(self.storage), self.name, self.groups, self.patience)
+
+    def open_made(self) -> Queue | None:
+        """The queue, if somebody has made all of it; nothing is made by looking."""
+        file = file_of(self.storage)
+        queue = self.open() if file is None or file.is_file() else None
+        return queue if queue is not None and queue.is_made() else None
 
 
 @dataclass(frozen=True)

@@ -262,10 +262,11 @@ class _Work(ExitStack):
         alone = dataclasses.replace(self.model, model=names[alpha], revision=self.model.revision if alpha else None)
         wanted = self.evaluation.wanted(self.chosen, evaluating.asked_for(alone))
         for file in sorted(folder.glob(f"eval/*/{SUMMARY_FILE}")):
-            is_newer = evaluating.newest(names[alpha]) < file.stat().st_mtime
+            if not finished(file.parent, wanted) or evaluating.newest(names[alpha]) >= file.stat().st_mtime:
+                continue
             # Else the two ends would be compared with a retrained model, and what is between them with none.
             is_compared = bool(runs.read_json(file)["settings"].get("retain_logs"))
-            if finished(file.parent, wanted) and is_newer and (not is_compared or self.chosen.retain_logs):
+            if not is_compared or self.chosen.retain_logs:
                 take_over(file.parent, self._point(alpha), self._asked(alpha))
                 return
 

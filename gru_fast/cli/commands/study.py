@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gru_fast.jobs.pool import Address
     from gru_fast.jobs.status import Status
     from gru_fast.study.plan import Plan
 
@@ -166,15 +167,15 @@ def _print_commands(jobs: Mapping[str, Any], launch: Mapping[str, str]) -> None:
 # ---- the work --------------------------------------------------------------------------------------------------------
 
 
-def _address(plan: Plan, how: StudyOptions) -> Any:
-    from gru_fast.jobs import pool
+def _address(plan: Plan, how: StudyOptions) -> Address:
+    from gru_fast.jobs.pool import Address
 
-    return pool.Address(how.storage or str(plan.folder / _JOURNAL), how.study, plan.groups, how.patience)
+    return Address(how.storage or str(plan.folder / _JOURNAL), how.study, plan.groups, how.patience)
 
 
 def _work(plan: Plan, how: StudyOptions, file: Path) -> Mapping[str, Status]:
     from gru_fast.jobs import pool
-    from gru_fast.jobs.progress import Progress
+    from gru_fast.jobs.progress import run_shown
     from gru_fast.jobs.storage import check_folder
     from gru_fast.study import load
     from gru_fast.study.plan import LOGS
@@ -185,21 +186,17 @@ def _work(plan: Plan, how: StudyOptions, file: Path) -> Mapping[str, Status]:
     devices = _devices(plan, how)
     if how.storage:
         check_folder(how.storage)
-    if _is_begun(plan, how):
-        _check_jobs(plan, how, _address(plan, how).open().status())
-    _keep_recipe(plan, load.title(file))
     address = _address(plan, how)
-    queue = address.open()
+    made = address.open_made()
+    if made is not None:
+        _check_jobs(plan, how, made.status())
+    _keep_recipe(plan, load.title(file))
+    queue = made or address.open()
     queue.make({group: {} for group in plan.groups}, plan.jobs())
     if how.retry_failed:
         queue.retry_failed()
     workers = pool.Workers(StudyTask(plan.recipe.launch), plan.folder / LOGS, how.workers, devices)
-    with Progress(str(plan.folder), partial(_outcome, plan)) as progress:
-        try:
-            return pool.run(address, workers, progress.show)
-        except KeyboardInterrupt:
-            print(f"\nstopped; the same command goes on in {plan.folder}", file=sys.stderr)
-            raise
+    return run_shown(address, workers, plan.folder, partial(_outcome, plan))
 
 
 def _check_folder(folder: Path) -> None:
@@ -284,24 +281,12 @@ def _calibrated_run(steps: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _status(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
-    if not _is_begun(plan, how):
+    queue = _address(plan, how).open_made()
+    if queue is None:
         raise FileNotFoundError(f"{plan.folder}: no study in it; leave --report out to begin it")
-    status: Mapping[str, Status] = _address(plan, how).open().status()
+    status = queue.status()
     _check_jobs(plan, how, status)
     return status
-
-
-def _is_begun(plan: Plan, how: StudyOptions) -> bool:
-    """Whether the storage has jobs of this study."""
-    import optuna
-
-    from gru_fast.jobs.storage import open_storage
-
-    address = _address(plan, how)
-    if "://" not in address.storage and not Path(address.storage).is_file():
-        return False
-    there = optuna.get_all_study_names(open_storage(address.storage))
-    return all(f"{address.name}/{group}" in there for group in plan.groups)
 
 
 def _outcome(plan: Plan, job: Status) -> str:

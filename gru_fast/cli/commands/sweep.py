@@ -14,7 +14,6 @@ keep --share of the original model's Model Utility.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 def _work(plan: Plan) -> Mapping[str, Status]:
     """Does what is left to do."""
     from gru_fast.jobs import pool
-    from gru_fast.jobs.progress import Progress
+    from gru_fast.jobs.progress import run_shown
     from gru_fast.jobs.storage import check_folder
     from gru_fast.sweep.plan import LOGS
 
@@ -71,23 +70,15 @@ def _work(plan: Plan) -> Mapping[str, Status]:
     if plan.options.retry_failed:
         queue.retry_failed()
     workers = pool.Workers(_task(plan), plan.folder / LOGS, plan.options.workers, tuple(plan.options.devices or ()))
-    with Progress(str(plan.folder), _outcome) as progress:
-        try:
-            return pool.run(address, workers, progress.show)
-        except KeyboardInterrupt:
-            print(f"\nstopped; the same command goes on in {plan.folder}", file=sys.stderr)
-            raise
+    return run_shown(address, workers, plan.folder, _outcome)
 
 
 def _status(plan: Plan) -> Mapping[str, Status]:
     """How the jobs stand; nothing is made or claimed."""
-    from gru_fast.jobs.storage import file_of
     from gru_fast.sweep.plan import SETTINGS
 
-    file = file_of(plan.address)
-    is_begun = (plan.folder / SETTINGS).is_dir() and (file is None or file.is_file())
-    queue = _address(plan).open() if is_begun else None
-    if queue is None or not queue.is_made():
+    queue = _address(plan).open_made() if (plan.folder / SETTINGS).is_dir() else None
+    if queue is None:
         raise FileNotFoundError(f"{plan.folder}: no sweep in it; leave --report out to begin it")
     queue.check(plan.settings())
     return queue.status()
