@@ -29,7 +29,7 @@ import torch
 from forms import Form, parameters_with
 from problem import Problem
 
-from gru_fast.reference import ReferencePasses
+from gru_fast.core.backends.reference import ReferencePasses
 
 Rows = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 

@@ -156,7 +156,7 @@ build() {
 
 # The files that hold tests marked cuda, all of them (tests/test_gpu_check.py): others import what may not be there.
 tests() {
-  local files=(test_build test_cuda test_ema test_ops test_passes test_promises test_vectors) chosen=(-m cuda) name
+  local files=(test_build core/test_cuda core/test_ema core/test_ops core/test_passes core/test_promises core/test_vectors) chosen=(-m cuda) name
   [[ $device == cpu ]] && chosen=(-k by_hand)
   for name in "${files[@]}"; do
     chosen+=("$root/tests/$name.py")

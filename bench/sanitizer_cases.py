@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 import gru_fast
-from gru_fast.vectors import accumulate_task_vector_, interpolate_, subtract_
+from gru_fast.core.vectors import accumulate_task_vector_, interpolate_, subtract_
 
 _GAMMA = 0.25
 _SIZES = (0, 1, 3, 7, 8, 9, 0, 31, 64, 127, 1000, 4095, 4096, 4097, 65535, 65537, 0)

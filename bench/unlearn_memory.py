@@ -71,7 +71,7 @@ def tiny_model(tokenizer: Any) -> Any:
 def measure(args: argparse.Namespace, mode: str) -> dict[str, Any]:
     """One run of `args.steps` steps."""
     from gru_fast.benchmarks import tofu
-    from gru_fast.models import ModelOptions, load_model, load_template, load_tokenizer
+    from gru_fast.models.load import ModelOptions, load_model, load_template, load_tokenizer
     from gru_fast.unlearn import UnlearnTrainer
 
     options = ModelOptions(args.model, tokenizer=args.tokenizer)

@@ -24,7 +24,7 @@ import torch
 from timing import clock_for, measure, quantiles
 from torch import Tensor
 
-from gru_fast.vectors import accumulate_task_vector_
+from gru_fast.core.vectors import accumulate_task_vector_
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LIMIT = 1e-4  # of |error| / |mean|: what is added is float32 whatever the parameters are

@@ -12,19 +12,23 @@ In a training loop, with ``retain_loss`` on data to keep and ``unlearn_loss`` on
         optimizer.zero_grad()
 
 Afterwards the gradient has no component that would raise the retain loss to first order. ``gru_fast.measure`` looks on
-and changes nothing, ``gru_fast.reference`` is the same in plain PyTorch, ``gru_fast.unlearn`` has the objectives and
-trainers in the manner of ``transformers``, ``gru_fast.build_info()`` says what runs where.
+and changes nothing, ``gru_fast.reference`` is the same in plain PyTorch, ``gru_fast.vectors`` is task vectors,
+``gru_fast.unlearn`` has the objectives and trainers in the manner of ``transformers``, ``gru_fast.build_info()`` says
+what runs where.
 """
 
-from gru_fast import library, ops, reference
-from gru_fast._load import core
-from gru_fast.ema import RetainEMA
-from gru_fast.info import build_info
-from gru_fast.rectification import Rectification
-from gru_fast.rectify import measure, rectify_
+from gru_fast import reference, vectors
+from gru_fast.core import ops
+from gru_fast.core.backends import library
+from gru_fast.core.ema import RetainEMA
+from gru_fast.core.info import build_info
+from gru_fast.core.load import core
+from gru_fast.core.rectify import measure, rectify_
+from gru_fast.core.result import Rectification
 
 __version__: str = core.VERSION
 
 __all__ = [
     "Rectification", "RetainEMA", "__version__", "build_info", "library", "measure", "ops", "rectify_", "reference",
+    "vectors",
 ]  # fmt: skip

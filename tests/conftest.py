@@ -9,8 +9,8 @@ import pytest
 import torch
 from processes import Processes
 
-from gru_fast import native, reference
-from gru_fast._load import core
+from gru_fast.core.backends import native, reference
+from gru_fast.core.load import core
 
 _DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 if not torch.cuda.is_available():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gru_fast import processes
+from gru_fast.runs import processes
 
 
 class LibraryError(FileNotFoundError):

@@ -10,8 +10,8 @@ import torch
 from tiny import llama, rows
 from torch import Tensor, nn
 
+from gru_fast.data.sequences import Encoded
 from gru_fast.unlearn import tru
-from gru_fast.unlearn.data import Encoded
 from gru_fast.unlearn.task_vector import TaskVector, TaskVectorOptions
 
 TWO = ((2.0, 0.0), (2.0, 2.0))  # what the model sees of token 0, and of token 1

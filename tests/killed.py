@@ -8,8 +8,8 @@ import sys
 from itertools import count
 from typing import Any
 
-from gru_fast.benchmarks.record_folder import RecordFolder
 from gru_fast.cli import main
+from gru_fast.evaluation.record_folder import RecordFolder
 
 _calls = count(1)
 _append = RecordFolder.append

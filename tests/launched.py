@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from gru_fast.cli import main
-from gru_fast.sharding import is_sharded, local
+from gru_fast.core.sharded.shards import is_sharded, local
+from gru_fast.data.pairs import UnlearnDataset
 from gru_fast.unlearn import UnlearnTrainer
-from gru_fast.unlearn.data import UnlearnDataset
-from gru_fast.unlearn.fsdp import sharded_modules
+from gru_fast.unlearn.engines.fsdp import sharded_modules
 
 ROWS_A_STEP = 4  # of all processes and micro-batches together
 STATISTICS = ("loss", "retain_loss", "forget_loss", "cos", "norm_before", "norm_after", "norm_ema", "conflict")
@@ -292,7 +292,7 @@ def sharded_refused() -> str:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from gru_fast.benchmarks.scoring import check_whole
+    from gru_fast.evaluation.scoring import check_whole
 
     check_whole(tiny.llama())  # as it is, it may be evaluated
     sharded = fully_shard(tiny.llama(), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from gru_fast.benchmarks.record_folder import RecordFolder, RowSet, score_sets
-from gru_fast.processes import here
+from gru_fast.evaluation.record_folder import RecordFolder, RowSet, score_sets
+from gru_fast.runs.processes import here
 
 
 class Work:
@@ -60,7 +60,7 @@ def refused(path: Path, settings: list[str]) -> str:
 def writes(path: Path) -> int:
     """How often a process that begins anew writes the settings, or takes an old file away."""
     with (
-        patch("gru_fast.benchmarks.record_folder.write_json") as written,
+        patch("gru_fast.evaluation.record_folder.write_json") as written,
         patch("pathlib.Path.unlink") as removed,
         patch("pathlib.Path.glob", return_value=[path / "old.jsonl"]),
     ):

@@ -16,8 +16,8 @@ import torch
 from interpreter import run_python
 
 import gru_fast
-from gru_fast._load import core
 from gru_fast.cli import main
+from gru_fast.core.load import core
 
 PACKAGE = Path(gru_fast.__file__).parent
 
@@ -139,7 +139,7 @@ def test_cli_error_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     def fail() -> dict[str, object]:
         raise ValueError("first line\n  second line")
 
-    monkeypatch.setattr("gru_fast.info.build_info", fail)
+    monkeypatch.setattr("gru_fast.core.info.build_info", fail)
     assert main(["info"]) == 1
     assert capsys.readouterr().err == "gru-fast info: ValueError: first line second line\n"
     with pytest.raises(ValueError, match="first line"):
@@ -160,9 +160,10 @@ def test_cli_into_closed_pipe(tmp_path: Path) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A folder with a package gru_fast that has no compiled module."""
-    (tmp_path / "gru_fast").mkdir()
-    (tmp_path / "gru_fast" / "__init__.py").write_text("from gru_fast._load import core\n")
-    shutil.copy(PACKAGE / "_load.py", tmp_path / "gru_fast")
+    (tmp_path / "gru_fast" / "core").mkdir(parents=True)
+    (tmp_path / "gru_fast" / "__init__.py").write_text("from gru_fast.core.load import core\n")
+    (tmp_path / "gru_fast" / "core" / "__init__.py").touch()
+    shutil.copy(PACKAGE / "core" / "load.py", tmp_path / "gru_fast" / "core")
     return tmp_path
 
 

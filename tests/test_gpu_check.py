@@ -116,8 +116,8 @@ def runs_on_cuda(file: Path) -> bool:
 def test_gpu_check_runs_every_file_with_cuda_tests() -> None:
     files = [file for file in TESTS.rglob("test_*.py") if file != Path(__file__) and runs_on_cuda(file)]
     assert sorted(named_files()) == sorted(files)
-    assert TESTS / "test_vectors.py" in files  # by the fixture alone
-    assert TESTS / "test_errors.py" not in files  # `passes` is a parameter there
+    assert TESTS / "core" / "test_vectors.py" in files  # by the fixture alone
+    assert TESTS / "core" / "test_errors.py" not in files  # `passes` is a parameter there
 
 
 def test_gpu_check_needs_few_packages_to_collect(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gru_fast
-from gru_fast._load import core
+from gru_fast.core.load import core
 
 pytestmark = pytest.mark.core
 

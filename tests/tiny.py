@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from gru_fast.unlearn.data import Encoded, UnlearnDataset
+from gru_fast.data.pairs import UnlearnDataset
+from gru_fast.data.sequences import Encoded
 
 VOCAB_SIZE = 48
 

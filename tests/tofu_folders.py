@@ -74,7 +74,7 @@ def teach(folder: Path, data: Path, epochs: int = 40) -> Path:
     from transformers import LlamaForCausalLM
 
     from gru_fast.benchmarks import tofu
-    from gru_fast.benchmarks.templates import TEMPLATES, encode_rows
+    from gru_fast.data.templates import TEMPLATES, encode_rows
 
     known = tofu.load("retain_perturbed", data) + tofu.load("forget05_perturbed", data)
     pairs = [(row["question"], row[name]) for row in known for name in ("answer", "paraphrased_answer")]

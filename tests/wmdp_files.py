@@ -90,7 +90,7 @@ def save_model(folder: Path, seed: int = 0) -> Path:
 
 def asked(questions: Path, out: Path, batch_size: int) -> tuple[int, dict[str, Any]]:
     """An evaluation: how often this process has run the model, and the summary."""
-    from gru_fast.benchmarks.wmdp_eval import TASKS, evaluate, task_specs
+    from gru_fast.benchmarks.wmdp.evaluate import TASKS, evaluate, task_specs
 
     subject, calls = model(), []
     subject.register_forward_pre_hook(lambda *_: calls.append(1))

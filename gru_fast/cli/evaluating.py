@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gru_fast.models import ModelOptions
+    from gru_fast.models.load import ModelOptions
 
 _MODEL_FIELDS = ("model", "revision", "tokenizer", "template", "dtype", "attn_implementation")
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "tokenizer*", "adapter_config.json")
@@ -27,7 +27,7 @@ def asked_for(model: ModelOptions) -> dict[str, Any]:
 
 def load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any]:
     """The model on its device, its tokenizer and its prompts' template."""
-    from gru_fast.models import check_vocabulary, device_of, load_model, load_template, load_tokenizer
+    from gru_fast.models.load import check_vocabulary, device_of, load_model, load_template, load_tokenizer
 
     place = device_of(device)  # its message, before anything is loaded
     tokenizer = load_tokenizer(model_options)
@@ -39,7 +39,7 @@ def load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any
 
 def newest(model: str) -> float:
     """When the newest file of a model was written, in seconds since 1970; 0 for one on the hub."""
-    from gru_fast.models import find
+    from gru_fast.models.load import find
 
     found = find(model)
     if found is None:

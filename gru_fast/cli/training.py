@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gru_fast import runs
-from gru_fast.cli import options
-from gru_fast.unlearn.checkpoint import last_checkpoint
+from gru_fast.options import flags as options
+from gru_fast.runs.checkpoint import last_checkpoint
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gru_fast.benchmarks.templates import Template
+from gru_fast.data.templates import Template
 
 VOCAB_SIZE = 1024
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

@@ -67,7 +67,7 @@ def read_log(path: str | Path, split: str | None = None) -> Records:
 
 def write_log(records: Records, path: str | Path) -> None:
     """Writes records in the original layout, which the original code's aggregation reads. Replaces the file at once."""
-    from gru_fast.runs import write_json
+    from gru_fast.runs.files import write_json
 
     content = {_ORIGINAL_SETS[name]: _to_original(name, rows) for name, rows in records.items() if rows}
     write_json(Path(path), content)

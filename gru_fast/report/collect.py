@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast import benchmarks
-from gru_fast.runs import Run, is_run, read_run
+from gru_fast.runs.folder import Run, is_run, read_run
 
 _DEPTH = 3  # how far below a given folder runs are looked for
 

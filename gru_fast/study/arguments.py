@@ -101,7 +101,7 @@ class Arguments:
         from gru_fast import benchmarks
         from gru_fast.cli.commands import eval as evaluate
         from gru_fast.cli.commands import finetune, tru
-        from gru_fast.models import ModelOptions
+        from gru_fast.models.load import ModelOptions
 
         recipe, benchmark = self.recipe, benchmarks.get(self.recipe.benchmark)
         for split in recipe.splits:
@@ -149,7 +149,7 @@ def _some(places: Sequence[str]) -> str:
 
 def flags(options: Mapping[str, Any]) -> list[str]:
     """Options as a command line: ``flags({"tau": None, "stg": [1, 2]}) == ["--tau", "null", "--stg", "1", "2"]``."""
-    from gru_fast.cli.options import flag
+    from gru_fast.options.flags import flag
 
     return [text for name, value in options.items() for text in (flag(name), *_texts(value))]
 
@@ -172,8 +172,8 @@ def _check_path(name: str) -> None:
 
 def _resolve(values: Mapping[str, Any], classes: tuple[type, ...], config: str | None = None) -> tuple[Any, ...]:
     """The options of a command that is given ``values`` as flags."""
-    from gru_fast.cli import options
-    from gru_fast.cli.coerce import nearest
+    from gru_fast.options import flags as options
+    from gru_fast.options.coerce import nearest
 
     known = [part.name for cls in classes for part in fields(cls) if part.init]
     unknown = [f"{name}: no such option{nearest(name, known)}" for name in values if name not in known]

@@ -26,7 +26,7 @@ def find(recipe: str) -> Path:
     Raises:
         FileNotFoundError: neither; the message lists those there are.
     """
-    from gru_fast.cli.coerce import nearest
+    from gru_fast.options.coerce import nearest
 
     path, named = Path(recipe).expanduser(), RECIPES / f"{recipe.removesuffix('.yaml')}.yaml"
     if path.is_file():
@@ -47,7 +47,7 @@ def read(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
     Raises:
         ValueError: all that is wrong in it, with the file's name.
     """
-    from gru_fast.cli.coerce import read_yaml
+    from gru_fast.options.coerce import read_yaml
 
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def _section(cls: type[_T], content: Any, where: str, problems: list[str]) -> _T | None:
     """An instance of ``cls``; None where something is wrong, which is added to ``problems``."""
-    from gru_fast.cli.coerce import nearest
+    from gru_fast.options.coerce import nearest
 
     if content is None:
         content = {}
@@ -156,7 +156,7 @@ def _mapping(hint: Any, raw: Any, where: str, problems: list[str]) -> dict[str, 
 
 
 def _scalar(hint: Any, raw: Any, where: str, problems: list[str]) -> Any:
-    from gru_fast.cli.coerce import coerce
+    from gru_fast.options.coerce import coerce
 
     try:
         if typing.get_origin(hint) is list:

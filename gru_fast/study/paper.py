@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from gru_fast.runs import read_json
+from gru_fast.runs.files import read_json
 
 FILE = Path(__file__).with_name("paper.json")
 FOREIGN = "†"  # behind a value that is not from the paper

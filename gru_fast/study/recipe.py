@@ -127,7 +127,7 @@ class Sensitivity(Part):
 
     def problems(self) -> list[str]:
         """What cannot be."""
-        from gru_fast.checks import check_gamma, check_tau
+        from gru_fast.core.checks import check_gamma, check_tau
 
         found = [] if self.points(0.5) else ["expected gammas or taus"]
         for gamma, tau in self.points(0.5):
@@ -243,7 +243,7 @@ class Recipe:
 
     def _of_names(self) -> list[str]:
         from gru_fast import benchmarks
-        from gru_fast.cli.coerce import nearest
+        from gru_fast.options.coerce import nearest
         from gru_fast.unlearn import methods
 
         found = []

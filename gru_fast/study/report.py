@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gru_fast.report.figures import require
-from gru_fast.runs import write_text
+from gru_fast.runs.files import write_text
 from gru_fast.study import figures, page
 from gru_fast.study.render import FORMS, Table, markdown
 from gru_fast.study.results import StudyResults

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast.jobs.status import DONE
-from gru_fast.runs import read_json, write_text
+from gru_fast.runs.files import read_json, write_text
 
 FILE = "results.json"
 

@@ -166,7 +166,7 @@ def _how(argv: Sequence[str], run: Path) -> list[str]:
 
 
 def _print(step: Mapping[str, Any], runner: _Runner) -> None:
-    from gru_fast.runs import write_text
+    from gru_fast.runs.files import write_text
 
     output = io.StringIO()
     with command(step["argv"]) as args, contextlib.redirect_stdout(output):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gru_fast.benchmarks.tofu import HUB, idk_answers, load, retain_of
+from gru_fast.benchmarks.tofu.rows import HUB, idk_answers, load, retain_of
 
 Row = dict[str, Any]
 TAUGHT_TOO = "_world"  # names a subset that holds real authors and world facts besides
@@ -62,7 +62,7 @@ def write_model(folder: Path, data: Path, toy: Mapping[str, Any], template: str,
         toy: hidden_size, layers, vocab_size.
         template: name of the prompts' template.
     """
-    from gru_fast.benchmarks.templates import resolve_template
+    from gru_fast.data.templates import resolve_template
     from gru_fast.demo.model import make_model, make_tokenizer
 
     pairs = [(row["question"], row["answer"]) for row in load(f"full{TAUGHT_TOO}", data)]
@@ -89,6 +89,6 @@ def _keys(rows: Sequence[Row]) -> set[tuple[str, str]]:
 
 
 def _write(file: Path, lines: Sequence[str]) -> None:
-    from gru_fast.runs import write_text
+    from gru_fast.runs.files import write_text
 
     write_text(file, "".join(f"{line}\n" for line in lines))

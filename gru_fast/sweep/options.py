@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gru_fast.checks import check_gamma, check_tau
+from gru_fast.core.checks import check_gamma, check_tau
 from gru_fast.jobs.worker import problems_of_patience
 
 # The paper's grids (Appendix D).
@@ -98,7 +98,7 @@ class SweepOptions:
 
 
 def _problem_of_method(name: str) -> str:
-    from gru_fast.cli.coerce import nearest
+    from gru_fast.options.coerce import nearest
     from gru_fast.unlearn import methods
 
     known = methods.names()

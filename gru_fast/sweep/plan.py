@@ -16,8 +16,8 @@ from gru_fast.sweep.options import SweepOptions
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-    from gru_fast.benchmarks.tofu import TofuOptions
-    from gru_fast.models import ModelOptions
+    from gru_fast.benchmarks.tofu.rows import TofuOptions
+    from gru_fast.models.load import ModelOptions
     from gru_fast.unlearn import UnlearnConfig
 
 ORIGINAL = "original"  # the job and the group of the model that unlearning starts from
@@ -68,7 +68,7 @@ class Plan:
                 folder with something else in it.
         """
         from gru_fast.metrics.logs import read_log
-        from gru_fast.models import find
+        from gru_fast.models.load import find
 
         if self.folder.exists() and not self._is_ours():
             raise FileExistsError(f"output folder {self.folder} is not empty, and no sweep made it; choose another")
@@ -93,10 +93,10 @@ class Plan:
         Raises:
             ValueError: ``eval_options`` that cannot be.
         """
-        from gru_fast.benchmarks.tofu_eval import TofuEvalOptions
-        from gru_fast.cli import options
-        from gru_fast.cli.coerce import nearest
+        from gru_fast.benchmarks.tofu.evaluate import TofuEvalOptions
         from gru_fast.cli.commands.eval import EvalOptions
+        from gru_fast.options import flags as options
+        from gru_fast.options.coerce import nearest
 
         given = {str(name).replace("-", "_"): value for name, value in self.options.eval_options.items()}
         known = [field.name for cls in (TofuEvalOptions, EvalOptions) for field in dataclasses.fields(cls)]
@@ -122,7 +122,7 @@ class Plan:
     def settings(self) -> dict[str, dict[str, Any]]:
         """What each study is made with: all that its numbers depend on."""
         from gru_fast import runs
-        from gru_fast.cli.options import to_dict
+        from gru_fast.options.flags import to_dict
 
         common = {
             "model": self.model.model,
@@ -182,8 +182,8 @@ class Plan:
         """The files that the commands of every run start from, METHOD.yaml and eval.yaml."""
         import yaml
 
-        from gru_fast.cli.options import config_text
-        from gru_fast.runs import write_text
+        from gru_fast.options.flags import config_text
+        from gru_fast.runs.files import write_text
 
         for method, config in self.configs.items():
             lines = config_text((self.model, self.data, config)).splitlines(keepends=True)
@@ -204,6 +204,6 @@ def training_file(folder: Path, method: str) -> Path:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """The content of one of these files."""
-    from gru_fast.cli.options import read_config
+    from gru_fast.options.flags import read_config
 
     return read_config(str(file))[0]

@@ -53,7 +53,7 @@ class Reach(TrainerCallback):
 
     def _probability(self, model: Any, tokenizer: Any) -> float:
         """Mean exp(-loss) over the evaluated rows of the retain set; 0 of a model that has diverged."""
-        from gru_fast.benchmarks.scoring import losses
+        from gru_fast.evaluation.scoring import losses
 
         if self._rows is None:
             self._rows = _retain_rows(self._run, self._evaluation, tokenizer)
@@ -77,10 +77,10 @@ def utility_bound(probability: float) -> float:
 
 def _retain_rows(run: Path, evaluation: Path, tokenizer: Any) -> Any:
     """The rows whose Probability enters Model Utility, as the evaluation has them."""
-    from gru_fast.benchmarks.templates import resolve_template
-    from gru_fast.benchmarks.tofu import MAX_ROWS, eval_sets, finetuning_data
-    from gru_fast.benchmarks.tofu_eval import MAX_LENGTH
-    from gru_fast.runs import read_config
+    from gru_fast.benchmarks.tofu.evaluate import MAX_LENGTH
+    from gru_fast.benchmarks.tofu.rows import MAX_ROWS, eval_sets, finetuning_data
+    from gru_fast.data.templates import resolve_template
+    from gru_fast.runs.folder import read_config
     from gru_fast.sweep.plan import read_settings
 
     options = read_settings(evaluation)

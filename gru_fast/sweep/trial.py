@@ -92,9 +92,9 @@ class SweepTask:
 
     def _evaluate(self, model: Sequence[str], output: Path) -> dict[str, Any]:
         """`gru-fast eval tofu`; returns the scores by heading."""
-        from gru_fast.benchmarks.summaries import SUMMARY_FILE
-        from gru_fast.benchmarks.tofu_eval import columns
-        from gru_fast.runs import read_json
+        from gru_fast.benchmarks.tofu.evaluate import columns
+        from gru_fast.evaluation.summaries import SUMMARY_FILE
+        from gru_fast.runs.files import read_json
 
         with command(["eval", "tofu", "--config", str(evaluation_file(self.folder)), *model]) as args:
             args.run(args)
@@ -105,7 +105,7 @@ class SweepTask:
 
 
 def _outcome(run: Path) -> dict[str, Any]:
-    from gru_fast.runs import read_run
+    from gru_fast.runs.folder import read_run
 
     result = read_run(run).result or {}
     return {name: result.get(name) for name in ("steps", "seconds", "skipped", "degenerate")}

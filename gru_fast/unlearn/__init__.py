@@ -14,8 +14,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.unlearn.batch import Batch, Scores
-from gru_fast.unlearn.data import PairCollator, SequenceCollator, UnlearnDataset
+from gru_fast.data.pairs import PairCollator, UnlearnDataset
+from gru_fast.data.sequences import SequenceCollator
+from gru_fast.models.scores import Scores
+from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel
 
 if TYPE_CHECKING:

@@ -3,83 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-IGNORE_INDEX = -100  # a label that is not scored
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Log-probabilities of the labels of B sequences, natural logarithm, float32 (float64 under a float64 model).
-
-    Args:
-        log_probs: (N,) log p of every label token of the batch, sequence after sequence.
-        rows: (N,) int64, the sequence each belongs to, in 0..B-1.
-        num_rows: B.
-        reference: (B,) sum of log p per sequence under the model before unlearning, or None. No gradient.
-    """
-
-    log_probs: Tensor
-    rows: Tensor
-    num_rows: int
-    reference: Tensor | None = None
-
-    @cached_property
-    def counts(self) -> Tensor:
-        """(B,) number of label tokens per sequence."""
-        return self._members.sum(dim=1)
-
-    @cached_property
-    def sequence_log_probs(self) -> Tensor:
-        """(B,) sum of log p over the label tokens of each sequence (-NLL_i)."""
-        # Not index_add: on CUDA its sum differs from run to run, and a resumed run must not.
-        return torch.where(self._members, self.log_probs, 0.0).sum(dim=1)
-
-    @cached_property
-    def _members(self) -> Tensor:
-        """(B, N) whether a label token belongs to a sequence."""
-        return self.rows == torch.arange(self.num_rows, device=self.rows.device)[:, None]
-
-    @property
-    def mean_nll(self) -> Tensor:
-        """Scalar: mean of -log p over all label tokens of the batch (a model's own loss)."""
-        return -self.log_probs.mean()
-
-    @property
-    def log_ratios(self) -> Tensor:
-        """(B,) log p(sequence) - log p_ref(sequence)."""
-        if self.reference is None:
-            raise ValueError(
-                "log_ratios: this batch has no reference log-probabilities; the method must name the part in "
-                "`reference_log_probs`, and the data must hold them (see gru_fast.unlearn.references)"
-            )
-        return self.sequence_log_probs - self.reference
-
-
-def label_scores(logits: Tensor, labels: Tensor, reference: Tensor | None = None) -> Scores:
-    """Scores of ``labels`` under a causal model's ``logits``: position t predicts label t + 1.
-
-    Args:
-        logits: (B, T, V), any float dtype; the softmax is taken in float32 at least, of labelled positions only.
-        labels: (B, T) int64, -100 where nothing is scored. Label 0 has no prediction and never counts.
-        reference: (B,), see :class:`Scores`.
-    """
-    targets = labels[:, 1:]
-    scored = targets != IGNORE_INDEX
-    if not bool(scored.any()):
-        raise ValueError(
-            f"labels: no token of the {labels.shape[0]} sequences is scored; are they longer than max_length before "
-            "the answer begins?"
-        )
-    picked = logits[:, :-1][scored]
-    picked = picked.to(torch.promote_types(picked.dtype, torch.float32))
-    nll = F.cross_entropy(picked, targets[scored], reduction="none")
-    return Scores(-nll, scored.nonzero()[:, 0], labels.shape[0], reference)
+from gru_fast.data.sequences import IGNORE_INDEX
+from gru_fast.models.scores import Scores
 
 
 class Batch:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 
-from gru_fast.checks import check_gamma, check_tau
+from gru_fast.core.checks import check_gamma, check_tau
 from gru_fast.unlearn import methods
 from gru_fast.unlearn.methods import Method
 from gru_fast.unlearn.references import KL_POSITIONS

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from gru_fast.data.sequences import Encoded, SequenceCollator
 from gru_fast.unlearn.config import errors_of_training, raise_all
-from gru_fast.unlearn.data import Encoded, SequenceCollator
 from gru_fast.unlearn.resuming import WholeCheckpoints
 
 _inherited = {field.name: field for field in dataclasses.fields(TrainingArguments)}

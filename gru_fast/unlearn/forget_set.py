@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gru_fast.params import trainable_params
-from gru_fast.unlearn.batch import IGNORE_INDEX, label_scores
-from gru_fast.unlearn.data import Encoded, SequenceCollator
-from gru_fast.vectors import TaskVectorStep, accumulate_task_vector_
+from gru_fast.core.params import trainable_params
+from gru_fast.core.vectors import TaskVectorStep, accumulate_task_vector_
+from gru_fast.data.sequences import IGNORE_INDEX, Encoded, SequenceCollator
+from gru_fast.models.scores import label_scores
 
 if TYPE_CHECKING:
     from gru_fast.unlearn.task_vector import TaskVectorOptions

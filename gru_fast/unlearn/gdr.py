@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from gru_fast.checks import check_tau
-from gru_fast.ema import RetainEMA
-from gru_fast.rectification import Rectification
-from gru_fast.rectify import measure
-from gru_fast.sharding import local
+from gru_fast.core.checks import check_tau
+from gru_fast.core.ema import RetainEMA
+from gru_fast.core.rectify import measure
+from gru_fast.core.result import Rectification
+from gru_fast.core.sharded.shards import local
 
 _DEGENERATE = 2.0**-40  # a projected gradient below 2**-20 of its length is rounding noise, as in GRU's step
 

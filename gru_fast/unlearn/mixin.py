@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from gru_fast.ema import RetainEMA
-from gru_fast.rectification import Rectification
-from gru_fast.rectify import measure, rectify_
-from gru_fast.sharding import is_sharded, local
-from gru_fast.unlearn.checkpoint import load_gru_state, save_gru_state
+from gru_fast.core.ema import RetainEMA
+from gru_fast.core.rectify import measure, rectify_
+from gru_fast.core.result import Rectification
+from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.unlearn.config import GRUOptions
-from gru_fast.unlearn.fsdp import exchange_gradients, sharded_modules
+from gru_fast.unlearn.engines.fsdp import exchange_gradients, sharded_modules
 from gru_fast.unlearn.gdr import gdr_
+from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
 from gru_fast.unlearn.resuming import WholeCheckpoints
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "labels")

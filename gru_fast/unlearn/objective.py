@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from gru_fast.unlearn.batch import Batch, Scores, label_scores
+from gru_fast.models.scores import Scores, label_scores
+from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.config import UnlearnConfig
 from gru_fast.unlearn.hidden import hidden_states, num_layers
 from gru_fast.unlearn.references import ReferenceModel, kl_divergence

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gru_fast.sharding import local
-from gru_fast.unlearn.batch import label_scores
-from gru_fast.unlearn.data import Encoded, SequenceCollator, UnlearnDataset
-from gru_fast.unlearn.fsdp import reshard, sharded_modules
+from gru_fast.core.sharded.shards import local
+from gru_fast.data.pairs import UnlearnDataset
+from gru_fast.data.sequences import Encoded, SequenceCollator, content_hash
+from gru_fast.models.frozen import frozen
+from gru_fast.models.identity import fingerprint, has_new_adapters
+from gru_fast.models.scores import label_scores
+from gru_fast.unlearn.engines.fsdp import reshard, sharded_modules
 from gru_fast.unlearn.hidden import hidden_states
-from gru_fast.unlearn.identity import content_hash, fingerprint, has_new_adapters
 
 KL_POSITIONS = ("all", "attended")  # what kl_divergence is averaged over
 _FORMAT = 1  # of the file
@@ -64,7 +66,7 @@ class ReferenceLogProbs:
         Args:
             model: a causal LM as it is before unlearning (adapters included, as they are). Run without gradients and in
                 eval mode; its modes come back.
-            dataset: see :class:`~gru_fast.unlearn.data.UnlearnDataset`. Its epoch is left alone.
+            dataset: see :class:`~gru_fast.data.pairs.UnlearnDataset`. Its epoch is left alone.
             parts: of its items, as in ``Method.reference_log_probs``.
             epochs: how many the training will have; part of an epoch counts as one.
             batch_size: sequences per forward pass; they are sorted by length, longest first.
@@ -260,19 +262,6 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, positions: Tensor | 
     log_p = F.log_softmax(logits, dim=-1, dtype=dtype).flatten(0, -2)
     log_ref = F.log_softmax(reference_logits.detach(), dim=-1, dtype=dtype).flatten(0, -2)
     return F.kl_div(log_p, log_ref, reduction="batchmean", log_target=True)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside: no gradients, eval mode. Afterwards every module is in the mode it had, whatever the mixture."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield model
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

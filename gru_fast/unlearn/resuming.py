@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.unlearn.checkpoint import (
+from gru_fast.runs.checkpoint import (
     TRAINER_STATE,
     Launch,
     check_fits,

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gru_fast.unlearn.data import Encoded
+from gru_fast.core.vectors import subtract_
+from gru_fast.data.sequences import Encoded, content_hash
+from gru_fast.models.identity import fingerprint
 from gru_fast.unlearn.forget_set import ForgetSet, Store, copy_, parameters_of
-from gru_fast.unlearn.identity import content_hash, fingerprint
-from gru_fast.vectors import subtract_
 
 METHODS = {"tru": "TRU", "tv": "TV"}
 OPTIMIZERS = ("adamw", "sgd")

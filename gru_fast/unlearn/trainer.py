@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from gru_fast.data.pairs import PairCollator, UnlearnDataset
+from gru_fast.models.identity import fingerprint
 from gru_fast.unlearn.config import UnlearnConfig
-from gru_fast.unlearn.data import PairCollator, UnlearnDataset
-from gru_fast.unlearn.fsdp import sharded_modules
-from gru_fast.unlearn.identity import fingerprint
+from gru_fast.unlearn.engines.fsdp import sharded_modules
 from gru_fast.unlearn.mixin import GRUMixin
 from gru_fast.unlearn.objective import ObjectiveTrainer
 from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel

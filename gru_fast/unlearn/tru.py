@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from gru_fast import processes
-from gru_fast.unlearn.data import Encoded
+from gru_fast.core.vectors import TaskVectorStep
+from gru_fast.data.sequences import Encoded
+from gru_fast.runs import processes
 from gru_fast.unlearn.forget_set import ForgetSet, Store, copy_
 from gru_fast.unlearn.task_vector import (
     TaskVector,
@@ -36,7 +37,6 @@ from gru_fast.unlearn.task_vector import (
     save_tensors,
     source,
 )
-from gru_fast.vectors import TaskVectorStep
 
 TOTAL = "total.safetensors"
 

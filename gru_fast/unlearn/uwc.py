@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gru_fast.vectors import interpolate_
+from gru_fast.core.vectors import interpolate_
 
 
 def largest_alpha(

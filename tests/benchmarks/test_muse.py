@@ -13,7 +13,7 @@ from muse_files import articles
 from words import BOS, word_tokenizer
 
 from gru_fast.benchmarks import muse
-from gru_fast.benchmarks.muse import MuseOptions, chunks, corpus_of, load, load_text, unlearning_data
+from gru_fast.benchmarks.muse.rows import MuseOptions, chunks, corpus_of, load, load_text, unlearning_data
 
 pytest.importorskip("transformers")
 

@@ -13,9 +13,10 @@ import yaml
 from muse_files import NUM_ROWS
 
 from gru_fast import benchmarks, runs
-from gru_fast.cli import main, options
+from gru_fast.cli import main
 from gru_fast.cli.commands import unlearn as command
 from gru_fast.metrics.muse import SETS
+from gru_fast.options import flags as options
 from gru_fast.unlearn import methods
 
 # Appendix D, MUSE ICLM-7B: method -> tau. Gamma is 0.8.

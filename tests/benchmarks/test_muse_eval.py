@@ -13,14 +13,15 @@ import torch
 from muse_files import NUM_ROWS, NUM_SHOTS
 from words import BOS, word_tokenizer
 
-from gru_fast.benchmarks import muse_eval, muse_records
-from gru_fast.benchmarks.muse import load
-from gru_fast.benchmarks.muse_eval import MuseEvalOptions, evaluate, report, resummarize
-from gru_fast.benchmarks.muse_records import cut_answer, first_tokens, load_prompts, load_texts, question_text
-from gru_fast.benchmarks.scoring import Subject
+from gru_fast.benchmarks.muse import evaluate as muse_eval
+from gru_fast.benchmarks.muse import records as muse_records
+from gru_fast.benchmarks.muse.evaluate import MuseEvalOptions, evaluate, report, resummarize
+from gru_fast.benchmarks.muse.records import cut_answer, first_tokens, load_prompts, load_texts, question_text
+from gru_fast.benchmarks.muse.rows import load
+from gru_fast.data.sequences import SequenceCollator
+from gru_fast.evaluation.scoring import Subject
 from gru_fast.metrics import muse as metrics
 from gru_fast.metrics.muse import read_records, read_retained
-from gru_fast.unlearn.data import SequenceCollator
 
 OPTIONS: dict[str, Any] = {"batch_size": 3, "verbmem_tokens": 8, "knowmem_tokens": 6, "progress": False}
 

@@ -11,9 +11,9 @@ import pytest
 from muse_files import NUM_ROWS
 from words import BOS
 
-from gru_fast.benchmarks.muse import load
-from gru_fast.benchmarks.muse_extra import _with_gold
-from gru_fast.benchmarks.muse_records import load_prompts
+from gru_fast.benchmarks.muse.extra import _with_gold
+from gru_fast.benchmarks.muse.records import load_prompts
+from gru_fast.benchmarks.muse.rows import load
 from gru_fast.cli import evaluating, main
 
 ASKED = ("extraction_strength", "fluency", "mia_min_k", "mia_loss", "mia_gradnorm")

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from words import EOS, word_tokenizer
 
-from gru_fast.benchmarks.templates import TEMPLATES, encode
-from gru_fast.benchmarks.tofu import (
+from gru_fast.benchmarks.tofu.rows import (
     HUB,
     SPLITS,
     SUBSETS,
@@ -27,6 +26,7 @@ from gru_fast.benchmarks.tofu import (
     retain_of,
     unlearning_data,
 )
+from gru_fast.data.templates import TEMPLATES, encode
 
 pytest.importorskip("transformers")
 

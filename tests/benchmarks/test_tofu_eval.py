@@ -13,10 +13,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
-from gru_fast.benchmarks.summaries import finished
-from gru_fast.benchmarks.templates import TEMPLATES, encode, encode_prompt
-from gru_fast.benchmarks.tofu_eval import evaluate
-from gru_fast.benchmarks.tofu_summary import resummarize, summarize
+from gru_fast.benchmarks.tofu.evaluate import evaluate
+from gru_fast.benchmarks.tofu.summary import resummarize, summarize
+from gru_fast.data.templates import TEMPLATES, encode, encode_prompt
+from gru_fast.evaluation.summaries import finished
 from gru_fast.metrics import tofu
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import SETS, Record
@@ -292,7 +292,7 @@ def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(
         asked.extend(zip(map(len, prompts), max_new_tokens, strict=True))
         return [""] * len(prompts)
 
-    monkeypatch.setattr("gru_fast.benchmarks.tofu_records.generate", nothing)
+    monkeypatch.setattr("gru_fast.benchmarks.tofu.records.generate", nothing)
     evaluate(make_model(), tokenizer, PHI, "forget05", data, tmp_path / "total", **OPTIONS)
     assert len({length for length, _ in asked}) > 1
     assert all(length + room == 30 for length, room in asked)

@@ -12,7 +12,7 @@ import yaml
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from words import word_tokenizer
 
-from gru_fast.benchmarks.tofu_extra import load_rows
+from gru_fast.benchmarks.tofu.extra import load_rows
 from gru_fast.cli import evaluating, main
 from gru_fast.metrics.extra import names
 

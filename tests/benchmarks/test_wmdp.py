@@ -12,8 +12,9 @@ import wmdp_files
 from words import BOS
 
 from gru_fast.benchmarks import wmdp
-from gru_fast.benchmarks.wmdp import WmdpOptions, encode, load, topics_of, unlearning_data
-from gru_fast.unlearn.data import LazyRows, PairCollator, UnlearnDataset
+from gru_fast.benchmarks.wmdp.rows import WmdpOptions, encode, load, topics_of, unlearning_data
+from gru_fast.data.pairs import PairCollator, UnlearnDataset
+from gru_fast.data.sequences import LazyRows
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ import wmdp_files
 import yaml
 
 from gru_fast import benchmarks, runs
-from gru_fast.cli import main, options
+from gru_fast.cli import main
 from gru_fast.cli.commands import unlearn as command
+from gru_fast.options import flags as options
 from gru_fast.report.collect import collect
 from gru_fast.unlearn import methods
 

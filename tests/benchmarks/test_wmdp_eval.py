@@ -13,9 +13,9 @@ import torch
 import wmdp_files
 import yaml
 
-from gru_fast.benchmarks import wmdp_eval
-from gru_fast.benchmarks.wmdp_eval import WmdpEvalOptions, evaluate, summarize, task_specs
-from gru_fast.benchmarks.wmdp_questions import definition, prompt
+from gru_fast.benchmarks.wmdp import evaluate as wmdp_eval
+from gru_fast.benchmarks.wmdp.evaluate import WmdpEvalOptions, evaluate, summarize, task_specs
+from gru_fast.benchmarks.wmdp.questions import definition, prompt
 
 needs_lm_eval = pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("lm_eval") is None, reason="lm-eval is not installed: gru_fast[wmdp]"

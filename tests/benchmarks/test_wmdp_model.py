@@ -13,7 +13,7 @@ import torch
 import wmdp_files
 from processes import Processes
 
-from gru_fast.benchmarks.wmdp_model import batches
+from gru_fast.benchmarks.wmdp.model import batches
 
 needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed: gru_fast[wmdp]")
 

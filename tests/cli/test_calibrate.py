@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tofu_folders import save_data, save_model, teach
 
 from gru_fast import runs
-from gru_fast.benchmarks import tofu_eval
+from gru_fast.benchmarks.tofu import evaluate as tofu_eval
 from gru_fast.cli import evaluating, main
 from gru_fast.cli.commands import calibrate as command
 

@@ -292,10 +292,13 @@ def test_an_unknown_benchmark_is_an_argument_error(capsys: pytest.CaptureFixture
 # ---- more benchmarks -------------------------------------------------------------------------------------------------
 
 
-def test_a_new_file_is_a_new_benchmark(
+def test_a_new_folder_is_a_new_benchmark(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "fake_eval.py").write_text(
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "evaluate.py").write_text(
         '"""Fake."""\n'
         "from dataclasses import dataclass\n"
         "HELP = 'how fake a model is'\n"
@@ -312,7 +315,8 @@ def test_a_new_file_is_a_new_benchmark(
     try:
         assert main(["eval", "fake", "--model", str(run), "--level", "4"]) == 0
     finally:
-        sys.modules.pop("gru_fast.benchmarks.fake_eval", None)
+        for name in ("gru_fast.benchmarks.fake", "gru_fast.benchmarks.fake.evaluate"):
+            sys.modules.pop(name, None)
     assert capsys.readouterr().out == "fake-4 4\n"
 
 

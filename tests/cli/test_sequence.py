@@ -11,7 +11,7 @@ import pytest
 from tofu_folders import save_data, save_model
 
 from gru_fast.cli import main
-from gru_fast.runs import read_run
+from gru_fast.runs.folder import read_run
 
 SHARED = Path(os.environ.get("GRU_FAST_SHARED", Path(__file__).parents[2].parent / "shared"))
 TRAINING = ("--use-cpu", "--disable-tqdm", "--save-strategy", "no", "--gradient-accumulation-steps", 1)

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from tofu_folders import save_data, save_model
 
 from gru_fast import runs
-from gru_fast.cli import main, options
+from gru_fast.cli import main
 from gru_fast.cli.commands import tru as command
+from gru_fast.options import flags as options
 from gru_fast.unlearn import tru
 from gru_fast.unlearn.task_vector import TaskVector
 

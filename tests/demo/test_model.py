@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from gru_fast.benchmarks.templates import encode
+from gru_fast.data.templates import encode
 from gru_fast.demo import model
 from gru_fast.demo.stages import TEMPLATE
-from gru_fast.models import ModelOptions, load_model, load_tokenizer
+from gru_fast.models.load import ModelOptions, load_model, load_tokenizer
 
 PAIRS = [("Where was Amara Dunmore born?", "Born in Velmora."), ("What animal is it?", "The pet is a goat.")]
 

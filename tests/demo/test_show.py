@@ -16,7 +16,7 @@ from gru_fast.demo import stages
 from gru_fast.demo.stages import Places
 from gru_fast.report.collect import collect, steps
 from gru_fast.report.figures import FORGET_PROBABILITY, RETAIN_PROBABILITY
-from gru_fast.runs import read_run
+from gru_fast.runs.folder import read_run
 
 pytestmark = pytest.mark.slow
 NAMES = ("original", "retrained", "ga", "ga-gru", "gd", "gd-gru", "npo", "npo-gru")

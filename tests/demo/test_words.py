@@ -15,7 +15,7 @@ from gru_fast.demo.stages import Places
 from gru_fast.metrics.records import Record, to_json
 from gru_fast.report.collect import Entry, collect
 from gru_fast.report.figures import FORGET_PROBABILITY, RETAIN_PROBABILITY
-from gru_fast.runs import write_text
+from gru_fast.runs.files import write_text
 
 
 def walked(folder: Path, rectify: bool, forget: Sequence[float], retain: Sequence[float], utility: float = 0.5) -> Path:

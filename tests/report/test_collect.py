@@ -11,7 +11,7 @@ from run_folders import evaluated, finetuned, save_run, steps_log, unlearned
 
 from gru_fast.metrics.records import Record, to_json
 from gru_fast.report.collect import collect, find_runs, pairs, plane_of, steps
-from gru_fast.runs import write_json, write_text
+from gru_fast.runs.files import write_json, write_text
 
 
 def test_runs_are_found_in_folders_and_counted_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from run_folders import evaluated, finetuned, steps_log, unlearned
 from gru_fast.report import figures
 from gru_fast.report.collect import Entry, collect
 from gru_fast.report.figures import FORGET_PROBABILITY, GRU, PLAIN, REFERENCE, RETAIN_PROBABILITY
-from gru_fast.runs import write_json
+from gru_fast.runs.files import write_json
 
 LOSS = {False: [0.5, 1.0, 2.0], True: [0.5, 0.625, 0.75]}
 COS = {False: [-0.25, -0.5, -0.75], True: [-0.25, 0.5, -0.125]}

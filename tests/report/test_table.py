@@ -12,7 +12,7 @@ from run_folders import evaluated, finetuned, unlearned
 
 from gru_fast.report import table
 from gru_fast.report.collect import Entry, collect
-from gru_fast.runs import write_json
+from gru_fast.runs.files import write_json
 
 
 @pytest.fixture

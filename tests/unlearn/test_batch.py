@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gru_fast.unlearn.batch import Batch, Scores, label_scores
+from gru_fast.models.scores import Scores, label_scores
+from gru_fast.unlearn.batch import Batch
 
 
 def logits_of(probabilities: list[list[list[float]]]) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gru_fast.ema import RetainEMA
+from gru_fast.core.ema import RetainEMA
 from gru_fast.unlearn import GRUOptions, PairCollator, UnlearnTrainer
 from gru_fast.unlearn.gdr import DirectionRectification, gdr_
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tofu_folders import save_data, save_model
 
 from gru_fast import runs
-from gru_fast.unlearn.checkpoint import LAUNCH, is_whole, last_checkpoint
+from gru_fast.runs.checkpoint import LAUNCH, is_whole, last_checkpoint
 
 FEW = {"save_total_limit": 1}
 

@@ -20,8 +20,9 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as exact_kl
 from torch.nn import functional as F
 
+from gru_fast.models.scores import Scores, label_scores
 from gru_fast.unlearn import methods
-from gru_fast.unlearn.batch import Batch, Scores, label_scores
+from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.methods import Method, base
 from gru_fast.unlearn.methods.rmu import control_vector
 from gru_fast.unlearn.references import kl_divergence

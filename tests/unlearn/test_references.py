@@ -16,9 +16,11 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as exact_kl
 from torch.nn import functional as F
 
-from gru_fast.unlearn.data import Encoded, SequenceCollator, UnlearnDataset
-from gru_fast.unlearn.identity import content_hash, fingerprint
-from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel, frozen, kl_divergence
+from gru_fast.data.pairs import UnlearnDataset
+from gru_fast.data.sequences import Encoded, SequenceCollator, content_hash
+from gru_fast.models.frozen import frozen
+from gru_fast.models.identity import fingerprint
+from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel, kl_divergence
 
 transformers = pytest.importorskip("transformers")
 

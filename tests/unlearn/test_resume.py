@@ -16,21 +16,18 @@ import torch
 from interpreter import run_python
 from torch import Tensor
 
-from gru_fast.ema import RetainEMA
-from gru_fast.unlearn import ReferenceLogProbs
-from gru_fast.unlearn.checkpoint import (
-    GRU_STATE,
-    GRU_STATE_SHARDS,
+from gru_fast.core.ema import RetainEMA
+from gru_fast.runs.checkpoint import (
     LAUNCH,
     TRAINER_STATE,
     Launch,
     check_fits,
     is_whole,
     last_checkpoint,
-    load_gru_state,
     remove_checkpoint,
-    save_gru_state,
 )
+from gru_fast.unlearn import ReferenceLogProbs
+from gru_fast.unlearn.gru_state import GRU_STATE, GRU_STATE_SHARDS, load_gru_state, save_gru_state
 from gru_fast.unlearn.trainer import REFERENCE_LOG_PROBS
 
 EVERY = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 3, "gamma": 0.3, "tau": 2.0}

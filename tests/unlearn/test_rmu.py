@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gru_fast.reference import rectified_gradient
+from gru_fast.core.backends.reference import rectified_gradient
 from gru_fast.unlearn import PairCollator, ReferenceModel, UnlearnTrainer
 from gru_fast.unlearn.hidden import hidden_states, num_layers
 from gru_fast.unlearn.methods import make

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from gru_fast.reference import rectified_gradient
+from gru_fast.core.backends.reference import rectified_gradient
 from gru_fast.unlearn import PairCollator, UnlearnConfig, UnlearnDataset, UnlearnTrainer
 from gru_fast.unlearn.methods import get, names
 

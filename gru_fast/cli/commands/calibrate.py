@@ -79,17 +79,19 @@ class CalibrateOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gru_fast.cli import options
-    from gru_fast.models import ModelOptions
+    from gru_fast.models.load import ModelOptions
+    from gru_fast.options import flags as options
 
     options.add(parser, CalibrateOptions, _benchmark_flags(), ModelOptions)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast import benchmarks, processes
-    from gru_fast.cli import evaluating, options
-    from gru_fast.models import ModelOptions
+    from gru_fast import benchmarks
+    from gru_fast.cli import evaluating
+    from gru_fast.models.load import ModelOptions
+    from gru_fast.options import flags as options
+    from gru_fast.runs import processes
 
     name = _chosen(args)
     evaluation = benchmarks.evaluation(name)
@@ -135,8 +137,8 @@ def _benchmark_flags() -> type:
 
 def _chosen(args: argparse.Namespace) -> str:
     """Name of the benchmark: a flag's, the config file's, the run's, or the default."""
-    from gru_fast.cli import options
-    from gru_fast.models import config_of
+    from gru_fast.models.load import config_of
+    from gru_fast.options import flags as options
 
     content = options.read_config(args.config)[0] if args.config else {}
     given = getattr(args, "benchmark", content.get("benchmark"))
@@ -146,7 +148,7 @@ def _chosen(args: argparse.Namespace) -> str:
 
 def _refuse_others(args: argparse.Namespace, name: str, evaluation: Any) -> None:
     """Refuses a flag that is another benchmark's: it would do nothing."""
-    from gru_fast.cli import options
+    from gru_fast.options import flags as options
 
     own = {part.name for part in dataclasses.fields(evaluation.Options)}
     unused = [part.name for part in dataclasses.fields(_benchmark_flags()) if part.name not in own]
@@ -157,7 +159,7 @@ def _refuse_others(args: argparse.Namespace, name: str, evaluation: Any) -> None
 
 def _fill(evaluation: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
-    from gru_fast.models import config_of
+    from gru_fast.models.load import config_of
 
     config = config_of(values["model"]) if values.get("model") else {}
     found = {**evaluation.defaults_of_run(config), "template": config.get("template"), "original": config.get("model")}
@@ -171,7 +173,7 @@ class _Work(ExitStack):
     """The two models, loaded only if something is left to evaluate, and what was evaluated."""
 
     def __init__(self, evaluation: Any, how: CalibrateOptions, chosen: Any, model: Any) -> None:
-        from gru_fast.models import find
+        from gru_fast.models.load import find
 
         super().__init__()
         self.evaluation = evaluation
@@ -194,7 +196,7 @@ class _Work(ExitStack):
 
     def run(self) -> dict[str, Any]:
         """Alpha for each target, written and returned."""
-        from gru_fast import processes
+        from gru_fast.runs import processes
         from gru_fast.unlearn.uwc import largest_alpha
 
         points: dict[float, float] = {}
@@ -231,7 +233,7 @@ class _Work(ExitStack):
 
     def utility(self, alpha: float) -> float:
         """Utility at an alpha, evaluated or read. NaN where the summary has none."""
-        from gru_fast.processes import here, on_first
+        from gru_fast.runs.processes import here, on_first
 
         if alpha not in self.summaries:
             on_first(lambda: self._take_over(alpha))
@@ -251,9 +253,9 @@ class _Work(ExitStack):
     def _take_over(self, alpha: float) -> None:
         """Takes what `gru-fast eval` has left in the folder of one of the two models, if it answers what is asked."""
         from gru_fast import runs
-        from gru_fast.benchmarks.summaries import SUMMARY_FILE, finished, take_over
         from gru_fast.cli import evaluating
-        from gru_fast.models import find
+        from gru_fast.evaluation.summaries import SUMMARY_FILE, finished, take_over
+        from gru_fast.models.load import find
 
         names = {0.0: str(self.how.original), 1.0: self.model.model}
         folder = find(names[alpha]) if alpha in names else None
@@ -276,8 +278,8 @@ class _Work(ExitStack):
         return {**evaluating.asked_for(self.model), "original": self.how.original, "alpha": alpha}
 
     def _subject(self, alpha: float) -> Any:
-        from gru_fast.benchmarks.scoring import Subject
         from gru_fast.cli import evaluating
+        from gru_fast.evaluation.scoring import Subject
 
         names = [self.model.model, str(self.how.original)]
         return Subject(
@@ -295,7 +297,7 @@ class _Work(ExitStack):
     def _load(self, alpha: float) -> tuple[Any, Any, Any]:
         """The model at an alpha, its tokenizer and template."""
         from gru_fast.cli import evaluating
-        from gru_fast.models import load_model
+        from gru_fast.models.load import load_model
         from gru_fast.unlearn.uwc import interpolated
 
         if self._loaded is None:
@@ -312,7 +314,7 @@ class _Work(ExitStack):
         import shutil
 
         from gru_fast import runs
-        from gru_fast.models import config_of
+        from gru_fast.models.load import config_of
 
         config, result = config_of(self.model.model), self._result_of_run()
         folder = self.folder / f"target-{row['target']:g}"

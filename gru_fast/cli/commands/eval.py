@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gru_fast.models import ModelOptions
+    from gru_fast.models.load import ModelOptions
 
 HELP = "score a model on a benchmark; forget quality, model utility"
 
@@ -46,8 +46,8 @@ class EvalOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast import benchmarks
-    from gru_fast.cli import options
-    from gru_fast.models import ModelOptions
+    from gru_fast.models.load import ModelOptions
+    from gru_fast.options import flags as options
 
     subparsers = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     for name in benchmarks.evaluations():
@@ -65,9 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast import benchmarks, processes
-    from gru_fast.cli import evaluating, options
-    from gru_fast.models import ModelOptions
+    from gru_fast import benchmarks
+    from gru_fast.cli import evaluating
+    from gru_fast.models.load import ModelOptions
+    from gru_fast.options import flags as options
+    from gru_fast.runs import processes
 
     benchmark = benchmarks.evaluation(args.benchmark)
     classes = (benchmark.Options, EvalOptions, ModelOptions)
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _defaults(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
-    from gru_fast.models import config_of
+    from gru_fast.models.load import config_of
 
     if not values.get("model"):
         # Where no model is needed there is none to be named; the name is then not used.
@@ -101,8 +103,8 @@ def _defaults(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _subject(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Any:
-    from gru_fast.benchmarks.scoring import Subject
     from gru_fast.cli import evaluating
+    from gru_fast.evaluation.scoring import Subject
 
     return Subject(
         asked=evaluating.asked_for(model),
@@ -115,7 +117,7 @@ def _subject(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions)
 
 
 def _output_dir(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Path:
-    from gru_fast.models import find
+    from gru_fast.models.load import find
 
     if how.output_dir is not None:
         return Path(how.output_dir)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gru_fast.benchmarks.tofu import SUBSETS, TofuOptions
+from gru_fast.benchmarks.tofu.rows import SUBSETS, TofuOptions
 
 HELP = "teach a model TOFU, or TOFU without a forget split"
 
@@ -42,15 +42,17 @@ class TofuFinetuneOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gru_fast.cli import options, training
+    from gru_fast.cli import training
+    from gru_fast.options import flags as options
 
     training.add_flags(parser)
     options.add(parser, *option_classes())
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast.benchmarks.tofu import finetuning_data
-    from gru_fast.cli import options, training
+    from gru_fast.benchmarks.tofu.rows import finetuning_data
+    from gru_fast.cli import training
+    from gru_fast.options import flags as options
     from gru_fast.unlearn.finetune import finetune_trainer
 
     training.take_saved_config(args)
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def option_classes() -> tuple[type, ...]:
-    from gru_fast.models import ModelOptions
+    from gru_fast.models.load import ModelOptions
     from gru_fast.unlearn.finetune import FinetuneConfig
 
     return ModelOptions, TofuFinetuneOptions, FinetuneConfig

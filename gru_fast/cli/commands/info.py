@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast.info import build_info
+    from gru_fast.core.info import build_info
 
     info = build_info()
     print(json.dumps(info, indent=2) if args.json else report(info))
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def report(info: dict[str, Any]) -> str:
     """The content of `build_info` for people to read."""
-    from gru_fast.ops import MEND_CUDA
+    from gru_fast.core.ops import MEND_CUDA
 
     cpu, cuda = info["cpu"], info["cuda"]
     levels = ", ".join(cpu["available_levels"])

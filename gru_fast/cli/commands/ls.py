@@ -48,7 +48,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from gru_fast.cli.options import recipes
+    from gru_fast.options.flags import recipes
     from gru_fast.study.load import title
 
     return [{"name": path.stem, "help": title(path), "path": str(path)} for path in recipes()]
@@ -72,7 +72,7 @@ def _splits() -> list[dict[str, Any]]:
 
 
 def _templates() -> list[dict[str, Any]]:
-    from gru_fast.benchmarks.templates import TEMPLATES
+    from gru_fast.data.templates import TEMPLATES
 
     return [
         {

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
     """Tables and figures in ``folder``; returns the files, of the figures the PNGs."""
     from gru_fast.report import figures, table
-    from gru_fast.runs import write_text
+    from gru_fast.runs.files import write_text
 
     tables = {"table.md": table.markdown(entries), "table.csv": table.comma_separated(entries)}
     for name, content in tables.items():

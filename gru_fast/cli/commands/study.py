@@ -84,7 +84,7 @@ class StudyOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gru_fast.cli import options
+    from gru_fast.options import flags as options
 
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a study: gru-fast ls studies")
     options.add_group(parser, StudyOptions)
@@ -93,8 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast.cli import EXIT_FAILURE, options
+    from gru_fast.cli import EXIT_FAILURE
     from gru_fast.jobs.status import FAILED
+    from gru_fast.options import flags as options
     from gru_fast.report import figures
     from gru_fast.study import load
 
@@ -138,7 +139,7 @@ def _plan(file: Path, how: StudyOptions, *, is_dry: bool) -> Plan:
 
 
 def _seeds(given: Sequence[Any]) -> list[int]:
-    from gru_fast.cli.coerce import coerce
+    from gru_fast.options.coerce import coerce
 
     try:
         return [coerce(seed, int, {}) for seed in given]
@@ -148,7 +149,7 @@ def _seeds(given: Sequence[Any]) -> list[int]:
 
 def _chosen(there: Mapping[str, Any], wanted: Sequence[str] | None, name: str, file: Path) -> list[str]:
     """The names of ``there`` that are wanted."""
-    from gru_fast.cli.coerce import nearest
+    from gru_fast.options.coerce import nearest
 
     for text in wanted or ():
         if text not in there:
@@ -238,7 +239,7 @@ def _keep_recipe(plan: Plan, title: str) -> None:
     """The recipe as it is used, for ``gru-fast study OUTPUT_DIR/recipe.yaml``."""
     import yaml
 
-    from gru_fast.runs import write_text
+    from gru_fast.runs.files import write_text
     from gru_fast.study import load
 
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -292,7 +293,7 @@ def _status(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
 def _outcome(plan: Plan, job: Status) -> str:
     """How a job that is done has scored: retention and removal of its last run."""
     from gru_fast import benchmarks
-    from gru_fast.runs import read_json
+    from gru_fast.runs.files import read_json
 
     module = benchmarks.evaluation(plan.recipe.benchmark)
     files = [Path(planned.evaluation) / "summary.json" for planned in plan.runs() if planned.job == job.name]

@@ -30,15 +30,16 @@ _INSTEAD = {"gamma": "--gammas", "tau": "--taus"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gru_fast.cli import options
+    from gru_fast.options import flags as options
 
     options.add(parser, *_classes())
     parser.add_argument("--report", action="store_true", help="write the report of what is done so far, and stop")
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast.cli import EXIT_FAILURE, options
+    from gru_fast.cli import EXIT_FAILURE
     from gru_fast.jobs.status import FAILED
+    from gru_fast.options import flags as options
     from gru_fast.report import figures
 
     figures.require()
@@ -102,7 +103,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, Sequence[Any]]:
 
     The options are resolved once for each method: a config file may have overrides for it.
     """
-    from gru_fast.cli import options
+    from gru_fast.options import flags as options
     from gru_fast.sweep.plan import Plan
 
     for name, instead in _INSTEAD.items():
@@ -164,7 +165,7 @@ def _report(folder: Path, status: Mapping[str, Status], share: float) -> None:
 
 def write(found: Results, folder: Path) -> list[Path]:
     """Tables and heat maps in ``folder``; returns the files, of the figures the PNGs."""
-    from gru_fast.runs import write_text
+    from gru_fast.runs.files import write_text
     from gru_fast.sweep import figures, results
 
     tables = {"table.md": results.markdown(found), "results.csv": results.comma_separated(found)}

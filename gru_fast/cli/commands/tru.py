@@ -31,8 +31,8 @@ _STATE = "state"  # what is needed to go on; removed when the vector is whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gru_fast.cli import options
     from gru_fast.cli.commands import unlearn
+    from gru_fast.options import flags as options
 
     parser.add_argument(
         "--resume",
@@ -46,9 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast import benchmarks, processes
-    from gru_fast.cli import options
+    from gru_fast import benchmarks
     from gru_fast.cli.commands import unlearn
+    from gru_fast.options import flags as options
+    from gru_fast.runs import processes
 
     _take_saved_config(args)
     benchmark = benchmarks.get(unlearn._chosen(args))
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 def option_classes(benchmark: Any = None) -> tuple[type, ...]:
     """Options of the model, of the data, of the vector. ``benchmark``: its module; None: the default one's."""
     from gru_fast import benchmarks
-    from gru_fast.models import ModelOptions
+    from gru_fast.models.load import ModelOptions
     from gru_fast.unlearn.task_vector import TaskVectorOptions
 
     return ModelOptions, (benchmark or benchmarks.get("tofu")).Options, TaskVectorOptions
@@ -124,7 +125,8 @@ class _Work:
 
     def run(self) -> None:
         """The vector, computed or read, then a model for each strength."""
-        from gru_fast import models, processes
+        from gru_fast import models
+        from gru_fast.runs import processes
         from gru_fast.unlearn import task_vector, tru
 
         options, data, config = self.instances
@@ -158,7 +160,7 @@ class _Work:
 
     def _begin(self) -> None:
         from gru_fast import runs
-        from gru_fast.cli import options
+        from gru_fast.options import flags as options
 
         if self.args.overwrite_output_dir and self.folder.is_dir():
             runs.clear(self.folder)
@@ -230,7 +232,7 @@ class _Work:
 
     def _write_models(self, vector: TaskVector, model: Any, tokenizer: Any) -> None:
         from gru_fast import runs
-        from gru_fast.cli import options
+        from gru_fast.options import flags as options
 
         options_of_model, data, config = self.instances
         with vector.subtracted(model) as set_strength:

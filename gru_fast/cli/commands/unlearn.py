@@ -26,7 +26,8 @@ _DEFAULT = "tofu"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gru_fast.cli import options, training
+    from gru_fast.cli import training
+    from gru_fast.options import flags as options
 
     training.add_flags(parser)
     model, _, config = option_classes()
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> int:
     """``callbacks``: of a caller in Python, for the trainer."""
     from gru_fast import benchmarks
-    from gru_fast.cli import options, training
+    from gru_fast.cli import training
+    from gru_fast.options import flags as options
     from gru_fast.unlearn import UnlearnTrainer
 
     training.take_saved_config(args)
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
 def option_classes(benchmark: Any = None) -> tuple[type, ...]:
     """Options of the model, of the data, of the training. ``benchmark``: its module; None: the default one's."""
     from gru_fast import benchmarks
-    from gru_fast.models import ModelOptions
+    from gru_fast.models.load import ModelOptions
     from gru_fast.unlearn import UnlearnConfig
 
     return ModelOptions, (benchmark or benchmarks.get(_DEFAULT)).Options, UnlearnConfig
@@ -107,7 +109,7 @@ def _data_flags() -> type:
 
 def _chosen(args: argparse.Namespace) -> str:
     """Name of the benchmark: a flag's, else the config file's, else the default."""
-    from gru_fast.cli import options
+    from gru_fast.options import flags as options
 
     content = options.read_config(args.config)[0] if args.config else {}
     return str(getattr(args, "benchmark", content.get("benchmark", _DEFAULT)))
@@ -115,7 +117,7 @@ def _chosen(args: argparse.Namespace) -> str:
 
 def _refuse_others(args: argparse.Namespace, benchmark: Any) -> None:
     """Refuses a flag that is another benchmark's: it would do nothing."""
-    from gru_fast.cli import options
+    from gru_fast.options import flags as options
 
     own = {field.name for field in dataclasses.fields(benchmark.Options)}
     unused = [field.name for field in dataclasses.fields(_data_flags()) if field.name not in own]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from gru_fast.unlearn.batch import Batch, Scores
+from gru_fast.models.scores import Scores
+from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.methods.base import Method, hyper, register
 
 

@@ -1,0 +1,191 @@
+"""MUSE's evaluation rows: as tokens, and, scored by a model, as records.
+
+The original code (M) is followed, to the token:
+
+- prompts with BOS where the tokenizer puts one, greedy decoding;
+- verbatim memorization: the text to go on with, 128 new tokens, against the first 128 tokens of how it went on, BOS
+  counted;
+- knowledge memorization: ten questions with answers, then the question, "Answer: " with the space; 32 new tokens, cut
+  where the model begins a next question;
+- privacy leakage: whole texts, every token but the first scored.
+
+Left out: M runs the first two in 8 bits (here: in the dtype the model was loaded in), and undoes spaces before signs
+when it decodes, which ROUGE does not see. The unified framework joins prompt and gold text by a space, has a stemmer in
+ROUGE, and does not score the last token of a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gru_fast.benchmarks.muse.rows import HUB, TEXT, load
+from gru_fast.data.sequences import Encoded, content_hash
+from gru_fast.data.templates import encode_prompt
+from gru_fast.evaluation.scoring import Autocast, generate, label_log_probs, num_labels
+from gru_fast.metrics import mia
+from gru_fast.metrics.muse import MIN_KS
+
+_ENDS = ("\n\n", "\nQuestion", "Question:")  # of an answer; cut at each in this order
+_QUESTIONS = {"knowmem_f": "forget_qa", "knowmem_r": "retain_qa"}
+_TEXTS = {"privleak_forget": "forget", "privleak_holdout": "holdout"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row whose continuation is asked for. ``shown``: of the prompt, what its record keeps."""
+
+    ids: list[int]
+    shown: str
+    reference: str
+    max_new_tokens: int
+
+
+def load_prompts(
+    tokenizer: Any,
+    data: str | Path = HUB,
+    *,
+    verbmem_tokens: int = 128,
+    knowmem_tokens: int = 32,
+    max_rows: int | None = None,
+) -> dict[str, list[Prompt]]:
+    """The prompts of verbmem_f, knowmem_f and knowmem_r, the first ``max_rows`` of each (None: all).
+
+    Args:
+        tokenizer: for prompts and for the length of the gold texts.
+        data: hub name or folder, see :func:`gru_fast.benchmarks.muse.load`.
+        verbmem_tokens, knowmem_tokens: tokens to be written.
+    """
+    found = {
+        "verbmem_f": [
+            Prompt(
+                encode_prompt(tokenizer, TEXT, row["prompt"]),
+                row["prompt"],
+                first_tokens(tokenizer, row["gt"], verbmem_tokens),
+                verbmem_tokens,
+            )
+            for row in load("verbmem", "forget", data)[:max_rows]
+        ]
+    }
+    for name, split in _QUESTIONS.items():
+        shots = "".join(question_text(**_pair(row)) + "\n\n" for row in load("knowmem", f"{split}_icl", data))
+        found[name] = [
+            Prompt(
+                encode_prompt(tokenizer, TEXT, shots + question_text(row["question"])),
+                row["question"],
+                row["answer"],
+                knowmem_tokens,
+            )
+            for row in load("knowmem", split, data)[:max_rows]
+        ]
+    return found
+
+
+def load_texts(tokenizer: Any, data: str | Path = HUB, *, max_rows: int | None = None) -> dict[str, list[Encoded]]:
+    """The texts of privleak_forget and privleak_holdout as tokens, every one a label."""
+    found: dict[str, list[Encoded]] = {}
+    for name, split in _TEXTS.items():
+        found[name] = []
+        for index, row in enumerate(load("privleak", split, data)[:max_rows]):
+            ids = encode_prompt(tokenizer, TEXT, row["text"])
+            if len(ids) < 2:
+                raise ValueError(f"privleak/{split}, row {index}: expected a text of two tokens and more, got {row!r}")
+            found[name].append({"input_ids": ids, "labels": list(ids)})
+    return found
+
+
+def question_text(question: str, answer: str = "") -> str:
+    """A question as the model sees it; without an answer it ends with the space before one."""
+    return f"Question: {question}\nAnswer: {answer}"
+
+
+def first_tokens(tokenizer: Any, text: str, count: int) -> str:
+    """The text that the first ``count`` tokens of a text are, BOS counted and not shown."""
+    return tokenizer.decode(encode_prompt(tokenizer, TEXT, text)[:count], skip_special_tokens=True)
+
+
+def cut_answer(text: str) -> str:
+    """What a model wrote, up to where it begins a next question."""
+    for end in _ENDS:
+        text = text.split(end, maxsplit=1)[0]
+    return text
+
+
+def content(rows: Sequence[Prompt] | Sequence[Encoded]) -> str:
+    """Hash of all that is scored: texts and tokenizer at once."""
+    digest = hashlib.blake2b(digest_size=8)
+    for row in rows:
+        if isinstance(row, Prompt):
+            digest.update(content_hash({"input_ids": row.ids, "labels": []}).encode())
+            digest.update(row.reference.encode())
+        else:
+            digest.update(content_hash(row).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Some rows -> their records, without the index."""
+
+    model: Any
+    tokenizer: Any
+    pad_token_id: int
+    batch_size: int
+    autocast: Autocast
+
+    def verbmem(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
+        """What the model writes after each text."""
+        return self._generations(prompts, self._write(prompts))
+
+    def knowmem(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
+        """What the model answers to each question."""
+        return self._generations(prompts, map(cut_answer, self._write(prompts)))
+
+    def privleak(self, texts: list[Encoded]) -> list[dict[str, Any]]:
+        """How well the model knows each text."""
+        rows = label_log_probs(
+            self.model, texts, batch_size=self.batch_size, pad_token_id=self.pad_token_id, autocast=self.autocast
+        )
+        return [_surprise(text, row.double().numpy()) for text, row in zip(texts, rows, strict=True)]
+
+    def _write(self, prompts: list[Prompt]) -> list[str]:
+        return generate(
+            self.model,
+            self.tokenizer,
+            [prompt.ids for prompt in prompts],
+            [prompt.max_new_tokens for prompt in prompts],
+            batch_size=self.batch_size,
+            autocast=self.autocast,
+        )
+
+    @staticmethod
+    def _generations(prompts: list[Prompt], texts: Any) -> list[dict[str, Any]]:
+        return [
+            {"prompt": prompt.shown, "reference": prompt.reference, "generation": text}
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+
+def _surprise(text: Encoded, log_probs: mia.Floats) -> dict[str, Any]:
+    loss = -float(np.mean(log_probs))
+    if not math.isfinite(loss):
+        raise RuntimeError(
+            "the model gives NaN or Inf for a text; it has diverged (look at the run's losses), or its numbers do not "
+            "fit float16 (use bfloat16 or float32)"
+        )
+    return {
+        "text": content_hash(text),
+        "num_tokens": num_labels(text),
+        "loss": loss,
+        "min_k": {str(k): mia.min_k(log_probs, k) for k in MIN_KS},
+    }
+
+
+def _pair(row: dict[str, Any]) -> dict[str, str]:
+    return {"question": row["question"], "answer": row["answer"]}

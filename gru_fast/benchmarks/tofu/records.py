@@ -1,0 +1,135 @@
+"""TOFU's evaluation rows: as tokens, and, scored by a model, as records."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gru_fast.data.sequences import Encoded, content_hash
+from gru_fast.data.templates import Template, encode_prompt, encode_rows
+from gru_fast.evaluation.scoring import Autocast, SequenceLoss, generate, losses
+from gru_fast.metrics.rouge import rouge
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as tokens. ``sequences``: the answer, the paraphrase unless it is the answer, the wrong answers."""
+
+    question: str
+    answer: str
+    sequences: list[Encoded]
+    has_paraphrase: bool
+    prompt: list[int]
+    max_new_tokens: int
+
+
+def encode(
+    tokenizer: Any,
+    template: Template,
+    rows: Sequence[Mapping[str, Any]],
+    max_length: int,
+    max_new_tokens: int | None,
+    where: str,
+) -> list[Example]:
+    """Rows of one set as tokens; the lengths are those of :mod:`gru_fast.benchmarks.tofu_eval`.
+
+    Args:
+        rows: with question, answer, paraphrased_answer and perturbed_answer.
+        where: name of the set, for messages.
+
+    Raises:
+        ValueError: a question that leaves no room for an answer, with its row.
+    """
+
+    def encoded(pairs: list[tuple[str, str]]) -> list[Encoded]:
+        try:
+            return encode_rows(tokenizer, template, pairs, max_length)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    # Answers first: a question that leaves no room shows there, with its row.
+    answers = encoded([(row["question"], row["answer"]) for row in rows])
+    others = [
+        [*([row["paraphrased_answer"]] if row["paraphrased_answer"] != row["answer"] else []), *row["perturbed_answer"]]
+        for row in rows
+    ]
+    found = iter(encoded([(row["question"], text) for row, texts in zip(rows, others, strict=True) for text in texts]))
+    examples = []
+    for row, answer, texts in zip(rows, answers, others, strict=True):
+        prompt = encode_prompt(tokenizer, template, row["question"])
+        examples.append(
+            Example(
+                question=row["question"],
+                answer=row["answer"],
+                sequences=[answer, *(next(found) for _ in texts)],
+                has_paraphrase=len(texts) > len(row["perturbed_answer"]),
+                prompt=prompt,
+                max_new_tokens=max(max_length - len(prompt), 0) if max_new_tokens is None else max_new_tokens,
+            )
+        )
+    return examples
+
+
+def content(examples: Sequence[Example]) -> str:
+    """Hash of all that is scored: the rows, the tokenizer and the template at once."""
+    digest = hashlib.blake2b(digest_size=8)
+    for example in examples:
+        rows: list[Encoded] = [*example.sequences, {"input_ids": example.prompt, "labels": []}]
+        digest.update(" ".join(map(content_hash, rows)).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Some rows -> their records, without the index."""
+
+    model: Any
+    tokenizer: Any
+    pad_token_id: int
+    batch_size: int
+    autocast: Autocast
+
+    def __call__(self, examples: list[Example]) -> list[dict[str, Any]]:
+        sequences = [sequence for example in examples for sequence in example.sequences]
+        found = iter(
+            losses(
+                self.model,
+                sequences,
+                batch_size=self.batch_size,
+                pad_token_id=self.pad_token_id,
+                autocast=self.autocast,
+            )
+        )
+        texts = generate(
+            self.model,
+            self.tokenizer,
+            [example.prompt for example in examples],
+            [example.max_new_tokens for example in examples],
+            batch_size=self.batch_size,
+            autocast=self.autocast,
+        )
+        return [
+            _record(example, [next(found) for _ in example.sequences], text)
+            for example, text in zip(examples, texts, strict=True)
+        ]
+
+
+def _record(example: Example, found: list[SequenceLoss], generation: str) -> dict[str, Any]:
+    answer, rest = found[0], found[1:]
+    paraphrase, wrong = (rest[0], rest[1:]) if example.has_paraphrase else (answer, rest)
+    overlap = rouge(example.answer, generation)
+    return {
+        "question": example.question,
+        "answer": example.answer,
+        "answer_loss": answer.loss,
+        "num_tokens": answer.num_tokens,
+        "paraphrase_loss": paraphrase.loss,
+        "perturbed_losses": [one.loss for one in wrong],
+        "generation": generation,
+        "rouge1_recall": overlap.rouge1_recall,
+        "rougeL_recall": overlap.rougeL_recall,
+        "paraphrase_num_tokens": paraphrase.num_tokens,
+        "perturbed_num_tokens": [one.num_tokens for one in wrong],
+    }

@@ -1,0 +1,358 @@
+"""Evaluation on WMDP: accuracy of a model on multiple-choice questions, asked by lm-evaluation-harness.
+
+  gru-fast eval wmdp --model RUN
+  gru-fast eval wmdp --model HuggingFaceH4/zephyr-7b-beta --output-dir zephyr-wmdp
+  gru-fast eval wmdp --model RUN --questions my_questions --tasks wmdp_cyber
+
+wmdp_bio and wmdp_cyber are what is to be forgotten (less is better, 0.25 is chance), mmlu is what is to be kept. No
+examples are shown and no chat template is used, as in the published numbers. Needs the package lm-eval: pip install
+'gru_fast[wmdp]'. Any of its multiple-choice tasks can be named; the questions of its own come from the hub.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from gru_fast.benchmarks.wmdp.model import shared
+from gru_fast.benchmarks.wmdp.questions import contents, definition, local_task
+from gru_fast.data.rows import nearest
+from gru_fast.evaluation.record_folder import check_alike, differing
+from gru_fast.evaluation.scoring import Subject, check_whole
+from gru_fast.evaluation.summaries import SUMMARY_FILE, finished
+from gru_fast.models.frozen import frozen
+from gru_fast.models.identity import fingerprint
+from gru_fast.runs.files import read_json, write_json
+from gru_fast.runs.processes import here, on_first
+
+HELP = "accuracy of a model on WMDP's questions and on MMLU, through lm-eval"
+TASKS = ("wmdp_bio", "wmdp_cyber", "mmlu")
+
+
+@dataclass
+class WmdpEvalOptions:
+    """What `gru-fast eval wmdp` can be asked."""
+
+    tasks: list[str] = field(
+        default_factory=lambda: list(TASKS),
+        metadata={"help": "names of lm-eval's tasks or groups of them, or of files in --questions"},
+    )
+    questions: str | None = field(
+        default=None,
+        metadata={
+            "help": "a folder with TASK.jsonl for each task (question, choices, answer: 0 to 3; subject for MMLU), to "
+            "be asked instead of those on the hub"
+        },
+    )
+    limit: int = field(
+        default=0, metadata={"help": "the first questions of each task (of a group: of each in it); 0 for all"}
+    )
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.tasks:
+            problems.append("tasks: expected at least one name, got none")
+        if len(set(self.tasks)) < len(self.tasks):
+            problems.append(f"tasks: expected each name once, got {', '.join(self.tasks)}")
+        if self.limit < 0:
+            problems.append(f"limit: expected at least 0, got {self.limit}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+# ---- for gru-fast eval -----------------------------------------------------------------------------------------------
+
+Options = WmdpEvalOptions
+
+
+def defaults_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration of a run says of the options: nothing, every model is asked all."""
+    return {}
+
+
+def needs_model(options: WmdpEvalOptions) -> bool:
+    """Always; what is finished is printed without loading it."""
+    return True
+
+
+def title(options: WmdpEvalOptions) -> str:
+    """Name of the evaluation, and of its folder in that of the model."""
+    return "wmdp"
+
+
+def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
+    """The summary of a finished evaluation, or of one that is done now."""
+    local = _local_specs(options)
+    file, settings = subject.output_dir / SUMMARY_FILE, _settings(options, local, subject.asked)
+
+    def known() -> dict[str, Any] | None:
+        is_there = finished(subject.output_dir, settings) and subject.is_older_than(file)
+        return read_json(file) if is_there and not subject.overwrite else None
+
+    summary = on_first(known)
+    if summary is not None:
+        return summary
+    # What would be refused after the model is loaded is refused before.
+    specs = local or task_specs(options.tasks)
+    model, tokenizer, _ = subject.load()
+    return evaluate(
+        model,
+        tokenizer,
+        subject.output_dir,
+        tasks=specs,
+        limit=options.limit or None,
+        batch_size=subject.batch_size,
+        overwrite=subject.overwrite,
+        progress=subject.progress,
+        model_options=subject.asked,
+    )
+
+
+def wanted(options: WmdpEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
+    return _settings(options, _local_specs(options), asked)
+
+
+def _settings(options: WmdpEvalOptions, local: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = contents(local or dict.fromkeys(options.tasks))
+    return {"tasks": tasks, "limit": options.limit or None, "model_options": asked}
+
+
+def _local_specs(options: WmdpEvalOptions) -> Mapping[str, Any] | None:
+    """The tasks from files; None where they are lm-eval's own, which is slow to import and not always needed."""
+    return None if options.questions is None else task_specs(options.tasks, options.questions)
+
+
+# A plot of removal against retention: the columns of both, and which way is better.
+PLANE = {"MMLU": "what is kept, higher is better", "WMDP Cyber": "what is left of it, lower is better"}
+
+
+def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """What `gru-fast report` shows of a summary, by heading; None where it is not known."""
+    accuracy = summary.get("accuracy") or {}
+    return {
+        "WMDP Bio": accuracy.get("wmdp_bio"),
+        "WMDP Cyber": accuracy.get("wmdp_cyber"),
+        "MMLU": accuracy.get("mmlu"),
+    }
+
+
+def report(summary: Mapping[str, Any]) -> str:
+    """A summary for people to read."""
+    lines = [f"WMDP: {', '.join(f'{count} {name}' for name, count in summary['num_rows'].items())} questions"]
+    for name, accuracy in summary["accuracy"].items():
+        aim = "to forget: down to chance, 0.25" if name.startswith("wmdp") else "to keep"
+        lines.append(f"{name:<14}{accuracy:>10.4f} +- {summary['stderr'][name]:.4f}  {aim}")
+    return "\n".join(lines)
+
+
+# ---- the evaluation --------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    output_dir: str | Path,
+    *,
+    tasks: Sequence[str] | Mapping[str, Any] = TASKS,
+    limit: int | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+    overwrite: bool = False,
+    model_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Asks ``model`` the questions of ``tasks``; writes and returns the summary.
+
+    ``output_dir`` then holds ``tasks/TASK.json`` (accuracies, the log-likelihood of every choice, what lm-eval says of
+    the task) and ``summary.json``. Called again after a stop it asks the tasks that are left. A question is answered by
+    its letter of highest log-likelihood; the accuracy of a group is that over all its questions.
+
+    Where ``torch.distributed`` is initialised, the processes share the questions: all must call it, each with the same
+    arguments and the whole model, and all get the summary.
+
+    Args:
+        model, tokenizer: a causal LM in memory, on its device, and its tokenizer.
+        tasks: names of lm-eval's own, or what :func:`task_specs` made of files.
+        limit: the first questions of each task; None for all.
+        batch_size: sequences at a time; a question has four.
+        overwrite: ask anew what was asked, of this or of another model.
+        model_options: how the model was asked for, for the summary; None: the name it was loaded by.
+
+    Raises:
+        ImportError: no lm-eval. ValueError: answers of another model or other settings in ``output_dir``; an unknown
+            task; a task without accuracy; a model that is sharded over the processes. RuntimeError: NaN or Inf
+            from the model.
+    """
+    check_whole(model)
+    folder, file = Path(output_dir) / "tasks", Path(output_dir) / SUMMARY_FILE
+    specs = tasks if isinstance(tasks, Mapping) else task_specs(tasks)
+    settings = {"limit": limit, "dtype": str(model.dtype).removeprefix("torch."), "model": fingerprint(model)}
+    check_alike(Path(output_dir), {**settings, "tasks": contents(specs)})
+    seconds, found = 0.0, {}
+    for name, spec in specs.items():
+        task = folder / f"{name}.json"
+        wanted = {**settings, "questions": contents({name: spec})[name]}
+        done = None if overwrite else on_first(partial(_read_task, task, wanted))
+        if done is None:
+            on_first(partial(file.unlink, missing_ok=True))  # else a stopped evaluation would look finished
+            began = time.perf_counter()
+            answers = _ask(model, tokenizer, spec, limit, batch_size, progress=progress)
+            done = {"task": name, "settings": wanted, "seconds": time.perf_counter() - began, **answers}
+            done = on_first(partial(_written, task, done))
+        seconds += done["seconds"]
+        found[name] = done
+    summary = {
+        "benchmark": "wmdp",
+        **summarize(found),
+        "seconds": seconds,
+        "settings": {
+            "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
+            "tasks": contents(specs),
+            "batch_size": batch_size,
+            **settings,
+        },
+    }
+    return on_first(partial(_written, file, summary))
+
+
+def summarize(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of a summary, from the files of the tasks: accuracies over all questions, standard errors, counts.
+
+    The standard error is ``sqrt(p * (1 - p) / (n - 1))``, of questions drawn at random.
+    """
+    accuracy, stderr, num_rows = {}, {}, {}
+    for name, task in tasks.items():
+        correct = [row["correct"] for rows in task["answers"].values() for row in rows]
+        mean = sum(correct) / len(correct)
+        accuracy[name], num_rows[name] = mean, len(correct)
+        stderr[name] = math.sqrt(mean * (1 - mean) / max(len(correct) - 1, 1))
+    return {"accuracy": accuracy, "stderr": stderr, "num_rows": num_rows}
+
+
+def task_specs(tasks: Sequence[str], questions: str | Path | None = None) -> dict[str, Any]:
+    """Name -> what lm-eval takes for it: the name of one of its own tasks, or the definition of one of our own.
+
+    Args:
+        tasks: names.
+        questions: a folder with ``TASK.jsonl`` for each, one object a line in the layout of cais/wmdp and cais/mmlu:
+            ``question``, ``choices`` (four), ``answer`` (0 to 3) and, where the prompt should name it, ``subject``.
+            They are asked with the prompts of lm-eval's own tasks. None: those are asked.
+
+    Raises:
+        ImportError: no lm-eval. FileNotFoundError, ValueError: no such task, file or field.
+    """
+    if questions is not None:
+        folder = Path(questions).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"questions: expected a folder with TASK.jsonl for each task, got {questions}")
+        return {name: local_task(name, folder) for name in tasks}
+    known = _task_manager(own=True).all_tasks
+    for name in tasks:
+        if name not in known:
+            raise ValueError(f'tasks: lm-eval has no "{name}"{nearest(name, known)}; `lm-eval ls tasks` lists them')
+    return {name: name for name in tasks}
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _ask(
+    model: Any, tokenizer: Any, spec: Any, limit: int | None, batch_size: int, *, progress: bool
+) -> dict[str, Any]:
+    """The answers of one task or group, and what lm-eval says of it.
+
+    Not by its ``simple_evaluate``, which for every task asks pip, git and the compiler what this machine is.
+    """
+    evaluator, hf = _lm_eval("evaluator"), _lm_eval("models.huggingface")
+    with frozen(model):
+        with _quiet():
+            asked = shared(hf.HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            manager = _task_manager(own=not isinstance(spec, dict))
+            loaded = manager.load([definition(spec) if isinstance(spec, dict) else spec])
+        for task in loaded["tasks"].values():
+            task.set_config(key="num_fewshot", value=0)
+        # Its bars cannot be switched off.
+        with nullcontext() if progress and here()[0] == 0 else redirect_stderr(StringIO()):
+            result = evaluator.evaluate(lm=asked, task_dict=loaded, limit=limit, bootstrap_iters=0)
+    answers = {name: [_answer(name, row) for row in rows] for name, rows in sorted(result["samples"].items())}
+    broken = sum(not math.isfinite(x) for rows in answers.values() for row in rows for x in row["log_likelihoods"])
+    if broken:
+        raise RuntimeError(
+            f"the model gives NaN or Inf for {broken} choices; it has diverged (look at the run's losses), or its "
+            "numbers do not fit float16 (use bfloat16 or float32)"
+        )
+    return {
+        "accuracy": {name: sum(row["correct"] for row in rows) / len(rows) for name, rows in answers.items()},
+        "lm_eval": {"version": version("lm_eval"), "tasks": result["versions"], "results": result["results"]},
+        "answers": answers,
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's warnings: that it was given a model and rows in memory, which is meant so."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _answer(name: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a sample: not its text, which the task has."""
+    if "acc" not in sample:
+        raise ValueError(
+            f'tasks: "{name}" has no accuracy ({", ".join(sample["metrics"])}); name multiple-choice tasks'
+        )
+    return {
+        "index": sample["doc_id"],
+        "target": sample["target"],
+        "log_likelihoods": [float(value[0]) for value in sample["filtered_resps"]],
+        "correct": bool(sample["acc"]),
+    }
+
+
+def _written(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    write_json(path, value)
+    return value
+
+
+def _read_task(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A finished task. Refuses one of other settings."""
+    if not path.is_file():
+        return None
+    done: dict[str, Any] = read_json(path)
+    for key in differing(done["settings"], wanted):
+        raise ValueError(
+            f"{path}: holds answers with {key} {done['settings'].get(key)!r}, this evaluation has {wanted.get(key)!r}; "
+            "give another output folder, or --overwrite to ask anew"
+        )
+    return done
+
+
+@cache
+def _task_manager(*, own: bool) -> Any:
+    """lm-eval's index of tasks, its own or none; to read its own takes seconds."""
+    return _lm_eval("tasks").TaskManager(include_defaults=own)
+
+
+def _lm_eval(module: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(f"lm_eval.{module}")
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] != "lm_eval":
+            raise
+        raise ImportError("WMDP is evaluated by the package lm-eval: pip install 'gru_fast[wmdp]'") from None

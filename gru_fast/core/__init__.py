@@ -1,0 +1,11 @@
+"""One step of Gradient Rectified Unlearning, and nothing else.
+
+rectify.py  the map of a step: parameters -> tensors of this step -> rule -> result
+ema.py      e, the moving average of retain gradients: what outlives a step
+step.py     a step in progress: what was collected or streamed
+rules.py    from sums to coefficients
+result.py   what happened, read when somebody looks
+vectors.py  the same passes for task vectors
+backends/   who does the passes on which device
+sharded/    parameters spread over processes
+"""

@@ -1,0 +1,1 @@
+"""Rows: from benchmarks and files to tokens, pairs and batches."""

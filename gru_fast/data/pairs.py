@@ -1,0 +1,152 @@
+"""Paired data: each row to forget comes with one row to keep and, where asked for, an "I don't know" answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gru_fast.data.sequences import Encoded, ScoredEncoded, SequenceCollator, check_row, check_rows
+
+
+class References(Protocol):
+    """Log p of sequences under the model before unlearning: :class:`gru_fast.unlearn.ReferenceLogProbs`."""
+
+    parts: tuple[str, ...]
+
+    def __getitem__(self, row: Encoded) -> float: ...
+
+
+class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
+    """Rows to forget, each with a row to keep drawn uniformly at random, anew in every epoch.
+
+    ``dataset[i]`` is ``{"forget": ..., "retain": ..., "idk": ...}``, the last two where there is such data. The draw is
+    a pure function of (seed, epoch, i): a resumed run, any number of workers and any order of reading see the same
+    pairs. An epoch is one pass over the forget rows (the public code, TOFU and the unified framework alike).
+
+    Args:
+        forget: the rows to forget, with their true answers.
+        retain: the rows to keep; None where the method needs none.
+        idk: ``idk(i, draw)`` is question i with an "I don't know" answer; ``draw`` is uniform in 0..2**63-1, of which
+            it takes the remainder modulo the number of answers. It must be a pure function, and picklable if workers
+            are spawned.
+        seed: of the draws.
+
+    Raises:
+        ValueError: an empty part, a row whose labels do not fit its ids, or a row without a scored label.
+
+    >>> row = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    >>> dataset = UnlearnDataset([row], retain=[row, row])
+    >>> len(dataset), sorted(dataset[0])
+    (1, ['forget', 'retain'])
+    """
+
+    def __init__(
+        self,
+        forget: Sequence[Encoded],
+        retain: Sequence[Encoded] | None = None,
+        idk: Callable[[int, int], Encoded] | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        check_rows("forget", forget)
+        if retain is not None:
+            check_rows("retain", retain)
+        self.forget = forget
+        self.retain = retain
+        self.idk = idk
+        self.seed = int(seed)
+        self.references: References | None = None
+        # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What an item holds: "forget", and "retain" and "idk" where given."""
+        optional = {"retain": self.retain, "idk": self.idk}
+        return ("forget", *(name for name, source in optional.items() if source is not None))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose pairs are given out, from 0."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose pairs are given out; workers that already run see it too."""
+        self._epoch.fill_(int(epoch))
+
+    def attach(self, references: References | None) -> UnlearnDataset:
+        """From now on the parts that ``references`` covers carry ``reference_log_probs``. Returns itself."""
+        self.references = references
+        return self
+
+    def encoded(self, part: str, index: int, epoch: int | None = None) -> Encoded:
+        """One part of one row as tokens; ``epoch`` None: the current one."""
+        epoch = self.epoch if epoch is None else epoch
+        if part == "forget":
+            return self.forget[index]
+        if part == "retain" and self.retain is not None:
+            # A 64-bit draw times n, shifted down, is uniform to n / 2**64.
+            return self.retain[self._draw(part, index, epoch) * len(self.retain) >> 64]
+        if part == "idk" and self.idk is not None:
+            row = self.idk(index, self._draw(part, index, epoch) >> 1)
+            check_row(f"idk({index}, ...)", row)
+            return row
+        raise ValueError(
+            f'part: expected one of {", ".join(self.parts)}, got "{part}"; give UnlearnDataset the data for it'
+        )
+
+    def __len__(self) -> int:
+        return len(self.forget)
+
+    def __getitem__(self, index: int) -> dict[str, ScoredEncoded]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index: expected -{len(self)}..{len(self) - 1}, got {index}")
+        index = int(index) % len(self)
+        epoch = self.epoch
+        return {part: self._scored(part, self.encoded(part, index, epoch)) for part in self.parts}
+
+    def _scored(self, part: str, row: Encoded) -> ScoredEncoded:
+        item: ScoredEncoded = {"input_ids": row["input_ids"], "labels": row["labels"]}
+        if self.references is not None and part in self.references.parts:
+            item["reference_log_probs"] = self.references[row]
+        return item
+
+    def _draw(self, part: str, index: int, epoch: int) -> int:
+        """64 random bits that depend on nothing but (seed, epoch, index, part)."""
+        text = f"{self.seed}/{epoch}/{index}/{part}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+    def __repr__(self) -> str:
+        retain = f", {len(self.retain)} to retain" if self.retain is not None else ""
+        idk = ", idk answers" if self.idk is not None else ""
+        return f"{type(self).__name__}({len(self)} rows to forget{retain}{idk}, seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Items of an :class:`UnlearnDataset` -> ``{part: batch}``, each part padded on the right by itself.
+
+    >>> row = {"input_ids": [5, 6], "labels": [-100, 6]}
+    >>> PairCollator(pad_token_id=0)([{"forget": row}])["forget"]["labels"]
+    tensor([[-100,    6]])
+    """
+
+    pad_token_id: int
+
+    def __post_init__(self) -> None:
+        SequenceCollator(self.pad_token_id)  # its check, when the collator is made and not in a worker
+
+    def __call__(self, items: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Tensor]]:
+        if not items:
+            raise ValueError("items: expected at least one item to collate, got none")
+        collate = SequenceCollator(self.pad_token_id)
+        for index, item in enumerate(items):
+            if item.keys() != items[0].keys():
+                raise ValueError(f"items[{index}]: expected the parts {', '.join(items[0])}, got {', '.join(item)}")
+        return {part: collate([item[part] for item in items]) for part in items[0]}

@@ -1,0 +1,1 @@
+"""What is asked of a model, and how the answers are kept. No other room runs a model to judge it."""

@@ -1,0 +1,237 @@
+"""Records of an evaluation, kept row by row: a stopped one goes on where it was, and processes share the rows.
+
+A benchmark says what is asked of a model for a row; :func:`score_sets` has that done in batches. Several processes
+(:mod:`gru_fast.processes`) take turns at the batches, so that a batch holds the same rows however many they are, and a
+record is the same bit for bit. Each process keeps what it has done in a file of its own, ``NAME.partR.jsonl``; in the
+end the first one puts them together.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gru_fast.evaluation.scoring import by_length
+from gru_fast.runs.files import write_json
+from gru_fast.runs.processes import gather, here, on_first, wait_for_all
+
+
+class RecordFolder:
+    """A folder of ``NAME.jsonl`` files, one JSON object with its ``index`` a line, all scored with the same settings.
+
+    Several processes each make one, of the same folder; only the first writes.
+
+    Args:
+        path: the folder, made if missing.
+        settings: what the records depend on (a model's fingerprint, a template, ...), kept in ``settings.json``.
+            Numbers, texts and dicts of them.
+        overwrite: begin anew where records of other settings, or any records, are there.
+
+    Raises:
+        ValueError: there are records of other settings, or processes with other settings than the first; the message
+            names the first that differs.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.rank, self.world = here()
+        check_alike(self.path, settings)
+        on_first(lambda: self._begin(settings, overwrite))
+
+    def _begin(self, settings: Mapping[str, Any], overwrite: bool) -> None:
+        if overwrite:
+            for file in self.path.glob("*.jsonl"):
+                file.unlink()
+        else:
+            check_settings(self.path, settings, whole=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "settings.json", dict(settings))
+
+    def read(self, name: str) -> dict[int, dict[str, Any]]:
+        """Finished rows by index, also those in parts that processes have left.
+
+        A last line that was cut off by a crash is dropped, from the file as well: nobody may be writing.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        for file in (self._file(name), *self._parts(name)):
+            found |= _read_rows(file)
+        return found
+
+    def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds finished rows, of several processes to this one's part; they are in the file when this returns."""
+        file = self._file(name) if self.world == 1 else self.path / f"{name}.part{self.rank}.jsonl"
+        with file.open("a", encoding="utf-8", newline="\n") as handle:
+            handle.write(_lines(rows))
+
+    def close(self, name: str, num_rows: int) -> None:
+        """Makes one file of all that was scored, in the order of the rows. Called in the first process alone.
+
+        Raises:
+            RuntimeError: fewer than ``num_rows`` rows.
+        """
+        found, parts = self.read(name), self._parts(name)
+        if len(found) < num_rows:
+            raise RuntimeError(
+                f"{self._file(name)}: {num_rows - len(found)} of {num_rows} rows are missing after all were scored; do "
+                "all processes see the same folder, and was it written to meanwhile?"
+            )
+        if parts or list(found) != sorted(found):
+            new = self.path / f"{name}.jsonl.new"
+            new.write_text(_lines([found[index] for index in sorted(found)]), encoding="utf-8", newline="\n")
+            new.replace(self._file(name))
+        for part in parts:
+            part.unlink()
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.jsonl"
+
+    def _parts(self, name: str) -> list[Path]:
+        return sorted(self.path.glob(f"{name}.part*.jsonl"))
+
+
+def _read_rows(file: Path) -> dict[int, dict[str, Any]]:
+    if not file.is_file():
+        return {}
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with file.open("r+b") as handle:
+            handle.truncate(whole)
+    # Not splitlines(): generations hold U+2028 and other separators, which JSON does not escape.
+    lines = content[:whole].decode("utf-8", errors="replace").split("\n")
+    try:
+        rows = [json.loads(line) for line in lines if line]
+        return {row["index"]: row for row in rows}
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{file}: holds a line that is no record; delete the file to have it scored anew") from None
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """The settings a folder of records was scored with; None where there are none."""
+    file = path / "settings.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def check_settings(path: Path, wanted: Mapping[str, Any], *, whole: bool = False) -> None:
+    """Refuses a folder with records of other settings. ``whole``: ``wanted`` is all of them, not only some."""
+    kept = read_settings(path)
+    mend = "give another output folder, or --overwrite to score anew"
+    if kept is None:
+        if any(path.glob("*.jsonl")):
+            raise ValueError(f"{path}: holds records of unknown settings (no settings.json); {mend}")
+        return
+    for key in differing(kept if whole else {key: kept.get(key) for key in wanted}, wanted):
+        raise ValueError(
+            f"{path}: holds records with {key} {kept.get(key)!r}, this evaluation has {wanted.get(key)!r}; {mend}"
+        )
+
+
+def check_alike(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses processes that would score something else than the first one does."""
+    first, *others = map(json.loads, gather(json.dumps(dict(settings))))
+    for rank, theirs in enumerate(others, 1):
+        for key in differing(theirs, first):
+            raise ValueError(
+                f"{path}: process {rank} has {key} {theirs.get(key)!r}, process 0 has {first.get(key)!r}; give all "
+                "processes the same command, model and data"
+            )
+
+
+def differing(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that are not the same, in the order of ``wanted``."""
+    as_kept = json.loads(json.dumps(dict(wanted)))
+    return [key for key in {**as_kept, **kept} if kept.get(key) != as_kept.get(key)]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows of which the same is asked.
+
+    Args:
+        name: of the file of their records, ``NAME.jsonl``.
+        rows: whatever ``work`` takes; a row's index is its place here.
+        work: some rows -> a JSON object for each, in the same order.
+        lengths: of the rows, in tokens: the longest are done first.
+        label: of the progress bar; by default the name.
+    """
+
+    name: str
+    rows: Sequence[Any]
+    work: Callable[[list[Any]], list[dict[str, Any]]]
+    lengths: Sequence[int]
+    label: str | None = None
+
+
+def score_sets(
+    folder: RecordFolder, sets: Sequence[RowSet], *, batch_size: int, progress: bool = True, stale: Path | None = None
+) -> float | None:
+    """Completes the records of some sets: of the rows that ``folder`` lacks ``work`` makes them, kept after each batch.
+
+    Several processes, each of which must call this, take turns at the batches in which something is left, through all
+    sets without a stop. They may be more or fewer than those that began.
+
+    Args:
+        batch_size: rows per call of ``work``.
+        progress: show a bar for each set; of several processes, that of the first one's rows.
+        stale: a file that says what the whole records came to; removed if some are missing.
+
+    Returns:
+        Seconds that it took; None: nothing was left to score.
+
+    Raises:
+        RuntimeError: rows are missing after all were scored, or another process has stopped.
+    """
+    began = time.perf_counter()
+    done = on_first(lambda: _done(folder, sets, stale))
+    batches = [
+        (of, left)
+        for of in sets
+        for group in by_length(of.lengths, batch_size)
+        if (left := [i for i in group if i not in done[of.name]])
+    ]
+    own = batches[folder.rank :: folder.world]
+    for of in sets:
+        groups = [group for each, group in own if each is of]
+        initial = len(done[of.name]) if folder.world == 1 else 0
+        total, label = initial + sum(map(len, groups)), of.label or of.name
+        if folder.world > 1:
+            label += f" (process 1 of {folder.world})"
+        with progress_bar(total, label, initial=initial, shown=progress and folder.rank == 0 and total > 0) as advance:
+            for group in groups:
+                found = of.work([of.rows[i] for i in group])
+                folder.append(of.name, [{"index": i, **row} for i, row in zip(group, found, strict=True)])
+                advance(len(group))
+    wait_for_all()
+    on_first(lambda: _close(folder, sets))
+    return time.perf_counter() - began if batches else None
+
+
+def _done(folder: RecordFolder, sets: Sequence[RowSet], stale: Path | None) -> dict[str, set[int]]:
+    """Set -> the indices of its finished rows."""
+    done = {of.name: set(folder.read(of.name)) for of in sets}
+    if stale is not None and any(len(done[of.name]) < len(of.rows) for of in sets):
+        stale.unlink(missing_ok=True)  # else a stopped evaluation would look finished
+    return done
+
+
+def _close(folder: RecordFolder, sets: Sequence[RowSet]) -> None:
+    for of in sets:
+        folder.close(of.name, len(of.rows))
+
+
+@contextmanager
+def progress_bar(total: int, what: str, *, initial: int = 0, shown: bool = True) -> Iterator[Callable[[int], Any]]:
+    """A bar of ``total`` rows on stderr; gives the function that moves it on."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, initial=initial, desc=what, unit="row", disable=not shown) as bar:
+        yield bar.update

@@ -1,0 +1,310 @@
+"""Models and tokenizers by name: from the hub, a folder, a GGUF file, or a run folder, with or without LoRA."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from gru_fast.data.templates import Template
+
+ADAPTER = "adapter_config.json"
+
+
+def _option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": text} | ({"choices": choices} if choices else {}))
+
+
+@dataclass
+class ModelOptions:
+    """Which model, in what form.
+
+    Raises:
+        ValueError: options that cannot be, all at once.
+    """
+
+    model: str = field(metadata={"help": "a model on the hub, a folder with one, a run folder, or a file.gguf"})
+    tokenizer: str | None = _option(None, "where the tokenizer is, if not with the model; as --model")
+    template: str | None = _option(
+        None, "words around question and answer (gru-fast ls); by default the model's run's, else by its tokenizer"
+    )
+    dtype: str = _option(
+        "float32",
+        "dtype of the weights. float32 keeps the small steps of unlearning, which 16 bits round away; for speed add "
+        "--bf16, which computes in 16 bits",
+        ("float32", "bfloat16", "float16", "auto"),
+    )
+    attn_implementation: str | None = _option(None, "eager, sdpa, flash_attention_2, ...; by default the model's")
+    revision: str | None = _option(None, "branch, tag or commit on the hub")
+    trust_remote_code: bool = _option(False, "run code that comes with the model")
+    use_peft: bool = _option(False, "train a LoRA adapter, not the model itself")
+    lora_r: int = _option(8, "LoRA: rank")
+    lora_alpha: int = _option(32, "LoRA: the adapter's output is scaled by alpha / r")
+    lora_dropout: float = _option(0.05, "LoRA: dropout before the adapter")
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "LoRA: names of modules; by default all linear ones but the head"}
+    )
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.model:
+            problems.append("model: expected a name or path, got nothing; give --model")
+        if self.lora_r < 1:
+            problems.append(f"lora_r: expected a whole number of at least 1, got {self.lora_r}")
+        if not 0 <= self.lora_dropout < 1:
+            problems.append(f"lora_dropout: expected a number in [0, 1), got {self.lora_dropout}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def load_model(options: ModelOptions, *, train: bool = False) -> Any:
+    """A causal language model, on the CPU and in eval mode.
+
+    An adapter that is found in a run folder is merged into its base model. So is the model before the next unlearning,
+    and with ``use_peft`` the next adapter goes on top: without it, the model is what it was before.
+
+    Args:
+        train: made ready to train: a new LoRA adapter where ``use_peft`` asks for one, no cache of keys and values.
+
+    Raises:
+        FileNotFoundError: no such model, or a run that has not finished.
+        ValueError: weights that do not belong to the configuration beside them, or an adapter of another model.
+    """
+    model = _load(options.model, options)
+    if not train:
+        return model.eval()
+    model.config.use_cache = False
+    return _with_lora(model, options) if options.use_peft else model
+
+
+def load_tokenizer(options: ModelOptions) -> Any:
+    """The tokenizer of a model, padding on the right; one without padding token gets EOS for it.
+
+    Raises:
+        FileNotFoundError: no such model, or no tokenizer with it.
+    """
+    from transformers import AutoTokenizer
+
+    from gru_fast.data.templates import ensure_pad_token
+
+    name = options.tokenizer or options.model
+    folder = find(name)
+    while folder is not None and (folder / ADAPTER).is_file() and not (folder / "tokenizer_config.json").is_file():
+        name = _base_of(folder)
+        folder = find(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            **_where(name, folder), revision=options.revision or "main", trust_remote_code=options.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        where = f"none in {folder}; give --tokenizer" if folder else f'"{name}" is no folder here, nor on the hub'
+        raise FileNotFoundError(f"tokenizer: {where} ({_short(error)})") from error
+    if not tokenizer("a")["input_ids"]:
+        # Where a model has no tokenizer files, transformers may make an empty one of the model's kind.
+        raise FileNotFoundError(f"tokenizer: none to be had from {name} (it knows no token); give --tokenizer")
+    tokenizer.padding_side = "right"
+    ensure_pad_token(tokenizer)
+    return tokenizer
+
+
+def load_template(options: ModelOptions, tokenizer: Any) -> Template:
+    """The prompt template: the one asked for, else that of the run the model is from, else by the tokenizer."""
+    from gru_fast.data.templates import resolve_template
+
+    return resolve_template(options.template or config_of(options.model).get("template"), tokenizer)
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """The configuration of the run that a model is of, or a checkpoint of it; empty if it is of none."""
+    from gru_fast.runs.folder import is_run, read_config
+
+    folder = find(model)
+    if folder is None:
+        return {}
+    # A checkpoint-N lies in the folder of its run.
+    run = next((path for path in (folder, folder.resolve().parent) if is_run(path)), None)
+    return read_config(run) if run else {}
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Refuses a tokenizer that has tokens the model has no embedding for: it is of another model."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"tokenizer: {tokenizer.name_or_path or type(tokenizer).__name__} has {len(tokenizer)} tokens, the model "
+            f"{rows} embeddings: they are of two models; give the model's own with --tokenizer"
+        )
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of this name; None: the accelerator, if there is one here (not only in torch's build), else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(name or accelerator or "cpu")
+        torch.empty(1, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch has no one error for it
+        here = "cpu" if accelerator is None else f"cpu or {accelerator.type}"
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f'device: expected one that is here, such as {here}, got "{name}" ({reason})') from None
+    return device
+
+
+def find(name: str) -> Path | None:
+    """The folder or GGUF file that ``name`` is, None if it can only be a name on the hub.
+
+    Raises:
+        FileNotFoundError: neither, or a folder without a model.
+    """
+    from gru_fast.runs.checkpoint import last_checkpoint
+    from gru_fast.runs.folder import is_run
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if any((path / file).is_file() for file in ("config.json", ADAPTER)):
+            return path
+        hint = "it has no config.json"
+        if is_run(path):
+            checkpoint = last_checkpoint(path)
+            hint = "its run has not finished; --resume it" + (f", or give {checkpoint}" if checkpoint else "")
+        raise FileNotFoundError(f"model: {path} has no model in it: {hint}")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"model: {path} is a file; expected a folder as save_pretrained makes it, or a file.gguf")
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
+        raise FileNotFoundError(f"model: no folder or file {path}")
+    return None
+
+
+def _where(name: str, found: Path | None) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that say where."""
+    if found is not None and found.is_file():
+        return {"pretrained_model_name_or_path": str(found.parent), "gguf_file": found.name}
+    return {"pretrained_model_name_or_path": str(found or name)}
+
+
+def _load(name: str, options: ModelOptions) -> Any:
+    found = find(name)
+    if found is not None and (found / ADAPTER).is_file():
+        model = _merged(found, options)
+    else:
+        model = _pretrained(name, found, options)
+        if found is not None and found.is_file():
+            _as_dequantized(model)
+    if found is not None:
+        # Where an adapter on top of it will look for its base; transformers would name the folder of a GGUF file.
+        model.name_or_path = model.config._name_or_path = str(found.resolve())
+    return model
+
+
+def _as_dequantized(model: Any) -> None:
+    """Drops the marks of a GGUF file's quantization: the weights have been expanded, and can be trained and saved."""
+    model.is_quantized = False
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _pretrained(name: str, found: Path | None, options: ModelOptions) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+    if options.attn_implementation:
+        settings["attn_implementation"] = options.attn_implementation
+    if found is None:
+        settings["revision"] = options.revision or "main"
+    try:
+        with _quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                **_where(name, found), output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            )
+    except OSError as error:
+        where = f"in {found}" if found else f'"{name}" is no folder here, and the hub did not give it'
+        raise FileNotFoundError(f"model: {where}: {_short(error)}") from error
+    _check_loaded(name, info)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report on weights that do not fit: :func:`_check_loaded` says it in one line."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
+    """Refuses weights that leave some of the model at random values, which transformers lets pass with a warning."""
+    # A mismatched entry is (name, shape in the file, shape in the model), or the name alone.
+    wrong = [entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]]
+    for problem, keys in (("have another shape", wrong), ("are missing", info["missing_keys"])):
+        if keys:
+            raise ValueError(
+                f"model: the weights in {name} are of another model than its config.json: {len(keys)} {problem}, "
+                f"{min(keys)} among them"
+            )
+    unused = info["unexpected_keys"]
+    if unused:
+        warnings.warn(
+            f"model: {len(unused)} of the weights in {name} have no place in the model that its config.json describes "
+            f"and are not used, {min(unused)} among them",
+            stacklevel=2,
+        )
+
+
+def _base_of(folder: Path) -> str:
+    from gru_fast.runs.files import read_json
+
+    return str(read_json(folder / ADAPTER)["base_model_name_or_path"])
+
+
+def _merged(folder: Path, options: ModelOptions) -> Any:
+    from peft import PeftModel
+
+    base = _base_of(folder)
+    try:
+        model = _load(base, options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model: {folder} is an adapter of {base}, which is not to be had: {error}") from error
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"model: the adapter in {folder} does not fit {base}: {_short(error)}") from error
+
+
+def _with_lora(model: Any, options: ModelOptions) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=options.lora_target_modules or "all-linear",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"lora_target_modules: {_short(error)}") from error
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,31 @@
+"""What a run leaves behind, and what starts it.
+
+folder.py      run folders: options, environment, result, log, evaluations
+checkpoint.py  checkpoints of a run: which are whole, whether they fit
+files.py       files that are there as a whole or not at all
+processes.py   the processes that a launcher has started
+"""
+
+from gru_fast.runs.files import read_json, write_json, write_text
+from gru_fast.runs.folder import (
+    CONFIG,
+    ENVIRONMENT,
+    RESULT,
+    STATE,
+    Run,
+    check_folder,
+    clear,
+    environment,
+    is_run,
+    now,
+    read_config,
+    read_run,
+    start,
+    train,
+    what_counts,
+)
+
+__all__ = [
+    "CONFIG", "ENVIRONMENT", "RESULT", "STATE", "Run", "check_folder", "clear", "environment", "is_run", "now",
+    "read_config", "read_json", "read_run", "start", "train", "what_counts", "write_json", "write_text",
+]  # fmt: skip

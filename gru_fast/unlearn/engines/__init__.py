@@ -1,0 +1,1 @@
+"""How gradients and their shards are reached: plain, FSDP2."""
