@@ -17,7 +17,7 @@ and changes nothing, ``gru_fast.reference`` is the same in plain PyTorch, ``gru_
 what runs where.
 """
 
-from gru_fast import reference, vectors
+from gru_fast import moved, reference, vectors
 from gru_fast.core import ops
 from gru_fast.core.backends import library
 from gru_fast.core.ema import RetainEMA
@@ -27,6 +27,7 @@ from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 
 __version__: str = core.VERSION
+moved.install()
 
 __all__ = [
     "Rectification", "RetainEMA", "__version__", "build_info", "library", "measure", "ops", "rectify_", "reference",

@@ -1,4 +1,4 @@
-"""`from gru_fast.core.load import core`: the compiled module, or an ImportError that says what to do about its absence."""
+"""The compiled module as ``core``, or an ImportError that says what to do about its absence."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from gru_fast.cli.commands.report import write
 from gru_fast.demo import fiction, stages, words
 from gru_fast.demo.settings import METHODS, QUICK, Settings
 from gru_fast.report.collect import collect
+from gru_fast.report.files import write
 from gru_fast.unlearn import methods
 
 _FORGET = fiction.NUM_FORGET_AUTHORS

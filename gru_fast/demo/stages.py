@@ -17,12 +17,12 @@ from gru_fast import runs
 from gru_fast.benchmarks import tofu
 from gru_fast.benchmarks.tofu import evaluate as tofu_eval
 from gru_fast.benchmarks.tofu import summary as tofu_summary
-from gru_fast.cli.commands.finetune import TofuFinetuneOptions
 from gru_fast.data.templates import TEMPLATES
 from gru_fast.demo import fiction, model
 from gru_fast.demo.settings import METHODS, Settings
 from gru_fast.evaluation.scoring import losses
 from gru_fast.models.load import ModelOptions, load_model, load_tokenizer
+from gru_fast.options.commands import TofuFinetuneOptions
 from gru_fast.options.flags import config_text
 from gru_fast.report.figures import FORGET_PROBABILITY, RETAIN_PROBABILITY
 from gru_fast.unlearn import UnlearnConfig, UnlearnTrainer

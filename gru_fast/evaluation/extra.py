@@ -33,7 +33,7 @@ from gru_fast.evaluation.extra_scoring import (
 )
 from gru_fast.evaluation.record_folder import differing, read_settings
 from gru_fast.evaluation.scoring import Subject, check_whole
-from gru_fast.metrics import extra
+from gru_fast.metrics import extra, scores
 from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
 from gru_fast.runs.files import write_json
 from gru_fast.runs.processes import on_first
@@ -48,7 +48,7 @@ class ExtraOptions:
 
     metrics: list[str] | None = field(
         default=None,
-        metadata={"help": f"further numbers (gru-fast ls metrics): {', '.join(extra.names())}"},
+        metadata={"help": f"further numbers (gru-fast ls metrics): {', '.join(scores.names())}"},
     )
     reference_model: str | None = field(
         default=None, metadata={"help": "for mia_reference: a model that never saw the texts; as --model"}
@@ -62,7 +62,7 @@ class ExtraOptions:
         problems = []
         for name in self.metrics or ():
             try:
-                fields = extra.get(name).fields
+                fields = scores.get(name).fields
             except ValueError as error:
                 problems.append(str(error))
                 continue
@@ -92,7 +92,7 @@ class Sets:
     def fields(self, names: Sequence[str]) -> dict[str, set[str]]:
         """set -> the fields of its records that some metrics read."""
         found: dict[str, set[str]] = {}
-        for metric in map(extra.get, names):
+        for metric in map(scores.get, names):
             for of in self.attacked if metric.is_attack else self.measured:
                 found.setdefault(of, set()).update(metric.fields)
         return found
@@ -189,13 +189,13 @@ def evaluate(
 
 
 def summarize(
-    names: Sequence[str], records: extra.TextRecords, folder: Path, sets: Sets, retained: Path | None = None
+    names: Sequence[str], records: scores.TextRecords, folder: Path, sets: Sets, retained: Path | None = None
 ) -> Numbers:
     """The numbers of some metrics, of records that are there; see :func:`run`."""
     numbers: Numbers = {}
     for name in names:
         theirs = None
-        if retained is not None and extra.get(name).is_attack:
+        if retained is not None and scores.get(name).is_attack:
             theirs = read([name], retained, sets)
             for of in sets.attacked if theirs else ():
                 _check_same_texts(name, folder, retained, of)
@@ -209,7 +209,7 @@ def read(
     sets: Sets,
     wanted: Mapping[str, Any] | None = None,
     is_current: Callable[[Path], bool] = lambda file: True,
-) -> extra.TextRecords | None:
+) -> scores.TextRecords | None:
     """The records that some metrics need; None if they are not all there. Nothing is loaded or written.
 
     Args:
@@ -217,7 +217,7 @@ def read(
         is_current: of the file of a pass's settings, whether it is newer than the model.
     """
     passes = sets.passes(names)
-    found: dict[str, list[extra.TextRecord]] = {}
+    found: dict[str, list[scores.TextRecord]] = {}
     for of, fields in sets.fields(names).items():
         parts: dict[str, Sequence[Mapping[str, Any]]] = {}
         generations = sets.generations.get(of, ())
@@ -270,7 +270,7 @@ def _load_reference(name: str, subject: Subject, model: Any, tokenizer: Any) -> 
 
 def _check_same_texts(name: str, folder: Path, retained: Path, of: str) -> None:
     """Refuses a retrained model's records of other texts."""
-    each = next(each for each in PASSES if {*extra.get(name).fields} & {*PASSES[each]})
+    each = next(each for each in PASSES if {*scores.get(name).fields} & {*PASSES[each]})
     ours, theirs = (read_settings(folder_of(path, of, each)) or {} for path in (folder, retained))
     if ours["texts"] != theirs["texts"]:
         raise ValueError(

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from gru_fast.data.sequences import IGNORE_INDEX, Encoded, SequenceCollator, content_hash
 from gru_fast.evaluation.record_folder import RecordFolder, RowSet, score_sets
 from gru_fast.evaluation.scoring import Autocast, by_length, losses, num_labels
-from gru_fast.metrics import extra
+from gru_fast.metrics import scores
 from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
 from gru_fast.models.frozen import frozen
 from gru_fast.models.identity import fingerprint
 from gru_fast.models.scores import label_scores
 
-# A pass gives some fields of gru_fast.metrics.extra.TextRecord, and is one file of records per set of texts.
+# A pass gives some fields of gru_fast.metrics.scores.TextRecord, and is one file of records per set of texts.
 PASSES = {
     "tokens": ("log_probs", "correct", "vocab_means", "vocab_variances", "zlib_bytes"),
     "gradients": ("gradient_norm",),
@@ -112,7 +112,7 @@ def _scores_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
 def gradient_norms(model: Any, sequences: Sequence[Encoded], *, autocast: Autocast = nullcontext) -> list[float]:
     """Per sequence, the mean over parameter tensors of the L2 norm of the gradient of its mean loss.
 
-    The loss is the mean of -log p over the label tokens but the last (:func:`gru_fast.metrics.extra.but_last`). All
+    The loss is the mean of -log p over the label tokens but the last (:func:`gru_fast.metrics.scores.but_last`). All
     parameters count, frozen or not. One backward pass a sequence; each gradient is dropped when its norm is known, so
     that there is never more than that of one parameter. Gradients that were there before come back.
 
@@ -126,7 +126,7 @@ def gradient_norms(model: Any, sequences: Sequence[Encoded], *, autocast: Autoca
             ids, labels = (torch.tensor([row[key]], device=model.device) for key in ("input_ids", "labels"))
             with autocast():
                 logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            loss = -extra.but_last(label_scores(logits, labels).log_probs).mean()
+            loss = -scores.but_last(label_scores(logits, labels).log_probs).mean()
             loss.backward()
             found.append(float(torch.stack([norm.cpu() for norm in norms]).mean()))
             norms.clear()

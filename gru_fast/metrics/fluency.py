@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from gru_fast.metrics.extra import TextRecord, measure, need
+from gru_fast.metrics.scores import TextRecord, measure, need
 
 # A small classifier of English text (DistilBERT, MIT licence), the one of the unified framework: clean, mild gibberish,
 # word salad or noise.

@@ -7,7 +7,7 @@ it.
 
 from __future__ import annotations
 
-from gru_fast.metrics.extra import TextRecord, but_last, measure, need
+from gru_fast.metrics.scores import TextRecord, but_last, measure, need
 
 
 @measure("exact_memorization", "share of the answer's tokens that the model has right (1: all known)", "correct")

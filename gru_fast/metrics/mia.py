@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gru_fast.metrics.extra import TextRecord, attack, but_last, need
+from gru_fast.metrics.scores import TextRecord, attack, but_last, need
 
 Floats = NDArray[np.float64]
 

@@ -107,7 +107,7 @@ class Launch:
                 f"process{'es' * (saved.processes > 1)} took them, got {ours[1]} in {ours[0]} from {self.processes}; "
                 + self._how_to_go_on(saved)
             )
-        if same_rows and saved.processes != self.processes and not (saved._is_even and self._is_even):
+        if same_rows and saved.processes != self.processes and not (saved.is_even and self.is_even):
             raise ValueError(
                 f"{folder}: expected {saved.processes} process{'es' * (saved.processes > 1)}, as it was saved by, got "
                 f"{self.processes}: the {self.rows} rows of an epoch are no whole number of micro-batches for each of "
@@ -115,7 +115,7 @@ class Launch:
             )
 
     @property
-    def _is_even(self) -> bool:
+    def is_even(self) -> bool:
         """Whether an epoch's last micro-batches are whole and as many in each process: else accelerate repeats rows."""
         return self.rows is None or self.rows % (self.rows_per_micro_batch * self.processes) == 0
 

@@ -11,7 +11,6 @@ eval/NAME/           evaluations of the model
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import shlex
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from gru_fast.runs.checkpoint import Launch, last_checkpoint
 from gru_fast.runs.files import read_json, write_json, write_text
+from gru_fast.runs.memory import reset_resident_peak, resident_peak_bytes
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -213,7 +213,7 @@ def train(trainer: Trainer, facts: Mapping[str, Any], checkpoint: Path | None = 
     if accelerator:
         torch.accelerator.reset_peak_memory_stats()
     else:
-        _reset_resident_peak()
+        reset_resident_peak()
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - began
@@ -228,7 +228,7 @@ def train(trainer: Trainer, facts: Mapping[str, Any], checkpoint: Path | None = 
         "resumed_from": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         "seconds": round(seconds, 3),
         "seconds_per_step": statistics.median(timer.seconds[1:] or timer.seconds) if timer.seconds else None,
-        "peak_memory_bytes": torch.accelerator.max_memory_allocated() if accelerator else _resident_peak_bytes(),
+        "peak_memory_bytes": torch.accelerator.max_memory_allocated() if accelerator else resident_peak_bytes(),
         "memory_of": trainer.args.device.type if accelerator else "process",
         "skipped": _last(trainer.state.log_history, "skipped"),
         "degenerate": _last(trainer.state.log_history, "degenerate"),
@@ -301,24 +301,6 @@ def _step_timer() -> Any:
             self.seconds.append(time.monotonic() - self._began)
 
     return StepTimer()
-
-
-def _reset_resident_peak() -> None:
-    """So that loading the model does not count; Linux alone can do it."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _resident_peak_bytes() -> int:
-    """The largest resident size of this process since :func:`_reset_resident_peak`; elsewhere, since its start."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _last(log: list[dict[str, Any]], key: str) -> int:

@@ -67,7 +67,7 @@ class Arguments:
 
     def _resolve_training(self, split: str, method: str) -> Any:
         from gru_fast import benchmarks
-        from gru_fast.cli.commands import unlearn
+        from gru_fast.options import commands
 
         values = {
             **self.of_model(self.recipe.target or "original"),
@@ -79,7 +79,7 @@ class Arguments:
             **({"use_cpu": True} if self.is_dry else {}),
             "output_dir": "run",
         }
-        classes = unlearn.option_classes(benchmarks.get(self.recipe.benchmark))
+        classes = commands.unlearn(benchmarks.get(self.recipe.benchmark))
         return _resolve(values, classes, self.recipe.config.get(split))[-1]
 
     def check(self) -> None:
@@ -99,9 +99,7 @@ class Arguments:
     def _checks(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """What resolves the options of each command, and where in the recipe these are."""
         from gru_fast import benchmarks
-        from gru_fast.cli.commands import eval as evaluate
-        from gru_fast.cli.commands import finetune, tru
-        from gru_fast.models.load import ModelOptions
+        from gru_fast.options import commands
 
         recipe, benchmark = self.recipe, benchmarks.get(self.recipe.benchmark)
         for split in recipe.splits:
@@ -110,17 +108,17 @@ class Arguments:
         if recipe.finetune is not None:
             on_cpu = {"use_cpu": True} if self.is_dry else self.on_cpu()
             own = {**self.of_model("base"), **on_cpu, **recipe.finetune, "output_dir": "run"}
-            yield "finetune", partial(_resolve, own, finetune.option_classes())
+            yield "finetune", partial(_resolve, own, commands.finetune())
         for name in filter(None, (recipe.target, *recipe.retrained.values(), recipe.data)):
             yield "target, retrained, data", partial(_check_path, name)
         for name in ("tv", "tru"):
             given = getattr(recipe, name)
             if given is not None:
                 values = {**self.of_model("original"), "method": name, **given, "output_dir": "run"}
-                yield name, partial(_resolve, values, tru.option_classes(benchmark))
+                yield name, partial(_resolve, values, commands.tru(benchmark))
         module = benchmarks.evaluation(recipe.benchmark)
         values = {**self.of_model("original"), **recipe.evaluate}
-        yield "evaluate", partial(_resolve, values, (module.Options, evaluate.EvalOptions, ModelOptions))
+        yield "evaluate", partial(_resolve, values, commands.evaluate(module))
 
     def _problems_of_clipping(self) -> list[str]:
         part = self.recipe.ablation

@@ -324,8 +324,7 @@ class Plan:
                 yield self._vector(split, seed, method, own)
 
     def _vector(self, split: str, seed: int, method: str, own: Mapping[str, Any]) -> _Work:
-        from gru_fast.cli.commands.tru import run_of
-        from gru_fast.unlearn.task_vector import METHODS
+        from gru_fast.unlearn.task_vector_options import METHODS, run_of
 
         name, inside = f"{split}-seed{seed}-{method}", f"{RUNS}/{split}/seed{seed}/{method}"
         folder = str(self.folder / inside)

@@ -147,7 +147,7 @@ def _has_all_strengths(argv: Sequence[str], run: Path) -> bool:
         return False
     from gru_fast import runs
     from gru_fast.cli import parse
-    from gru_fast.cli.commands.tru import run_of
+    from gru_fast.unlearn.task_vector_options import run_of
 
     return all((run_of(run, float(stg)) / runs.RESULT).is_file() for stg in parse(argv).stg)
 

@@ -94,9 +94,9 @@ class Plan:
             ValueError: ``eval_options`` that cannot be.
         """
         from gru_fast.benchmarks.tofu.evaluate import TofuEvalOptions
-        from gru_fast.cli.commands.eval import EvalOptions
         from gru_fast.options import flags as options
         from gru_fast.options.coerce import nearest
+        from gru_fast.options.commands import EvalOptions
 
         given = {str(name).replace("-", "_"): value for name, value in self.options.eval_options.items()}
         known = [field.name for cls in (TofuEvalOptions, EvalOptions) for field in dataclasses.fields(cls)]

@@ -15,7 +15,7 @@ from gru_fast.data.sequences import IGNORE_INDEX, Encoded, SequenceCollator
 from gru_fast.models.scores import label_scores
 
 if TYPE_CHECKING:
-    from gru_fast.unlearn.task_vector import TaskVectorOptions
+    from gru_fast.unlearn.task_vector_options import TaskVectorOptions
 
 
 class ForgetSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,7 +98,7 @@ class GRUMixin(WholeCheckpoints):
         self._last_step: Rectification | None = None
         self._noted: dict[str, list[Tensor]] = {}
         self._check_supported()
-        self.add_callback(_GRUCallback(self))
+        self.add_callback(_GRUCallback(self._begin_training, self._end_training))
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -233,6 +233,15 @@ class GRUMixin(WholeCheckpoints):
         first = params[0]
         first.grad = torch.full_like(first, math.inf)
 
+    def _begin_training(self) -> None:
+        self._give_up_step()  # of a run that was interrupted
+        self._forget_logs()
+
+    def _end_training(self) -> None:
+        counts = self.gru_counts
+        if self.gru_options.rectify and counts.in_a_row > 0 and counts.applied == 0:
+            raise RuntimeError(self._why_stopped(f"all {counts.in_a_row} steps"))
+
     def _give_up_step(self) -> None:
         self._step_share = None
         if self._ema is not None:
@@ -361,17 +370,14 @@ class GRUMixin(WholeCheckpoints):
 class _GRUCallback(TrainerCallback):
     """Begins and ends the book-keeping of a training run."""
 
-    def __init__(self, trainer: GRUMixin) -> None:
-        self._trainer = trainer
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._begin, self._end = begin, end
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer._give_up_step()  # of a run that was interrupted
-        self._trainer._forget_logs()
+        self._begin()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        counts = self._trainer.gru_counts
-        if self._trainer.gru_options.rectify and counts.in_a_row > 0 and counts.applied == 0:
-            raise RuntimeError(self._trainer._why_stopped(f"all {counts.in_a_row} steps"))
+        self._end()
 
 
 def _scale_gradients_(params: Sequence[Tensor], factor: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
                 f"{self.method.name}: not with FSDP2, whose modules expect to be run whole, not up to a layer; use "
                 "DDP, or a method on the model's output, for example npo_gd"
             )
-        self.add_callback(_UnlearnCallback(self))
+        self.add_callback(_UnlearnCallback(self._begin_unlearning))
 
     def retain_share_of(self, inputs: Mapping[str, Any]) -> float:
         """The weight of the retain NLL in the objective."""
@@ -208,6 +208,14 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
             self._prepare_reference_model(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _begin_unlearning(self) -> None:
+        """Now a model for FSDP2 is sharded. (Before, processes may not even have its weights.)"""
+        if self.reference_model is None:
+            self._prepare_reference_model(None)
+        if self.references is None:
+            self._prepare_references(None)
+        self._save_references(self.args.output_dir)
+
     def _save_references(self, folder: str | None) -> None:
         if self.references is not None and self.args.should_save:
             self.references.save(Path(folder or ".") / REFERENCE_LOG_PROBS)
@@ -225,16 +233,11 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
 class _UnlearnCallback(TrainerCallback):
     """What a training run needs of its trainer at certain times."""
 
-    def __init__(self, trainer: UnlearnTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Now a model for FSDP2 is sharded. (Before, processes may not even have its weights.)"""
-        if self._trainer.reference_model is None:
-            self._trainer._prepare_reference_model(None)
-        if self._trainer.references is None:
-            self._trainer._prepare_references(None)
-        self._trainer._save_references(self._trainer.args.output_dir)
+        self._begin()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         """Tells the dataset which epoch it is: accelerate does so for some of its samplers only."""

@@ -31,12 +31,12 @@ from gru_fast.runs import processes
 from gru_fast.unlearn.forget_set import ForgetSet, Store, copy_
 from gru_fast.unlearn.task_vector import (
     TaskVector,
-    TaskVectorOptions,
     check_source,
     load_tensors,
     save_tensors,
     source,
 )
+from gru_fast.unlearn.task_vector_options import TaskVectorOptions
 
 TOTAL = "total.safetensors"
 

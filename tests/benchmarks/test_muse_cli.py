@@ -16,6 +16,7 @@ from gru_fast import benchmarks, runs
 from gru_fast.cli import main
 from gru_fast.cli.commands import unlearn as command
 from gru_fast.metrics.muse import SETS
+from gru_fast.options import commands
 from gru_fast.options import flags as options
 from gru_fast.unlearn import methods
 
@@ -61,7 +62,7 @@ def resolve(*argv: str) -> Any:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args([*argv, "--use-cpu"])
-    return options.resolve(args, *command.option_classes(benchmarks.get("muse")), fill=command._fill)
+    return options.resolve(args, *commands.unlearn(benchmarks.get("muse")), fill=command.fill)
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------

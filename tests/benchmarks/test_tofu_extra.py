@@ -14,7 +14,7 @@ from words import word_tokenizer
 
 from gru_fast.benchmarks.tofu.extra import load_rows
 from gru_fast.cli import evaluating, main
-from gru_fast.metrics.extra import names
+from gru_fast.metrics.scores import names
 
 WORDS = (
     "Question: Where was author born? \n Answer: She was born in Rome Oslo Lima Cairo . 0 1 2 3 retain forget holdout"

@@ -13,9 +13,10 @@ import pytest
 import wmdp_files
 import yaml
 
-from gru_fast import benchmarks, runs
-from gru_fast.cli import main
+from gru_fast import runs
+from gru_fast.cli import chosen, main
 from gru_fast.cli.commands import unlearn as command
+from gru_fast.options import commands
 from gru_fast.options import flags as options
 from gru_fast.report.collect import collect
 from gru_fast.unlearn import methods
@@ -38,7 +39,7 @@ def resolve(*argv: str) -> Any:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args([*argv, "--use-cpu"])
-    return options.resolve(args, *command.option_classes(benchmarks.get(command._chosen(args))), fill=command._fill)
+    return options.resolve(args, *commands.unlearn(chosen.benchmark(args)), fill=command.fill)
 
 
 def unlearn(places: Path, out: Path, *argv: Any) -> int:

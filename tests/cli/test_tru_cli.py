@@ -16,6 +16,7 @@ from tofu_folders import save_data, save_model
 from gru_fast import runs
 from gru_fast.cli import main
 from gru_fast.cli.commands import tru as command
+from gru_fast.options import commands
 from gru_fast.options import flags as options
 from gru_fast.unlearn import tru
 from gru_fast.unlearn.task_vector import TaskVector
@@ -196,7 +197,7 @@ def test_recipes_are_the_papers(recipe: str) -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args(["--config", recipe])
-    model, data, config = options.resolve(args, *command.option_classes(), fill=command._fill)
+    model, data, config = options.resolve(args, *commands.tru(), fill=command.fill)
     assert (config.stg, config.learning_rate, config.method) == ([STRENGTHS[recipe]], 1e-4, "tru")
     assert recipe.endswith(data.split)
     assert (model.template, config.output_dir) == (

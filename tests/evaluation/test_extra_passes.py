@@ -15,7 +15,7 @@ import torch
 from gru_fast.evaluation import extra, extra_scoring
 from gru_fast.evaluation.extra import Sets, evaluate, read, report
 from gru_fast.evaluation.extra_scoring import Scorer, token_scores
-from gru_fast.metrics.extra import names
+from gru_fast.metrics.scores import names
 
 SEQUENCES = {"forget": tiny.rows(5, 1), "retain": tiny.rows(4, 2), "holdout": tiny.rows(5, 3)}
 WRITTEN = {"forget": [f"no no {i}" for i in range(5)], "retain": ["a b c d e"] * 4}

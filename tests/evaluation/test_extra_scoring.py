@@ -18,8 +18,8 @@ from gru_fast.data.sequences import Encoded
 from gru_fast.evaluation import extra_scoring
 from gru_fast.evaluation.extra_scoring import clean_probabilities, gradient_norms, load_classifier, token_scores
 from gru_fast.evaluation.scoring import generate
-from gru_fast.metrics.extra import TextRecord
 from gru_fast.metrics.memorization import extraction_strength
+from gru_fast.metrics.scores import TextRecord
 
 END = 2  # of tiny.llama
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from interpreter import run_python
 
-from gru_fast.metrics import extra
-from gru_fast.metrics.extra import TextRecord, merge, summarize
+from gru_fast.metrics import extra, scores
+from gru_fast.metrics.extra import merge, summarize
 from gru_fast.metrics.mia import auc, privleak
+from gru_fast.metrics.scores import TextRecord
 
 
 def records(*correct: str, base: float = -1.0) -> list[TextRecord]:
@@ -37,9 +38,9 @@ def test_every_metric_says_what_it_is_and_reads_only_what_it_says() -> None:
         "generation": "a b c",
         "clean": 0.5,
     }
-    assert set(whole) == set(extra.FIELDS)
-    for name in extra.names():
-        metric = extra.get(name)
+    assert set(whole) == set(scores.FIELDS)
+    for name in scores.names():
+        metric = scores.get(name)
         assert metric.name == name
         assert metric.help
         assert metric.score.__doc__
@@ -52,7 +53,7 @@ def test_every_metric_says_what_it_is_and_reads_only_what_it_says() -> None:
 
 def test_unknown_metrics_are_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r'metrics: expected some of exact_memorization, .*, got "MIA-LOSS", did you'):
-        extra.get("MIA-LOSS")
+        scores.get("MIA-LOSS")
 
 
 def test_a_name_or_a_field_is_not_taken_twice_or_made_up() -> None:
@@ -60,11 +61,11 @@ def test_a_name_or_a_field_is_not_taken_twice_or_made_up() -> None:
         extra.attack("mia_loss", "again", "log_probs")(lambda record: 0.0)
     with pytest.raises(ValueError, match=r'metric "new": expected fields among log_probs, .* got'):
         extra.measure("new", "of nothing", "tokens")(lambda record: 0.0)
-    assert "new" not in extra.names()
+    assert "new" not in scores.names()
 
 
 def test_metrics_import_no_model_library(tmp_path: Path) -> None:
-    code = "import sys; from gru_fast.metrics import extra; extra.names(); print('transformers' in sys.modules)"
+    code = "import sys; from gru_fast.metrics import scores; scores.names(); print('transformers' in sys.modules)"
     done = run_python(code, tmp_path)
     assert done.stdout == "False\n", done.stderr
 
@@ -143,13 +144,13 @@ def test_files_of_different_rows_are_refused() -> None:
 def test_a_metric_keeps_nothing_between_calls() -> None:
     """The unified framework's metrics are objects shared by all who use them, with what the last one set."""
     one, other = {"forget": records("110", "000")}, {"forget": records("010")}
-    first = summarize(extra.names()[:2], one, measured=("forget",))
-    summarize(extra.names()[:2], other, measured=("forget",))
-    assert summarize(extra.names()[:2], one, measured=("forget",)) == first
-    for name in extra.names():
+    first = summarize(scores.names()[:2], one, measured=("forget",))
+    summarize(scores.names()[:2], other, measured=("forget",))
+    assert summarize(scores.names()[:2], one, measured=("forget",)) == first
+    for name in scores.names():
         with pytest.raises(dataclasses.FrozenInstanceError):
-            extra.get(name).name = "other"  # type: ignore[misc]
+            scores.get(name).name = "other"  # type: ignore[misc]
     # What a caller gets is his own.
     first["exact_memorization"]["forget"] = -1.0
-    extra.names().clear()
+    scores.names().clear()
     assert summarize(["exact_memorization"], one, measured=("forget",)) == {"exact_memorization": {"forget": 0.5}}

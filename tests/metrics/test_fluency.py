@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gru_fast.metrics.extra import TextRecord
 from gru_fast.metrics.fluency import fluency, gibberish, repetition
+from gru_fast.metrics.scores import TextRecord
 
 
 def written(text: str) -> TextRecord:

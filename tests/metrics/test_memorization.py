@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from gru_fast.metrics.extra import TextRecord
 from gru_fast.metrics.memorization import exact_memorization, extraction_strength, extraction_strength_unified
+from gru_fast.metrics.scores import TextRecord
 
 ALL = ["".join(bits) for n in range(1, 7) for bits in itertools.product("01", repeat=n)]
 

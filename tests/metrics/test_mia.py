@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from gru_fast.metrics import extra, mia
-from gru_fast.metrics.extra import TextRecord
+from gru_fast.metrics import mia, scores
+from gru_fast.metrics.scores import TextRecord
 
 SCORES = st.lists(st.integers(-3, 3) | st.floats(allow_nan=False), min_size=1, max_size=12)
 
@@ -91,10 +91,10 @@ def test_every_attack_by_hand() -> None:
         # z = 0.5, -2, 0, 1, -2 / 1e-3: the variance is at least 1e-6.
         "mia_min_k_plus_plus": (2000.0 + 2.0) / 2,
     }
-    attacks = {name for name in extra.names() if extra.get(name).is_attack}
+    attacks = {name for name in scores.names() if scores.get(name).is_attack}
     assert attacks == set(expected)
     for name, score in expected.items():
-        assert extra.get(name).score(RECORD) == pytest.approx(score, rel=1e-12), name
+        assert scores.get(name).score(RECORD) == pytest.approx(score, rel=1e-12), name
 
 
 def test_a_lone_token_is_not_left_out() -> None:
@@ -107,7 +107,7 @@ def test_a_lone_token_is_not_left_out() -> None:
 def test_a_known_text_scores_low() -> None:
     known = TextRecord(0, (-0.01,) * 5, "11111", (-0.1,) * 5, (0.5,) * 5, 30, 0.1, 2.0)
     unknown = TextRecord(0, (-3.0,) * 5, "00000", (-2.0,) * 5, (0.5,) * 5, 30, 4.0, 2.5)
-    for name in extra.names():
-        metric = extra.get(name)
+    for name in scores.names():
+        metric = scores.get(name)
         if metric.is_attack:
             assert metric.score(known) < metric.score(unknown), name

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gru_fast.cli.commands import finetune, unlearn
+from gru_fast.options import commands
 from gru_fast.options import flags as options
 from gru_fast.unlearn import methods
 
@@ -48,7 +49,8 @@ FINETUNE = {"tofu-phi-finetune": ("phi", 2e-5), "tofu-llama2-finetune": ("llama2
 def resolve(command: Any, *argv: str) -> Any:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return options.resolve(parser.parse_args([*argv, "--use-cpu"]), *command.option_classes(), fill=command._fill)
+    classes = getattr(commands, command.__name__.rpartition(".")[2])()
+    return options.resolve(parser.parse_args([*argv, "--use-cpu"]), *classes, fill=command.fill)
 
 
 def test_every_recipe_is_tested() -> None:

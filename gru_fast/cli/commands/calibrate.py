@@ -60,7 +60,7 @@ class CalibrateOptions:
     )
 
     def __post_init__(self) -> None:
-        from gru_fast.unlearn.task_vector import numbers
+        from gru_fast.unlearn.task_vector_options import numbers
 
         self.target = numbers("target", self.target)
         problems = [

@@ -14,39 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gru_fast.models.load import ModelOptions
+    from gru_fast.options.commands import EvalOptions
 
 HELP = "score a model on a benchmark; forget quality, model utility"
 
 
-@dataclass
-class EvalOptions:
-    """How to evaluate."""
-
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "folder of the evaluation; by default eval/BENCHMARK-SPLIT in the model's folder"},
-    )
-    batch_size: int = field(default=16, metadata={"help": "rows at a time"})
-    device: str | None = field(
-        default=None, metadata={"help": "cuda, cuda:1, cpu, ...; by default the accelerator, if there is one"}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "score anew what was scored before"})
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast import benchmarks
-    from gru_fast.models.load import ModelOptions
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
 
     subparsers = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
@@ -59,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        options.add(subparser, benchmark.Options, EvalOptions, ModelOptions)
+        options.add(subparser, *commands.evaluate(benchmark))
         subparser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
         subparser.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
@@ -67,13 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gru_fast import benchmarks
     from gru_fast.cli import evaluating
-    from gru_fast.models.load import ModelOptions
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
     from gru_fast.runs import processes
 
     benchmark = benchmarks.evaluation(args.benchmark)
-    classes = (benchmark.Options, EvalOptions, ModelOptions)
-    chosen, how, model = options.resolve(args, *classes, fill=partial(_defaults, benchmark))
+    chosen, how, model = options.resolve(args, *commands.evaluate(benchmark), fill=partial(_defaults, benchmark))
     if args.print_config:
         print(options.config_text((chosen, how, model), args), end="")
         return 0

@@ -10,53 +10,30 @@ is what a model that has forgotten forget05 should look like, and Forget Quality
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from gru_fast.benchmarks.tofu.rows import SUBSETS, TofuOptions
-
 HELP = "teach a model TOFU, or TOFU without a forget split"
-
-_shared = {field.name: field for field in dataclasses.fields(TofuOptions)}
-
-
-def _same(name: str) -> Any:
-    """A field as gru-fast unlearn has it."""
-    return field(default=_shared[name].default, metadata=_shared[name].metadata)
-
-
-@dataclass
-class TofuFinetuneOptions:
-    """Which rows to learn."""
-
-    subset: str = field(
-        default="full", metadata={"help": f"what to learn: {', '.join(SUBSETS)}, or another split of the folder"}
-    )
-    data: str = _same("data")
-    max_length: int = _same("max_length")
-
-    def __post_init__(self) -> None:
-        TofuOptions(data=self.data, max_length=self.max_length)  # its checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast.cli import training
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
 
     training.add_flags(parser)
-    options.add(parser, *option_classes())
+    options.add(parser, *commands.finetune())
 
 
 def run(args: argparse.Namespace) -> int:
     from gru_fast.benchmarks.tofu.rows import finetuning_data
     from gru_fast.cli import training
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
     from gru_fast.unlearn.finetune import finetune_trainer
 
     training.take_saved_config(args)
-    instances = options.resolve(args, *option_classes(), fill=_fill)
+    instances = options.resolve(args, *commands.finetune(), fill=fill)
     model, data, config = instances
     if args.print_config:
         print(options.config_text(instances, args), end="")
@@ -71,13 +48,6 @@ def run(args: argparse.Namespace) -> int:
     return training.train(args, instances, trainer, facts)
 
 
-def option_classes() -> tuple[type, ...]:
-    from gru_fast.models.load import ModelOptions
-    from gru_fast.unlearn.finetune import FinetuneConfig
-
-    return ModelOptions, TofuFinetuneOptions, FinetuneConfig
-
-
-def _fill(values: Mapping[str, Any]) -> dict[str, Any]:
+def fill(values: Mapping[str, Any]) -> dict[str, Any]:
     """A folder named by what the run is."""
     return {"output_dir": f"runs/tofu-{values['subset']}"}

@@ -85,9 +85,9 @@ def _templates() -> list[dict[str, Any]]:
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from gru_fast.metrics import extra
+    from gru_fast.metrics import scores
 
-    return [{"name": name, "help": extra.get(name).help} for name in extra.names()]
+    return [{"name": name, "help": scores.get(name).help} for name in scores.names()]
 
 
 _SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {

@@ -11,12 +11,11 @@ against retention.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gru_fast.report.collect import Entry
+    pass
 
 HELP = "tables and figures over runs"
 FORMATS = ("text", "md", "csv")
@@ -39,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gru_fast.report import figures, table
     from gru_fast.report.collect import collect
+    from gru_fast.report.files import write
 
     if args.output:  # before anything is done
         figures.require()
@@ -52,14 +52,3 @@ def run(args: argparse.Namespace) -> int:
         if args.format == "text":
             print(f"\nwritten to {args.output}: {', '.join(file.name for file in files)}")
     return 0
-
-
-def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
-    """Tables and figures in ``folder``; returns the files, of the figures the PNGs."""
-    from gru_fast.report import figures, table
-    from gru_fast.runs.files import write_text
-
-    tables = {"table.md": table.markdown(entries), "table.csv": table.comma_separated(entries)}
-    for name, content in tables.items():
-        write_text(folder / name, content)
-    return [*(folder / name for name in tables), *figures.write(entries, folder)]

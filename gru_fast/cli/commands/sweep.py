@@ -92,10 +92,10 @@ def _address(plan: Plan) -> Address:
 
 
 def _classes() -> tuple[type, ...]:
-    from gru_fast.cli.commands import unlearn
+    from gru_fast.options import commands
     from gru_fast.sweep.options import SweepOptions
 
-    return SweepOptions, *unlearn.option_classes()
+    return SweepOptions, *commands.unlearn()
 
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, Sequence[Any]]:

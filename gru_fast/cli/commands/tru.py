@@ -31,7 +31,7 @@ _STATE = "state"  # what is needed to go on; removed when the vector is whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gru_fast.cli.commands import unlearn
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
 
     parser.add_argument(
@@ -41,20 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has no model of yet. With its own config.yaml unless --config is given",
     )
     parser.add_argument("--overwrite-output-dir", action="store_true", help="clear --output-dir of the vector in it")
-    model, _, config = option_classes()
-    options.add(parser, model, unlearn._data_flags(), config)
+    model, _, config = commands.tru()
+    options.add(parser, model, commands.data_of_all(), config)
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast import benchmarks
-    from gru_fast.cli.commands import unlearn
+    from gru_fast.cli import chosen
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
     from gru_fast.runs import processes
 
     _take_saved_config(args)
-    benchmark = benchmarks.get(unlearn._chosen(args))
-    unlearn._refuse_others(args, benchmark)
-    instances = options.resolve(args, *option_classes(benchmark), fill=_fill)
+    benchmark = chosen.benchmark(args)
+    instances = options.resolve(args, *commands.tru(benchmark), fill=fill)
     model, _, config = instances
     _check(args, model, config)
     if args.print_config:
@@ -69,15 +68,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def option_classes(benchmark: Any = None) -> tuple[type, ...]:
-    """Options of the model, of the data, of the vector. ``benchmark``: its module; None: the default one's."""
-    from gru_fast import benchmarks
-    from gru_fast.models.load import ModelOptions
-    from gru_fast.unlearn.task_vector import TaskVectorOptions
-
-    return ModelOptions, (benchmark or benchmarks.get("tofu")).Options, TaskVectorOptions
-
-
 def _take_saved_config(args: argparse.Namespace) -> None:
     """With `--resume` and no `--config`, the options that the folder was made with."""
     from gru_fast import runs
@@ -87,7 +77,7 @@ def _take_saved_config(args: argparse.Namespace) -> None:
         args.config = str(saved)
 
 
-def _fill(values: Mapping[str, Any]) -> dict[str, Any]:
+def fill(values: Mapping[str, Any]) -> dict[str, Any]:
     """A folder named by what the run is."""
     from gru_fast import benchmarks
 
@@ -171,7 +161,8 @@ class _Work:
         """The vector, and in its ``about`` what it took; the model is on the CPU afterwards."""
         import torch
 
-        from gru_fast import models, runs
+        from gru_fast import models
+        from gru_fast.runs.memory import resident_peak_bytes
         from gru_fast.unlearn import task_vector, tru
 
         config = self.instances[-1]
@@ -188,9 +179,7 @@ class _Work:
         on_device = device.type != "cpu"
         vector.about |= {
             "seconds": round(time.monotonic() - began, 3),
-            "peak_memory_bytes": (
-                torch.accelerator.max_memory_allocated() if on_device else runs._resident_peak_bytes()
-            ),
+            "peak_memory_bytes": (torch.accelerator.max_memory_allocated() if on_device else resident_peak_bytes()),
             "memory_of": device.type if on_device else "process",
         }
         model.cpu()
@@ -227,12 +216,14 @@ class _Work:
     def _missing(self) -> list[float]:
         """Strengths that have no whole run yet."""
         from gru_fast import runs
+        from gru_fast.unlearn.task_vector_options import run_of
 
         return [stg for stg in self.instances[-1].stg if not (run_of(self.folder, stg) / runs.RESULT).is_file()]
 
     def _write_models(self, vector: TaskVector, model: Any, tokenizer: Any) -> None:
         from gru_fast import runs
         from gru_fast.options import flags as options
+        from gru_fast.unlearn.task_vector_options import run_of
 
         options_of_model, data, config = self.instances
         with vector.subtracted(model) as set_strength:
@@ -267,7 +258,3 @@ class _Work:
             "skipped": about.get("nonfinite", 0) + about.get("degenerate", 0),
             "finished": runs.now(),
         }
-
-
-def run_of(folder: Path, stg: float) -> Path:
-    return folder / f"stg-{repr(stg).removesuffix('.0')}"  # all digits: strengths that differ have folders that do

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import typing
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,29 +21,27 @@ if TYPE_CHECKING:
 
 HELP = "unlearn a split of a benchmark"
 
-_DEFAULT = "tofu"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast.cli import training
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
 
     training.add_flags(parser)
-    model, _, config = option_classes()
-    options.add(parser, model, _data_flags(), config)
+    model, _, config = commands.unlearn()
+    options.add(parser, model, commands.data_of_all(), config)
 
 
 def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> int:
     """``callbacks``: of a caller in Python, for the trainer."""
-    from gru_fast import benchmarks
-    from gru_fast.cli import training
+    from gru_fast.cli import chosen, training
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
     from gru_fast.unlearn import UnlearnTrainer
 
     training.take_saved_config(args)
-    benchmark = benchmarks.get(_chosen(args))
-    _refuse_others(args, benchmark)
-    instances = options.resolve(args, *option_classes(benchmark), fill=_fill)
+    benchmark = chosen.benchmark(args)
+    instances = options.resolve(args, *commands.unlearn(benchmark), fill=fill)
     model, data, config = instances
     if args.print_config:
         print(options.config_text(instances, args), end="")
@@ -77,56 +74,7 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
     return training.train(args, instances, trainer, facts)
 
 
-def option_classes(benchmark: Any = None) -> tuple[type, ...]:
-    """Options of the model, of the data, of the training. ``benchmark``: its module; None: the default one's."""
-    from gru_fast import benchmarks
-    from gru_fast.models.load import ModelOptions
-    from gru_fast.unlearn import UnlearnConfig
-
-    return ModelOptions, (benchmark or benchmarks.get(_DEFAULT)).Options, UnlearnConfig
-
-
-def _data_flags() -> type:
-    """The options of all benchmarks as one class, for flags and help alone: which are in use is known later."""
-    from gru_fast import benchmarks
-
-    hints: dict[str, Any] = {}
-    texts: dict[str, list[str]] = {}
-    for name in benchmarks.names():
-        cls = benchmarks.get(name).Options
-        for field in dataclasses.fields(cls):
-            hints.setdefault(field.name, typing.get_type_hints(cls)[field.name])
-            default = "" if field.default is None else f" (default: {field.default})"
-            texts.setdefault(field.name, []).append(f"{name}: {field.metadata['help']}{default}")
-    texts["benchmark"] = [f"what to forget from (default: {_DEFAULT})"]
-    choices = {"benchmark": tuple(benchmarks.names())}
-    fields = []
-    for name in sorted(hints, key=lambda name: name != "benchmark"):
-        metadata = {"help": "; ".join(texts[name]), "choices": choices.get(name, ())}
-        fields.append((name, hints[name], dataclasses.field(default=None, metadata=metadata)))
-    return dataclasses.make_dataclass("DataOptions", fields)
-
-
-def _chosen(args: argparse.Namespace) -> str:
-    """Name of the benchmark: a flag's, else the config file's, else the default."""
-    from gru_fast.options import flags as options
-
-    content = options.read_config(args.config)[0] if args.config else {}
-    return str(getattr(args, "benchmark", content.get("benchmark", _DEFAULT)))
-
-
-def _refuse_others(args: argparse.Namespace, benchmark: Any) -> None:
-    """Refuses a flag that is another benchmark's: it would do nothing."""
-    from gru_fast.options import flags as options
-
-    own = {field.name for field in dataclasses.fields(benchmark.Options)}
-    unused = [field.name for field in dataclasses.fields(_data_flags()) if field.name not in own]
-    given = [options.flag(name) for name in unused if name in vars(args)]
-    if given:
-        raise ValueError(f"{given[0]}: no option of --benchmark {_chosen(args)}; leave it out")
-
-
-def _fill(values: Mapping[str, Any]) -> dict[str, Any]:
+def fill(values: Mapping[str, Any]) -> dict[str, Any]:
     """A folder named by what the run is."""
     from gru_fast import benchmarks
 

@@ -1,8 +1,8 @@
 """The passes in plain PyTorch, for any device: the fallback where no kernels were built, and a reference to read.
 
-Same interface, promises and rounding bits as the compiled passes (:mod:`gru_fast.core.backends.native`); slower, and it reads the
-sums back to the host. One tensor is worked on at a time, so the memory beyond the inputs is a few times the largest
-parameter.
+Same interface, promises and rounding bits as the compiled passes (:mod:`gru_fast.core.backends.native`); slower, and it
+reads the sums back to the host. One tensor is worked on at a time, so the memory beyond the inputs is a few times the
+largest parameter.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, random: Tensor) -> T
 
 
 class ReferencePasses:
-    """One step's tensors on one device. Arguments, methods and errors as :class:`gru_fast.core.backends.native.NativePasses`."""
+    """One step's tensors on one device. Arguments, methods and errors as
+    :class:`gru_fast.core.backends.native.NativePasses`.
+    """
 
     def __init__(
         self,

@@ -92,7 +92,9 @@ class ReferenceUnit:
 
 
 class ReferenceBlend:
-    """``params = x_weight * x + y_weight * y``. Arguments and errors as :class:`gru_fast.core.backends.native.NativeBlend`."""
+    """``params = x_weight * x + y_weight * y``. Arguments and errors as
+    :class:`gru_fast.core.backends.native.NativeBlend`.
+    """
 
     def __init__(
         self,

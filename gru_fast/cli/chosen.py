@@ -1,0 +1,29 @@
+"""The benchmark that a command was given, which decides what other flags it has."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from types import ModuleType
+
+from gru_fast.options import commands
+from gru_fast.options import flags as options
+
+
+def benchmark(args: argparse.Namespace) -> ModuleType:
+    """Its module: of a flag, else of the config file, else the default's.
+
+    Raises:
+        ValueError: no such benchmark, or a flag that is another one's and would do nothing.
+    """
+    from gru_fast import benchmarks
+
+    content = options.read_config(args.config)[0] if args.config else {}
+    name = str(getattr(args, "benchmark", content.get("benchmark", commands.DEFAULT_BENCHMARK)))
+    found: ModuleType = benchmarks.get(name)
+    own = {field.name for field in dataclasses.fields(found.Options)}
+    unused = [field.name for field in dataclasses.fields(commands.data_of_all()) if field.name not in own]
+    given = [options.flag(unknown) for unknown in unused if unknown in vars(args)]
+    if given:
+        raise ValueError(f"{given[0]}: no option of --benchmark {name}; leave it out")
+    return found

@@ -1,0 +1,112 @@
+"""Which dataclasses of options each command takes: what the command line, studies and sweeps have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from gru_fast.benchmarks.tofu.rows import SUBSETS, TofuOptions
+
+DEFAULT_BENCHMARK = "tofu"
+
+_of_tofu = {field.name: field for field in dataclasses.fields(TofuOptions)}
+
+
+def _same(name: str) -> Any:
+    """A field as gru-fast unlearn has it."""
+    return field(default=_of_tofu[name].default, metadata=_of_tofu[name].metadata)
+
+
+@dataclass
+class TofuFinetuneOptions:
+    """Which rows to learn."""
+
+    subset: str = field(
+        default="full", metadata={"help": f"what to learn: {', '.join(SUBSETS)}, or another split of the folder"}
+    )
+    data: str = _same("data")
+    max_length: int = _same("max_length")
+
+    def __post_init__(self) -> None:
+        TofuOptions(data=self.data, max_length=self.max_length)  # its checks
+
+
+@dataclass
+class EvalOptions:
+    """How to evaluate."""
+
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder of the evaluation; by default eval/BENCHMARK-SPLIT in the model's folder"},
+    )
+    batch_size: int = field(default=16, metadata={"help": "rows at a time"})
+    device: str | None = field(
+        default=None, metadata={"help": "cuda, cuda:1, cpu, ...; by default the accelerator, if there is one"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "score anew what was scored before"})
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+
+
+def finetune() -> tuple[type, ...]:
+    """Options of the model, of the rows, of the training."""
+    from gru_fast.models.load import ModelOptions
+    from gru_fast.unlearn.finetune import FinetuneConfig
+
+    return ModelOptions, TofuFinetuneOptions, FinetuneConfig
+
+
+def unlearn(benchmark: ModuleType | None = None) -> tuple[type, ...]:
+    """Options of the model, of the data, of the training. ``benchmark``: its module; None: the default one's."""
+    from gru_fast.models.load import ModelOptions
+    from gru_fast.unlearn import UnlearnConfig
+
+    return ModelOptions, _of_data(benchmark), UnlearnConfig
+
+
+def tru(benchmark: ModuleType | None = None) -> tuple[type, ...]:
+    """Options of the model, of the data, of the vector. ``benchmark``: its module; None: the default one's."""
+    from gru_fast.models.load import ModelOptions
+    from gru_fast.unlearn.task_vector_options import TaskVectorOptions
+
+    return ModelOptions, _of_data(benchmark), TaskVectorOptions
+
+
+def evaluate(evaluation: ModuleType) -> tuple[type, ...]:
+    """Options of the evaluation of a benchmark, whose module it is, of how to evaluate, of the model."""
+    from gru_fast.models.load import ModelOptions
+
+    return evaluation.Options, EvalOptions, ModelOptions
+
+
+def _of_data(benchmark: ModuleType | None) -> type:
+    from gru_fast import benchmarks
+
+    options: type = (benchmark or benchmarks.get(DEFAULT_BENCHMARK)).Options
+    return options
+
+
+def data_of_all() -> type:
+    """The options of all benchmarks as one class, for flags and help alone: which are in use is known later."""
+    from gru_fast import benchmarks
+
+    hints: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    for name in benchmarks.names():
+        cls = benchmarks.get(name).Options
+        for part in dataclasses.fields(cls):
+            hints.setdefault(part.name, typing.get_type_hints(cls)[part.name])
+            default = "" if part.default is None else f" (default: {part.default})"
+            texts.setdefault(part.name, []).append(f"{name}: {part.metadata['help']}{default}")
+    texts["benchmark"] = [f"what to forget from (default: {DEFAULT_BENCHMARK})"]
+    choices = {"benchmark": tuple(benchmarks.names())}
+    fields = []
+    for name in sorted(hints, key=lambda name: name != "benchmark"):
+        metadata = {"help": "; ".join(texts[name]), "choices": choices.get(name, ())}
+        fields.append((name, hints[name], field(default=None, metadata=metadata)))
+    return dataclasses.make_dataclass("DataOptions", fields)
