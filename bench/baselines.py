@@ -29,6 +29,7 @@ import torch
 from forms import Form, parameters_with
 from problem import Problem
 
+from gru_fast.core.backends import passes
 from gru_fast.core.backends.reference import ReferencePasses
 
 Rows = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -154,8 +155,8 @@ class Reference(Form):
 
     def step(self) -> None:
         problem = self.problem
-        passes = ReferencePasses(problem.grads, problem.retain, problem.ema)
-        passes.step(1 - problem.gamma, problem.gamma, problem.tau, 0, self.rounding_step)
+        step = ReferencePasses(passes.Rows(problem.grads, problem.retain, problem.ema))
+        step.step(passes.StepArgs(1 - problem.gamma, problem.gamma, problem.tau), self.rounding_step)
 
 
 # ---- eager -----------------------------------------------------------------------------------------------------------

@@ -190,8 +190,8 @@ def fixed_cost(options: argparse.Namespace) -> list[Part]:
         "  of it: gathering .grad": lambda: [param.grad for param in params],
         "  of it: table of pointers": lambda: _core.Table(problem.grads, problem.retain, problem.ema),
         "  of it: reduce": reduce,
-        "  of it: apply": lambda: table.apply(stats, scratch, tau, threads),
-        "  of it: finish": lambda: table.finish(stats, scratch, tau, threads),
+        "  of it: apply": lambda: table.apply(stats, scratch, tau, "gru", threads),
+        "  of it: finish": lambda: table.finish(stats, scratch, tau, "gru", threads),
     }
     parts = []
     for name, call in calls.items():

@@ -1,6 +1,5 @@
-// One element of each pass, and the rule that turns sums into coefficients. Host and device code alike: the element
-// functions are templates over "a 32-bit lane or a vector of them", so that the CPU's SIMD kernels, its scalar tests
-// and the CUDA kernels run the same expressions.
+// One element of each pass. Host and device code alike: the functions are templates over "a 32-bit lane or a vector of
+// them", so that the CPU's SIMD kernels, its scalar tests and the CUDA kernels run the same expressions.
 #pragma once
 
 #include <cmath>
@@ -182,86 +181,6 @@ GRU_FAST_HD bool needs_wide_sums(const Sums& sums, int64_t numel) {
   const double smallest = static_cast<double>(numel) * 7.888609052210118e-31;  // 2^-100 each
   return !(sums.grad_norm_sq >= smallest && sums.ema_norm_sq >= smallest && sums.grad_norm_sq <= kFloatMax &&
            sums.ema_norm_sq <= kFloatMax && fabs(sums.dot) <= kFloatMax);
-}
-
-// ---- from sums to coefficients --------------------------------------------------------------------------------------
-
-// Below this share of u the projected norm u - d^2/m has lost too many digits to clip by: apply measures it instead.
-inline constexpr double kCancellation = 1.0 / 64;
-// A projected g below this share of |g| is rounding noise of the projection: cos(g, e) = -1.
-inline constexpr double kDegenerate = 1.0 / (1 << 20);
-// |g| above tau by more than this (16-bit rounding can do it) is scaled once more. The promise is 1e-3.
-inline constexpr double kClipSlack = 5e-4;
-
-struct Decision {
-  double alpha = 1.0;
-  double beta = 0.0;
-  double norm_sq = 0.0;  // |g|^2 after apply, as far as the sums tell
-  bool conflict = false;
-  bool clipped = false;
-  bool measure = false;  // norm_sq is unreliable: clip after apply has measured it
-  bool nonfinite = false;
-
-  GRU_FAST_HD bool writes() const { return alpha != 1.0 || beta != 0.0; }
-};
-
-// Eq. 8 and Eq. 10 as one scale and one add. `tau` > 0, infinity for no clipping.
-GRU_FAST_HD Decision decide(const Stats& stats, double tau) {
-  const double d = stats.dot, m = stats.ema_norm_sq, u = stats.grad_norm_sq;
-  Decision out;
-  out.norm_sq = u;
-  out.nonfinite = !(u < kInfinity && m < kInfinity && fabs(d) < kInfinity);
-  if (out.nonfinite || stats.vetoed > 0.0) return out;
-  out.conflict = d < 0.0 && m > 0.0;
-  if (out.conflict) {
-    out.beta = -d / m;
-    const double residual = u - d * (d / m);
-    out.norm_sq = residual > 0.0 ? residual : 0.0;
-    out.measure = residual < kCancellation * u;
-  }
-  const double norm = sqrt(out.norm_sq);
-  if (!out.measure && norm > tau) {
-    out.clipped = true;
-    out.alpha = tau / norm;
-    out.beta *= out.alpha;
-    out.norm_sq = tau * tau;
-  }
-  return out;
-}
-
-// Completes the outcome fields of `stats` once apply has written (or had nothing to write).
-GRU_FAST_HD Stats settle(const Stats& stats, double tau) {
-  const Decision decision = decide(stats, tau);
-  Stats out = stats;
-  out.alpha = decision.alpha;
-  out.beta = decision.beta;
-  out.rescale = 1.0;
-  out.out_norm_sq = decision.norm_sq;
-  out.conflict = decision.conflict;
-  out.clipped = decision.clipped;
-  out.degenerate = 0.0;
-  out.grad_nonfinite = decision.nonfinite;
-  if (!decision.writes()) return out;
-  const double written = sqrt(stats.written_norm_sq);
-  out.out_norm_sq = stats.written_norm_sq;
-  if (decision.measure && written <= kDegenerate * sqrt(stats.grad_norm_sq)) {
-    out.rescale = 0.0;
-    out.degenerate = 1.0;
-  } else if (written > tau * (decision.measure ? 1.0 : 1.0 + kClipSlack)) {
-    out.rescale = tau / written;
-    out.clipped = 1.0;
-  }
-  out.out_norm_sq *= out.rescale * out.rescale;
-  return out;
-}
-
-// Coefficients that float32 cannot hold (|e| many orders of magnitude from |g|), and gradients whose squares it cannot,
-// are applied in float64.
-GRU_FAST_HD bool needs_wide_apply(const Decision& decision, double grad_norm_sq, int64_t numel) {
-  const double beta = fabs(decision.beta);
-  const bool coefficients = beta > 1e38 || (beta != 0.0 && beta < 1e-37) || decision.alpha < 1e-37;
-  const bool squares = grad_norm_sq > 1e38 || decision.norm_sq < static_cast<double>(numel) * 8.271806125530277e-25;
-  return coefficients || squares;  // 2^-80 an element: the projection may take 2^-20 from it
 }
 
 }  // namespace gru_fast

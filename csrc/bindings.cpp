@@ -3,11 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <iterator>
+#include <string_view>
 
 #include "build_info.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "rules.h"
 #include "tensor_view.h"
 #include "vector_view.h"
 
@@ -82,6 +85,15 @@ Context context_on(dlpack::Device device, py::handle stats, py::handle scratch, 
           device.type == dlpack::kCUDA ? current_stream(device.id) : nullptr};
 }
 
+Rule rule_of(std::string_view name) {
+  std::string known;
+  for (size_t i = 0; i < std::size(kRuleNames); ++i) {
+    if (name == kRuleNames[i]) return static_cast<Rule>(i);
+    known += (i > 0 ? ", " : "") + std::string(kRuleNames[i]);
+  }
+  throw py::value_error("rule: expected one of " + known + ", got \"" + std::string(name) + "\"");
+}
+
 [[noreturn]] void refuse_layouts(const char* list, size_t row) {
   throw py::value_error(std::string(list) + "[" + std::to_string(row) +
                         "]: its tensors are laid out differently in memory; pass contiguous copies");
@@ -117,15 +129,16 @@ class Table {
     StepArgs args{.keep = keep, .gain = gain, .seed = seed, .sums_wanted = false};
     run(backend_.reduce, args, context(stats, scratch, rounding_step, num_threads));
   }
-  void apply(py::handle stats, py::handle scratch, double tau, int num_threads) const {
-    run(backend_.apply, StepArgs{.tau = tau}, context(stats, scratch, py::none(), num_threads));
+  void apply(py::handle stats, py::handle scratch, double tau, std::string_view rule, int num_threads) const {
+    run(backend_.apply, StepArgs{.tau = tau, .rule = rule_of(rule)}, context(stats, scratch, py::none(), num_threads));
   }
-  void finish(py::handle stats, py::handle scratch, double tau, int num_threads) const {
-    run(backend_.finish, StepArgs{.tau = tau}, context(stats, scratch, py::none(), num_threads));
+  void finish(py::handle stats, py::handle scratch, double tau, std::string_view rule, int num_threads) const {
+    run(backend_.finish, StepArgs{.tau = tau, .rule = rule_of(rule)}, context(stats, scratch, py::none(), num_threads));
   }
   void step(py::handle stats, py::handle scratch, py::handle rounding_step, float keep, float gain, double tau,
-            uint64_t seed, bool all_or_nothing, int num_threads) const {
-    const StepArgs args{.keep = keep, .gain = gain, .tau = tau, .seed = seed, .all_or_nothing = all_or_nothing};
+            std::string_view rule, uint64_t seed, bool all_or_nothing, int num_threads) const {
+    const StepArgs args{
+        .keep = keep, .gain = gain, .tau = tau, .rule = rule_of(rule), .seed = seed, .all_or_nothing = all_or_nothing};
     const Context where = context(stats, scratch, rounding_step, num_threads);
     const py::gil_scoped_release nogil;
     backend_.reduce(plan_, args, where);
@@ -329,11 +342,11 @@ PYBIND11_MODULE(_core, m) {
            arg("stats"), arg("scratch"), arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"),
            arg("num_threads"))
       .def("apply", &Table::apply, "g <- alpha*g + beta*e, decided from stats[0:5]; fills stats[5].", arg("stats"),
-           arg("scratch"), arg("tau"), arg("num_threads"))
+           arg("scratch"), arg("tau"), arg("rule"), arg("num_threads"))
       .def("finish", &Table::finish, "Settles the step, rescales g if needed; fills stats[6:].", arg("stats"),
-           arg("scratch"), arg("tau"), arg("num_threads"))
+           arg("scratch"), arg("tau"), arg("rule"), arg("num_threads"))
       .def("step", &Table::step, "reduce, apply and finish.", arg("stats"), arg("scratch"), arg("rounding_step"),
-           arg("keep"), arg("gain"), arg("tau"), arg("seed"), arg("all_or_nothing"), arg("num_threads"))
+           arg("keep"), arg("gain"), arg("tau"), arg("rule"), arg("seed"), arg("all_or_nothing"), arg("num_threads"))
       .def("probe", &Table::probe, "Bench: the bare memory traffic of reduce (and apply if full).", arg("full"),
            arg("stats"), arg("scratch"), arg("num_threads"));
 
@@ -359,6 +372,9 @@ PYBIND11_MODULE(_core, m) {
            arg("num_threads"));
 
   m.attr("NUM_STATS") = kNumStats;
+  py::tuple rules(std::size(kRuleNames));
+  for (size_t i = 0; i < std::size(kRuleNames); ++i) rules[i] = kRuleNames[i];
+  m.attr("RULES") = rules;
   m.attr("HAS_CUDA") = kHasCuda;
   m.attr("CUDA_ARCHITECTURES") = kCudaArchitectures;  // constants: asking for them wakes no driver
   m.attr("VERSION") = kVersion;

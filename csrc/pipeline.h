@@ -2,10 +2,10 @@
 //
 //   e <- keep * e + gain * r                     keep = 1 - gamma, gain = gamma / loss_scale        (paper Eq. 9)
 //   d = <g, e>,  m = |e|^2,  u = |g|^2           over ALL parameters, with the e that is stored
-//   g <- alpha * g + beta * e                    alpha, beta from d, m, u and tau                   (Eq. 8 and 10)
+//   g <- alpha * g + beta * e                    alpha, beta from d, m, u and tau, by a rule        (Eq. 8 and 10)
 //
 // The gradient travels: bindings.cpp -> tensor_view (Python lists -> Rows) -> chunk_plan (Rows -> chunks) ->
-// reduce (EMA and sums) -> arithmetic.h (sums -> coefficients) -> apply (rectified gradient) -> finish (rare).
+// reduce (EMA and sums) -> rules.h (sums -> coefficients) -> apply (rectified gradient) -> finish (rare).
 // A backend is one folder with the functions declared at the end of this file; the core never allocates device memory,
 // never synchronises, and knows tensors only as (pointer, count, dtype, device).
 #pragma once
@@ -98,10 +98,14 @@ struct Stats {
 inline constexpr int kNumStats = 16;
 static_assert(sizeof(Stats) == kNumStats * sizeof(double));
 
+// Who says what alpha and beta are; see rules.h.
+enum class Rule : uint8_t { kGru, kGdr };
+
 struct StepArgs {
-  float keep = 1.0f;            // weight of the old e: 1 - gamma, or 1 for a later micro-batch of the same step
-  float gain = 0.0f;            // weight of r: gamma / loss_scale
-  double tau = 0.0;             // largest |g| after the step; infinity: no clipping
+  float keep = 1.0f;  // weight of the old e: 1 - gamma, or 1 for a later micro-batch of the same step
+  float gain = 0.0f;  // weight of r: gamma / loss_scale
+  double tau = 0.0;   // largest |g| after the step; infinity: no clipping
+  Rule rule = Rule::kGru;
   uint64_t seed = 0;            // of the rounding bits of a 16-bit e
   bool all_or_nothing = false;  // NaN or Inf anywhere in g or r leaves every tensor as it is (loss scaling)
   bool sums_wanted = true;      // false: e alone; sums that float32 products cannot give are not taken once more

@@ -6,15 +6,15 @@
 //   mean <- mean + weight * T~ / |T~|             or weight * T~, without `normalize`
 //   learned <- origin                             with `restore`
 //
-// It is the rule of a rectified step (pipeline.h) with T for g and r for e, and so `decide` and the fields of Stats
+// It is the rule "gru" of a rectified step (rules.h) with T for g and r for e, and so `decide` and the fields of Stats
 // serve here too: dot is d, ema_norm_sq m, grad_norm_sq u, written_norm_sq |T~|^2 where the sums cannot tell it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "arithmetic.h"
 #include "pipeline.h"
+#include "rules.h"
 
 namespace gru_fast {
 
@@ -77,7 +77,7 @@ struct VectorDecision {
 };
 
 GRU_FAST_HD VectorDecision decide_vector(const Stats& stats, const VectorArgs& args) {
-  const Decision decision = decide(stats, kInfinity);
+  const Decision decision = decide(Rule::kGru, stats, kInfinity);
   VectorDecision out;
   out.nonfinite = decision.nonfinite;
   if (out.nonfinite) return out;

@@ -226,9 +226,9 @@ class PassedBefore {
 
 }  // namespace
 
-void Extents::add(const dlpack::Tensor& t, bool dense, Access access, const Label& label) {
+void Extents::add(const dlpack::Tensor& t, int64_t numel, bool dense, Access access, const Label& label) {
   const int64_t item = t.dtype.bits / 8;
-  int64_t last = numel_of(t) - 1;
+  int64_t last = numel - 1;
   if (last < 0) return;
   if (!dense) {
     last = 0;

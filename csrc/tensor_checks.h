@@ -66,7 +66,7 @@ enum class Access { kRead, kWrite };
 class Extents {
  public:
   explicit Extents(size_t expected) { extents_.reserve(expected); }
-  void add(const dlpack::Tensor& t, bool dense, Access access, const Label& label);
+  void add(const dlpack::Tensor& t, int64_t numel, bool dense, Access access, const Label& label);
   void check(const py::object& names);
 
  private:

@@ -7,48 +7,53 @@ namespace {
 
 struct RowInput {
   py::handle grad, retain;
-  py::handle ema;                   // or
-  const dlpack::Tensor* known_ema;  // from a TensorList; null otherwise
+  py::handle ema;                     // or
+  const TensorList::View* known_ema;  // from a TensorList; null otherwise
   bool ema_is_current;
   size_t id;              // what messages call it
   uint32_t rounding_key;  // below 2^31
 };
 
+TensorList::View view_ema(py::handle object, const Label& label) {
+  const dlpack::Tensor t = view_checked(object, label);
+  check_pageable(t, label);
+  const DType dtype = dtype_of(t, label);
+  const bool contiguous = is_contiguous(t), dense = contiguous || is_dense(t);
+  if (!dense) check_writable(t, label);
+  return {t, dtype, numel_of(t), contiguous, dense};
+}
+
 void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, const py::object& names) {
   const Label ema_label{"ema", index, &names, in.id};
-  const dlpack::Tensor ema = in.known_ema != nullptr ? *in.known_ema : view_checked(in.ema, ema_label);
-  check_pageable(ema, ema_label);
-  const DType ema_dtype = dtype_of(ema, ema_label);
-  if (index == 0) out.device = ema.device;
-  check_same_device(ema, ema_label, out.device);
-  const bool ema_contiguous = is_contiguous(ema), ema_dense = ema_contiguous || is_dense(ema);
-  if (!ema_dense) check_writable(ema, ema_label);
-  extents.add(ema, ema_dense, Access::kWrite, ema_label);
+  const TensorList::View ema = in.known_ema != nullptr ? *in.known_ema : view_ema(in.ema, ema_label);
+  if (index == 0) out.device = ema.tensor.device;
+  check_same_device(ema.tensor, ema_label, out.device);
+  extents.add(ema.tensor, ema.numel, ema.dense, Access::kWrite, ema_label);
 
-  Row row{nullptr, nullptr, ema.data, numel_of(ema), 0, in.rounding_key, in.ema_is_current};
-  Kind kind{ema_dtype, ema_dtype};
-  bool alike = ema_dense;
+  Row row{nullptr, nullptr, ema.tensor.data, ema.numel, 0, in.rounding_key, in.ema_is_current};
+  Kind kind{ema.dtype, ema.dtype};
+  bool alike = ema.dense;
   const char* first_list = nullptr;
   const auto add_grad = [&](py::handle object, const char* list, Access access) -> void* {
     if (object.is_none()) return nullptr;
     const Label label{list, index, &names, in.id};
     const dlpack::Tensor t = view_checked(object, label);
     const DType dtype = dtype_of(t, label);
-    check_like(t, label, {ema, "its EMA", "move one of them (RetainEMA.to(device))"});
+    check_like(t, label, {ema.tensor, "its EMA", "move one of them (RetainEMA.to(device))"});
     if (first_list != nullptr && dtype != kind.grad) {
       type_error(label, std::string("expected the dtype of ") + first_list + "[" + std::to_string(in.id) + "], got " +
                             dtype_name(t.dtype) + "; both are gradients of one parameter");
     }
-    if (ema_dtype != DType::kFloat32 && ema_dtype != dtype) {
+    if (ema.dtype != DType::kFloat32 && ema.dtype != dtype) {
       type_error(ema_label, "expected float32 or the gradient's " + dtype_name(t.dtype) + ", got " +
-                                dtype_name(ema.dtype) + "; pass dtype=torch.float32 or None to RetainEMA");
+                                dtype_name(ema.tensor.dtype) + "; pass dtype=torch.float32 or None to RetainEMA");
     }
     first_list = list;
     kind.grad = dtype;
     const bool contiguous = is_contiguous(t);
-    alike = alike && (contiguous == ema_contiguous) && (contiguous || same_strides(t, ema));
+    alike = alike && (contiguous == ema.contiguous) && (contiguous || same_strides(t, ema.tensor));
     if (!contiguous && access == Access::kWrite) check_writable(t, label);
-    extents.add(t, contiguous || is_dense(t), access, label);
+    extents.add(t, ema.numel, contiguous || is_dense(t), access, label);
     return t.data;
   };
   row.grad = add_grad(in.grad, "grads", Access::kWrite);
@@ -112,7 +117,7 @@ void* helper_pointer(py::handle tensor, const char* what, uint8_t code, uint8_t 
 
 TensorList::TensorList(const py::sequence& tensors) : tensors_(tensors) {
   views_.reserve(tensors_.size());
-  for (size_t i = 0; i < tensors_.size(); ++i) views_.push_back(view_checked(tensors_[i], Label{"ema", i, nullptr}));
+  for (size_t i = 0; i < tensors_.size(); ++i) views_.push_back(view_ema(tensors_[i], Label{"ema", i, nullptr}));
 }
 
 Capture capture(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,

@@ -28,13 +28,22 @@ void* helper_pointer(py::handle tensor, const char* what, uint8_t code, uint8_t 
 // else may hold them, or a resize would leave the views behind.
 class TensorList {
  public:
+  // The e of one parameter, and what every step asks of it.
+  struct View {
+    dlpack::Tensor tensor;
+    DType dtype;
+    int64_t numel;
+    bool contiguous;
+    bool dense;
+  };
+
   explicit TensorList(const py::sequence& tensors);
   size_t size() const { return views_.size(); }
-  const dlpack::Tensor& operator[](size_t i) const { return views_[i]; }
+  const View& operator[](size_t i) const { return views_[i]; }
 
  private:
   py::tuple tensors_;
-  std::vector<dlpack::Tensor> views_;
+  std::vector<View> views_;
 };
 
 // One step's gradients, retain gradients and EMA as rows. Every list has one entry per parameter; gradients may be

@@ -53,7 +53,7 @@ class RowReader {
  private:
   void add(const dlpack::Tensor& t, const Label& label, Access access) {
     if (access == Access::kWrite) check_writable(t, label);
-    extents_.add(t, is_dense(t), access, label);
+    extents_.add(t, numel_of(t), is_dense(t), access, label);
   }
 
   std::string words_of(Allowed allowed, const char* first_name) const {

@@ -18,15 +18,14 @@ what runs where.
 """
 
 from gru_fast import moved, reference, vectors
-from gru_fast.core import ops
+from gru_fast.core import backends as ops
 from gru_fast.core.backends import library
 from gru_fast.core.ema import RetainEMA
 from gru_fast.core.info import build_info
-from gru_fast.core.load import core
+from gru_fast.core.load import __version__
 from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 
-__version__: str = core.VERSION
 moved.install()
 
 __all__ = [

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 NUM_STATS: int
+RULES: tuple[str, ...]
 HAS_CUDA: bool
 CUDA_ARCHITECTURES: str
 VERSION: str
@@ -61,8 +62,8 @@ class Table:
         seed: int,
         num_threads: int,
     ) -> None: ...
-    def apply(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, num_threads: int) -> None: ...
-    def finish(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, num_threads: int) -> None: ...
+    def apply(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, rule: str, num_threads: int) -> None: ...
+    def finish(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, rule: str, num_threads: int) -> None: ...
     def step(
         self,
         stats: torch.Tensor,
@@ -71,6 +72,7 @@ class Table:
         keep: float,
         gain: float,
         tau: float,
+        rule: str,
         seed: int,
         all_or_nothing: bool,
         num_threads: int,

@@ -27,6 +27,8 @@ from oracle import (
 )
 from torch import Tensor
 
+from gru_fast.core.backends.passes import Rows, StepArgs
+
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = (F32, BF16, F16)
 KINDS = {
@@ -175,13 +177,15 @@ def take_step(
     ids: list[int] | None = None,
     keep: float | None = None,
     gain: float | None = None,
+    rule: str = "gru",
 ) -> Result:
     """One step of a backend (``NativePasses`` or ``ReferencePasses``) on a problem, in place."""
     device = problem.ema[0].device
     rounding_step = torch.full((1,), step, dtype=torch.int64, device=device)
-    made = passes(problem.grads, problem.retain, problem.ema, ema_is_current=ema_is_current, ids=ids)
+    made = passes(Rows(problem.grads, problem.retain, problem.ema, ema_is_current, ids))
     keep, gain = 1.0 - gamma if keep is None else keep, gamma if gain is None else gain
-    made.step(keep, gain, tau, seed, rounding_step, all_or_nothing)
+    args = StepArgs(keep, gain, tau, rule=rule, seed=seed, all_or_nothing=all_or_nothing)
+    made.step(args, rounding_step)
     result = Result(made.stats.cpu())
     assert int(rounding_step) == step + (0 if result.vetoed else 1), "rounding step"
     return result

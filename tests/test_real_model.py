@@ -94,9 +94,9 @@ class Spy:
 
     def __call__(self, params: Any, ema: gru_fast.RetainEMA, *, gamma: float, tau: float) -> gru_fast.Rectification:
         grads = [p.grad.double() for p in ema.params]
+        collected = ema.pending.retain  # the retain gradients that collect() left there
         new_ema = [
-            e.double().mul_(1.0 - gamma).add_(r, alpha=gamma)
-            for e, r in zip(ema.tensors, ema._retain, strict=True)  # the retain gradients that collect() left there
+            e.double().mul_(1.0 - gamma).add_(r, alpha=gamma) for e, r in zip(ema.tensors, collected, strict=True)
         ]
         step = self.real(params, ema, gamma=gamma, tau=tau)
         self.check(grads, new_ema, ema, tau)

@@ -148,6 +148,6 @@ def kept_gradients_are_their_own() -> bool:
     with ema.collect():
         loss(model, mine(keep)).backward()
         assert {p.grad.untyped_storage().data_ptr() for p in model.parameters()} == buckets, "a bucket view no more?"
-    retain = {r.untyped_storage().data_ptr() for r in ema._retain}
+    retain = {r.untyped_storage().data_ptr() for r in ema.pending.retain}
     same = all(torch.equal(p.grad, b) for p, b in zip(model.parameters(), before, strict=True))
     return same and not retain & buckets

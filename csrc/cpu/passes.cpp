@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "../arithmetic.h"
+#include "../rules.h"
 #include "backend.h"
 #include "chunks.h"
 #include "kernels.h"
@@ -99,7 +99,7 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
 }
 
 void apply(const Plan& plan, const StepArgs& args, const Context& context) {
-  const Decision decision = decide(*context.stats, args.tau);
+  const Decision decision = decide(args.rule, *context.stats, args.tau);
   if (!decision.writes()) return;
   const auto kernel =
       needs_wide_apply(decision, context.stats->grad_norm_sq, plan.numel) ? kernels().wide_apply : kernels().apply;
@@ -114,7 +114,7 @@ void apply(const Plan& plan, const StepArgs& args, const Context& context) {
 }
 
 void finish(const Plan& plan, const StepArgs& args, const Context& context) {
-  *context.stats = settle(*context.stats, args.tau);
+  *context.stats = settle(args.rule, *context.stats, args.tau);
   const double factor = context.stats->rescale;
   if (factor == 1.0) return;
   for_each_chunk(plan, context.num_threads, Direction::kForward, [&](Kind kind, const Row&, const Span& span, int64_t) {

@@ -4,6 +4,7 @@
 // The coefficients never visit the host: each block derives them from the sums in Stats, and all blocks alike.
 #include <cuda_runtime.h>
 
+#include "../rules.h"
 #include "backend.h"
 #include "device.cuh"
 
@@ -22,6 +23,7 @@ struct ApplyArgs {
   Slots<Written> slots;
   int64_t plan_numel;
   double tau;
+  Rule rule;
 };
 
 struct Coefficients {
@@ -34,7 +36,7 @@ struct Coefficients {
 __device__ __forceinline__ Coefficients block_coefficients(const ApplyArgs& args) {
   __shared__ Coefficients shared;
   if (threadIdx.x == 0) {
-    const Decision decision = decide(*args.stats, args.tau);
+    const Decision decision = decide(args.rule, *args.stats, args.tau);
     shared = {decision.alpha, decision.beta, decision.writes(),
               needs_wide_apply(decision, args.stats->grad_norm_sq, args.plan_numel)};
   }
@@ -120,6 +122,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 struct FinishArgs {
   Stats* stats;
   double tau;
+  Rule rule;
   bool completes_stats;  // the last launch
 };
 
@@ -162,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   constexpr int N = kUnitNumel<G, G>;
   __shared__ float shared_factor;
   if (threadIdx.x == 0) {
-    const Stats settled = settle(*args.stats, args.tau);
+    const Stats settled = settle(args.rule, *args.stats, args.tau);
     if (args.completes_stats && blockIdx.x == 0) write_outcome(args.stats, settled);
     shared_factor = static_cast<float>(settled.rescale);
   }
@@ -186,7 +189,7 @@ void apply(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
   if (plan.launches.empty()) return;
   Header* header = clear_header(context);
-  ApplyArgs kernel_args{context.stats, slots_in<Written>(context), plan.numel, args.tau};
+  ApplyArgs kernel_args{context.stats, slots_in<Written>(context), plan.numel, args.tau, args.rule};
   // From the last launch back to the first: reduce touched them in the other order.
   for (auto launch = plan.launches.rbegin(); launch != plan.launches.rend(); ++launch) {
     const bool is_last = launch + 1 == plan.launches.rend();
@@ -200,7 +203,7 @@ void finish(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
   for_each_launch(plan, [&](const Launch& launch, bool is_last) {
     const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &finish_kernel<G>; });
-    run(kernel, launch, FinishArgs{context.stats, args.tau, is_last}, context, "launching finish");
+    run(kernel, launch, FinishArgs{context.stats, args.tau, args.rule, is_last}, context, "launching finish");
   });
 }
 

@@ -1,8 +1,9 @@
-"""Checks of the scalars that every entry point takes."""
+"""Checks of the scalars and lists that every entry point takes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -45,3 +46,11 @@ def check_share(share: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"share: expected a finite number, got {value}")
     return value
+
+
+def check_entries(name: str, values: Any, count: int, expected: str) -> None:
+    """Refuses what is no list with one entry per parameter."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{name}: expected {expected}, got {type(values).__name__}")
+    if len(values) != count:
+        raise ValueError(f"{name}: expected {count} entries, one per parameter, got {len(values)}")

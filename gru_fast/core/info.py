@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from gru_fast.core.backends import backend_name
 from gru_fast.core.load import core
-from gru_fast.core.ops import backend_name
 
 
 def build_info() -> dict[str, Any]:

@@ -39,4 +39,6 @@ try:
 except ImportError as error:
     raise ImportError(_explain(error)) from error
 
-__all__ = ["core"]
+__version__: str = core.VERSION
+
+__all__ = ["__version__", "core"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gru_fast.core.sharded.shards import check_param, is_sharded
+from gru_fast.core.sharded.shards import check_param, check_params, is_sharded
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def trainable_params(params: Iterable[Any]) -> tuple[list[Tensor], list[str] | N
     tensors, names = unique.tensors, unique.names
     if not tensors:
         raise ValueError("params: expected at least one parameter, got none (was a generator used up before?)")
-    for row, param in enumerate(tensors):
-        check_param(param, f"params[{row}]" + ("" if names is None else f' "{names[row]}"'))
+    check_params(tensors, names=names)
     rows = [row for row, param in enumerate(tensors) if param.requires_grad]
     if not rows:
         raise ValueError(f"params: expected a trainable parameter, but all {len(tensors)} have requires_grad=False")

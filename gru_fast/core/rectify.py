@@ -1,29 +1,33 @@
-"""``rectify_``: the map of one step of Gradient Rectified Unlearning; ``measure``: its first half, for looking on."""
+"""``rectify_``: the map of one step of Gradient Rectified Unlearning; ``measure``: its first half, for looking on.
+
+One road: parameters -> what is known of their e (average.py) and of the step in progress (step.py) -> the tensors of
+this step, local shards (backends/passes.py) -> the passes, over devices and processes (backends/parts.py), with the
+rule between them (rules.py) -> what happened (result.py).
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from gru_fast.core.checks import check_gamma, check_tau
+from gru_fast.core.average import Average
+from gru_fast.core.backends.parts import Work, run_measure, run_step
+from gru_fast.core.backends.passes import Rows, StepArgs
+from gru_fast.core.checks import check_entries, check_gamma, check_tau
 from gru_fast.core.ema import RetainEMA
 from gru_fast.core.load import core
-from gru_fast.core.ops import RETAIN_NONFINITE, StepArgs, StepTensors, run_measure, run_step
-from gru_fast.core.params import UniqueParams, unique_params
+from gru_fast.core.params import unique_params
 from gru_fast.core.result import Rectification
-from gru_fast.core.sharded.shards import check_param, is_sharded, local, placed_like, rounding_key, shards_of
+from gru_fast.core.rules import check_rule
+from gru_fast.core.step import StepInProgress
 
 _NONFINITE_ELSEWHERE = (
     "NaN or Inf in a retain gradient folded in by stream(), in the EMA, or where the EMA was updated (a loss scale far "
     "below 1?); do not apply this step's gradients"
 )
 _OR_IN_ANOTHER_PROCESS = "; or in the shards of another process, which then names them"
-_calls = itertools.count()  # rounding steps of plain 16-bit EMA sequences, which keep no count of their own
 
 
 def rectify_(
@@ -34,6 +38,7 @@ def rectify_(
     *,
     retain_grads: Sequence[Tensor | None] | None = None,
     error_if_nonfinite: bool = False,
+    rule: str = "gru",
 ) -> Rectification:
     """Rectifies the unlearning gradients in ``param.grad`` in place (paper Eq. 8 to 10, Algorithm 1).
 
@@ -67,6 +72,7 @@ def rectify_(
             changed. Otherwise such elements of r are not taken into e, a g that holds any is left untouched, and the
             result says so (``nonfinite``). Costs a pass over the gradients and a host sync; the step is over all the
             same, with its collected retain gradients dropped.
+        rule: what is made of g and e: "gru", as above, or another of :mod:`gru_fast.core.rules`.
 
     Returns:
         A :class:`Rectification`; reading it synchronises, making it does not.
@@ -81,10 +87,16 @@ def rectify_(
     >>> w.grad, step.conflict
     (tensor([1., 0.]), True)
     """
-    gamma, limit = check_gamma(gamma), check_tau(tau)
-    if isinstance(ema, RetainEMA):
-        return _with_retain_ema(params, ema, gamma, limit, retain_grads, error_if_nonfinite)
-    return _with_plain_ema(params, ema, gamma, limit, retain_grads, error_if_nonfinite)
+    gamma, tau, rule = check_gamma(gamma), check_tau(tau), check_rule(rule)
+    work, args = _opened(params, ema, gamma, retain_grads, tau, rule, error_if_nonfinite)
+    if error_if_nonfinite and _any_refused(work):
+        _ended(ema)
+        raise RuntimeError(_nonfinite_elsewhere(work))
+    step = Rectification(run_step(work, args), rule)
+    _ended(ema)
+    if error_if_nonfinite and step.nonfinite:
+        raise RuntimeError(_nonfinite_message(work))
+    return step
 
 
 def measure(
@@ -110,135 +122,49 @@ def measure(
     >>> w.grad, found.conflict, round(found.angle_after)
     (tensor([ 1., -1.]), True, 135)
     """
-    gamma = check_gamma(gamma)
+    work, args = _opened(params, ema, check_gamma(gamma), retain_grads)
+    stats = run_measure(work, args)
+    _ended(ema)
+    return Rectification(stats)
+
+
+def _opened(
+    params: Iterable[Tensor],
+    ema: RetainEMA | Sequence[Tensor],
+    gamma: float,
+    retain_grads: Sequence[Tensor | None] | None,
+    tau: float = math.inf,
+    rule: str = "gru",
+    all_or_nothing: bool = False,
+) -> tuple[Work, StepArgs]:
+    """The tensors of the step that ends now, and its scalars. A plain list becomes what a RetainEMA is made of."""
     if isinstance(ema, RetainEMA):
-        return _with_retain_ema(params, ema, gamma, None, retain_grads)
-    return _with_plain_ema(params, ema, gamma, None, retain_grads)
-
-
-def _with_plain_ema(
-    params: Iterable[Tensor],
-    ema: Sequence[Tensor],
-    gamma: float,
-    tau: float | None,
-    retain_grads: Sequence[Tensor | None] | None,
-    error_if_nonfinite: bool = False,
-) -> Rectification:
-    """``tau`` None: measure only."""
-    unique = unique_params(params)
-    tensors = _plain_tensors(unique, ema, retain_grads)
-    sixteen_bit = {e.device for e in tensors.ema if e.dtype != torch.float32}
-    if any(device.type == "cuda" for device in sixteen_bit) and torch.cuda.is_current_stream_capturing():
-        raise ValueError(
-            "ema: expected a RetainEMA while a CUDA graph is captured, got a list with 16-bit tensors: every replay "
-            "would round them with the same bits"
-        )
-    call = next(_calls) if sixteen_bit else 0
-    rounding = {device: torch.full((1,), call, dtype=torch.int64, device=device) for device in sixteen_bit}
-    args = StepArgs(1.0 - gamma, gamma, math.inf if tau is None else tau, all_or_nothing=error_if_nonfinite)
-    if tau is None:
-        return Rectification(run_measure(tensors, args, rounding_steps=rounding))
-    stats = run_step(tensors, args, rounding_steps=rounding, make_grad=_grad_maker(unique.tensors))
-    return _result(stats, error_if_nonfinite, tensors)
-
-
-def _with_retain_ema(
-    params: Iterable[Tensor],
-    ema: RetainEMA,
-    gamma: float,
-    tau: float | None,
-    retain_grads: Sequence[Tensor | None] | None,
-    error_if_nonfinite: bool = False,
-) -> Rectification:
-    """``tau`` None: measure only."""
-    if ema._stream_gamma is not None and ema._stream_gamma != gamma:
-        raise ValueError(f"gamma: expected {ema._stream_gamma} as given to stream(), got {gamma}")
-    _check_same_params(params, ema)
-    if retain_grads is not None and len(retain_grads) != len(ema):
-        raise ValueError(f"retain_grads: expected {len(ema)} entries, one per parameter, got {len(retain_grads)}")
-    ema._check_can_end(retain_grads)
-    grads = ema._gradients()
-    _add_share(ema, grads)
-    tensors = _step_tensors(ema, grads, retain_grads)
-    limit = math.inf if tau is None else tau
-    args = StepArgs(
-        1.0 - gamma, gamma / ema._scale, limit, ema._seed, all_or_nothing=error_if_nonfinite or ema._is_scaled
-    )
-    if error_if_nonfinite and _any_refused(tensors):
-        ema._end_step()
-        raise RuntimeError(_NONFINITE_ELSEWHERE + ("" if tensors.shards is None else _OR_IN_ANOTHER_PROCESS))
-    if tau is None:
-        stats = run_measure(tensors, args, rounding_steps=ema._rounding)
+        average, pending = ema.average, ema.pending
+        _check_same_params(params, average)
+        if retain_grads is not None:
+            check_entries("retain_grads", retain_grads, len(ema), "a list of tensors")
+        given = None if retain_grads is None else list(retain_grads)
     else:
-        held = tensors.ids
-        owners = ema._params if held is None else [ema._params[row] for row in held]
-        stats = run_step(tensors, args, rounding_steps=ema._rounding, make_grad=_grad_maker(owners))
-    ema._end_step()
-    return _result(stats, error_if_nonfinite, tensors)
+        average, given = Average.of_list(params, ema, retain_grads)
+        pending = StepInProgress(average)
+    pending.check_can_end(gamma, given)
+    work = pending.work(given)
+    gain, all_or_nothing = gamma / pending.scale, all_or_nothing or pending.is_scaled
+    return work, StepArgs(1.0 - gamma, gain, tau, rule, average.seed, all_or_nothing)
 
 
-@torch.no_grad()
-def _add_share(ema: RetainEMA, grads: list[Tensor | None]) -> None:
-    """g takes its share of the collected retain gradients, in ``.grad`` and in the list."""
-    factor, ema._share = ema._share / ema._scale, 0.0  # once, even if the step fails and is tried again
-    if factor == 0.0:
-        return
-    rows = [(row, r) for row, r in enumerate(ema._retain) if r is not None]
-    there = [(local(grad), local(r)) for row, r in rows if (grad := grads[row]) is not None]
-    if there:
-        torch._foreach_add_([g for g, _ in there], [r for _, r in there], alpha=factor)
-    for row, r in rows:
-        if grads[row] is None:
-            grads[row] = ema._params[row].grad = r * factor
+def _ended(ema: RetainEMA | Sequence[Tensor]) -> None:
+    if isinstance(ema, RetainEMA):
+        ema.end_step()
 
 
-def _step_tensors(ema: RetainEMA, grads: list[Tensor | None], retain: Sequence[Tensor | None] | None) -> StepTensors:
-    """The tensors of the step that ends now; rows that can have no effect are left out."""
-    ema_is_current: bool | list[bool] = False
-    if ema._stream_gamma is not None:
-        ema_is_current = list(ema._folded)
-    elif retain is None and ema._collected:
-        retain = ema._retain
-    elif retain is None:
-        ema_is_current = True
-    given = None if retain is None else list(retain)
-    if given is not None and not all(ema._seen):
-        ema._seen = [seen or r is not None for seen, r in zip(ema._seen, given, strict=True)]
-    if given is not None and retain is not ema._retain:
-        ema._sharded.place(given, "retain_grads")
-    tensors = StepTensors(
-        ema._sharded.here(grads),
-        None if given is None else ema._sharded.here(given),
-        ema._tensors,
-        ema_is_current,
-        names=ema._names,
-        shards=ema._sharded.shards,
-    )
-    tensors.devices, tensors.known_ema = ema._devices, ema._known
-    if tensors.shards is not None:
-        tensors.rounding_keys = ema._rounding_keys
-    if ema._fold_stats is not None:
-        tensors.refused = {device: stats[RETAIN_NONFINITE] for device, stats in ema._fold_stats.items()}
-    if all(ema._seen) or all(g is not None for g in grads):
-        return tensors
-    return tensors.select([row for row, seen in enumerate(ema._seen) if seen or grads[row] is not None])
-
-
-def _any_refused(tensors: StepTensors) -> bool:
-    """Whether stream() met NaN or Inf, in any process."""
-    if tensors.refused is None:
-        return False
-    found = any(bool(count) for count in tensors.refused.values())
-    return found if tensors.shards is None else tensors.shards.any(found)
-
-
-def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
+def _check_same_params(params: Iterable[Tensor], average: Average) -> None:
     """``params`` must hold every parameter of the EMA, and no other that has a gradient."""
     given = params if isinstance(params, (list, Tensor)) else list(params)
-    if isinstance(given, list) and core.same_objects(given, ema._params):
+    if isinstance(given, list) and core.same_objects(given, average.params):
         return
     unique = unique_params(given).tensors
-    known = ema._row_of
+    known = average.row_of
     for row, param in enumerate(unique):
         if id(param) not in known and (param.grad is not None or param.requires_grad):
             state = "has a gradient" if param.grad is not None else "is trainable"
@@ -247,88 +173,40 @@ def _check_same_params(params: Iterable[Tensor], ema: RetainEMA) -> None:
                 "RetainEMA after choosing what to train"
             )
     found = {id(param) for param in unique}
-    missing = [row for row, param in enumerate(ema._params) if id(param) not in found]
+    missing = [row for row, param in enumerate(average.params) if id(param) not in found]
     if missing:
-        first = f'"{ema._names[missing[0]]}"' if ema._names is not None else f"number {missing[0]}"
+        first = f'"{average.names[missing[0]]}"' if average.names is not None else f"number {missing[0]}"
         raise ValueError(
-            f"params: expected all {len(ema)} parameters the RetainEMA follows, but {len(missing)} are missing, first "
-            f"{first}; the step is defined over all of them (for parameter groups pass every group's parameters)"
+            f"params: expected all {len(known)} parameters the RetainEMA follows, but {len(missing)} are missing, "
+            f"first {first}; the step is defined over all of them (for parameter groups pass every group's parameters)"
         )
 
 
-def _plain_tensors(
-    params: UniqueParams, ema: Sequence[Tensor], retain_grads: Sequence[Tensor | None] | None
-) -> StepTensors:
-    for what, values in (("ema", ema), ("retain_grads", retain_grads)):
-        if values is None and what == "retain_grads":
-            continue
-        if not isinstance(values, Sequence) or isinstance(values, str):
-            raise TypeError(f"{what}: expected a RetainEMA or a list of tensors, got {type(values).__name__}")
-        if len(values) != params.count:
-            raise ValueError(f"{what}: expected {params.count} entries, one per parameter, got {len(values)}")
-    for row, param in zip(params.rows, params.tensors, strict=True):
-        check_param(param, f"params[{row}]")
-        if not isinstance(ema[row], Tensor):
-            raise TypeError(f"ema[{row}]: expected a torch.Tensor, got {type(ema[row]).__name__}")
-    tensors = StepTensors(
-        [param.grad for param in params.tensors],
-        None if retain_grads is None else [retain_grads[row] for row in params.rows],
-        [ema[row] for row in params.rows],
-        ema_is_current=retain_grads is None,
-        names=params.names,
-        shards=shards_of(params.tensors),
-    )
-    if tensors.shards is not None:
-        _take_parts_here(tensors, params.tensors)
-    return tensors
+# ---- NaN and Inf as an error -----------------------------------------------------------------------------------------
 
 
-def _take_parts_here(tensors: StepTensors, params: Sequence[Tensor]) -> None:
-    """Of sharded parameters the parts that lie in this process; a gradient is brought into their placements first."""
-    tensors.rounding_keys = [
-        row if ema.dtype == torch.float32 else rounding_key(param, row, len(params))
-        for row, (param, ema) in enumerate(zip(params, tensors.ema, strict=True))
-    ]
-    for row, param in enumerate(params):
-        if not is_sharded(param):
-            continue
-        ema = tensors.ema[row]
-        if not is_sharded(ema) or ema.placements != param.placements:  # not moved: it is written
-            got = ema.placements if is_sharded(ema) else "a plain tensor"
-            raise ValueError(f"ema[{row}]: expected the placements of its parameter, {param.placements}, got {got}")
-        tensors.ema[row] = local(ema)
-        if param.grad is not None:
-            param.grad = placed_like(param.grad, param, f"grads[{row}]")
-            tensors.grads[row] = local(param.grad)
-        retain = None if tensors.retain is None else tensors.retain[row]
-        if tensors.retain is not None and retain is not None:
-            tensors.retain[row] = local(placed_like(retain, param, f"retain_grads[{row}]"))
+def _any_refused(work: Work) -> bool:
+    """Whether stream() met NaN or Inf, in any process."""
+    if work.refused is None:
+        return False
+    found = any(map(bool, work.refused.values()))
+    return found if work.shards is None else work.shards.any(found)
 
 
-def _grad_maker(owners: Sequence[Tensor]) -> Any:
-    def make(row: int) -> Tensor:
-        owners[row].grad = grad = torch.zeros_like(owners[row])
-        return local(grad)
-
-    return make
-
-
-def _result(stats: Tensor, error_if_nonfinite: bool, tensors: StepTensors) -> Rectification:
-    step = Rectification(stats)
-    if error_if_nonfinite and step.nonfinite:
-        raise RuntimeError(_nonfinite_message(tensors))
-    return step
-
-
-def _nonfinite_message(tensors: StepTensors) -> str:
-    for what, values in (("grads", tensors.grads), ("retain_grads", tensors.retain or ())):
+def _nonfinite_message(work: Work) -> str:
+    rows: Rows = work.rows
+    for what, values in (("grads", rows.grads), ("retain_grads", rows.retain or ())):
         for row, tensor in enumerate(values):
             count = 0 if tensor is None else int((~tensor.isfinite()).sum())
             if tensor is not None and count > 0:
-                name = "" if tensors.names is None else f' "{tensors.names[row]}"'
-                index = row if tensors.ids is None else tensors.ids[row]
+                name = "" if rows.names is None else f' "{rows.names[row]}"'
+                index = row if rows.ids is None else rows.ids[row]
                 return (
                     f"{what}[{index}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. "
                     "Skip this batch, lower the learning rate, or pass error_if_nonfinite=False to have it skipped"
                 )
-    return _NONFINITE_ELSEWHERE + ("" if tensors.shards is None else _OR_IN_ANOTHER_PROCESS)
+    return _nonfinite_elsewhere(work)
+
+
+def _nonfinite_elsewhere(work: Work) -> str:
+    return _NONFINITE_ELSEWHERE + ("" if work.shards is None else _OR_IN_ANOTHER_PROCESS)

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-_FIELDS = (
-    "dot",
-    "ema_norm_sq",
-    "grad_norm_sq",
-    "retain_nonfinite",
-    "vetoed",
-    "written_norm_sq",
-    "alpha",
-    "beta",
-    "rescale",
-    "out_norm_sq",
-    "conflict",
-    "clipped",
-    "degenerate",
-    "grad_nonfinite",
-)
+from gru_fast.core import stats
+from gru_fast.core.rules import NEED_ALL_OF_R
+from gru_fast.core.stats import LazyStats, cosine
 
 
-class Rectification:
+class Rectification(LazyStats):
     """The statistics of one :func:`gru_fast.rectify_` or :func:`gru_fast.measure`, over all parameters as one vector.
 
     Lazy: made without a host sync; the first attribute that is read fetches all of them. Ratios with a zero norm are
@@ -34,44 +20,42 @@ class Rectification:
 
     Args:
         stats: float64, at least 14 values in the order of the core's ``Stats``; kept, not copied.
+        rule: by which g was rectified.
     """
 
-    def __init__(self, stats: Tensor) -> None:
-        self.stats = stats
-
-    @cached_property
-    def _values(self) -> dict[str, float]:
-        return values_of(self.stats)
+    def __init__(self, stats: Tensor, rule: str = "gru") -> None:
+        super().__init__(stats)
+        self.rule = rule
 
     @property
     def dot(self) -> float:
         """<g, e> before the step (NaN if an all-or-nothing step met NaN or Inf and computed nothing)."""
-        return math.nan if self._values["vetoed"] else self._values["dot"]
+        return math.nan if self.values[stats.VETOED] else self.values[stats.DOT]
 
     @property
     def norm_before(self) -> float:
         """|g| before."""
-        return math.nan if self._values["vetoed"] else math.sqrt(self._values["grad_norm_sq"])
+        return math.nan if self.values[stats.VETOED] else math.sqrt(self.values[stats.GRAD_NORM_SQ])
 
     @property
     def norm_after(self) -> float:
-        """|g| after projection and clipping; in 16 bit an upper bound if g had to be scaled once more."""
-        return self.norm_before if self.skipped else math.sqrt(self._values["out_norm_sq"])
+        """|g| after rule and clipping; in 16 bit an upper bound if g had to be scaled once more."""
+        return self.norm_before if self.skipped else math.sqrt(self.values[stats.OUT_NORM_SQ])
 
     @property
     def norm_ema(self) -> float:
         """|e|, of this step's e."""
-        return math.nan if self._values["vetoed"] else math.sqrt(self._values["ema_norm_sq"])
+        return math.nan if self.values[stats.VETOED] else math.sqrt(self.values[stats.EMA_NORM_SQ])
 
     @property
     def alpha(self) -> float:
         """``g <- alpha * g + beta * e`` is what the step did."""
-        return self._values["alpha"] * self._values["rescale"]
+        return self.values[stats.ALPHA] * self.values[stats.RESCALE]
 
     @property
     def beta(self) -> float:
         """See :attr:`alpha`."""
-        return self._values["beta"] * self._values["rescale"]
+        return self.values[stats.BETA] * self.values[stats.RESCALE]
 
     @property
     def cos(self) -> float:
@@ -80,10 +64,17 @@ class Rectification:
 
     @property
     def cos_after(self) -> float:
-        """cos(g, e) after: 0 after a projection, as before otherwise."""
+        """cos(g, e) after: 0 after GRU's projection, as before where nothing was added to g."""
         if self.degenerate:
             return math.nan
-        return 0.0 if self.conflict and self._values["beta"] != 0.0 else self.cos
+        if self.skipped or self.values[stats.BETA] == 0.0:
+            return self.cos
+        own = self.values[stats.ALPHA] * self.dot
+        added = self.values[stats.BETA] * self.values[stats.EMA_NORM_SQ]
+        along = own + added
+        if abs(along) <= _ROUNDING * (abs(own) + abs(added)):
+            return 0.0
+        return cosine(along * self.values[stats.RESCALE], self.norm_after, self.norm_ema)
 
     @property
     def angle_before(self) -> float:
@@ -92,47 +83,48 @@ class Rectification:
 
     @property
     def angle_after(self) -> float:
-        """Angle between g and e after, in degrees: 90 after a projection."""
+        """Angle between g and e after, in degrees: 90 after GRU's projection."""
         return _degrees(self.cos_after)
 
     @property
     def conflict(self) -> bool:
-        """<g, e> was negative, so g was projected (by :func:`gru_fast.measure`: would have been)."""
-        return bool(self._values["conflict"])
+        """<g, e> was negative, so g was rectified (by :func:`gru_fast.measure`: would have been)."""
+        return bool(self.values[stats.CONFLICT])
 
     @property
     def clipped(self) -> bool:
-        """The (projected) g was longer than tau."""
-        return bool(self._values["clipped"])
+        """The (rectified) g was longer than tau."""
+        return bool(self.values[stats.CLIPPED])
 
     @property
     def degenerate(self) -> bool:
         """cos(g, e) = -1: nothing of g was left and it is 0 now. Draw another batch."""
-        return bool(self._values["degenerate"])
+        return bool(self.values[stats.DEGENERATE])
 
     @property
     def grad_nonfinite(self) -> bool:
         """NaN or Inf in g (or in an e that came with it): g was left untouched."""
-        return bool(self._values["grad_nonfinite"])
+        return bool(self.values[stats.GRAD_NONFINITE])
 
     @property
     def retain_nonfinite(self) -> bool:
         """NaN or Inf in r: those elements of e kept their old value."""
-        return bool(self._values["retain_nonfinite"])
+        return bool(self.values[stats.RETAIN_NONFINITE])
 
     @property
     def nonfinite(self) -> bool:
         """NaN or Inf anywhere in g or r."""
-        return self.grad_nonfinite or self.retain_nonfinite or bool(self._values["vetoed"])
+        return self.grad_nonfinite or self.retain_nonfinite or bool(self.values[stats.VETOED])
 
     @property
     def skipped(self) -> bool:
         """g was left untouched because of NaN or Inf: do not apply it."""
-        return self.grad_nonfinite or bool(self._values["vetoed"])
+        needed = self.retain_nonfinite and self.rule in NEED_ALL_OF_R
+        return self.grad_nonfinite or needed or bool(self.values[stats.VETOED])
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by name, for a logger."""
-        names = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
+        names = [name for name, value in vars(Rectification).items() if isinstance(value, property)]
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
@@ -144,15 +136,7 @@ class Rectification:
         )
 
 
-def values_of(stats: Tensor) -> dict[str, float]:
-    """The core's ``Stats`` by name; reads the device."""
-    return dict(zip(_FIELDS, stats.tolist(), strict=False))
-
-
-def cosine(dot: float, norm_a: float, norm_b: float) -> float:
-    """Cosine of two vectors by their dot product and norms; NaN where a norm is 0."""
-    norms = norm_a * norm_b
-    return max(-1.0, min(1.0, dot / norms)) if norms > 0.0 else math.nan
+_ROUNDING = 2.0**-40  # of the two terms of <g, e> afterwards: what is smaller is 0, by a projection
 
 
 def _degrees(cosine: float) -> float:

@@ -8,68 +8,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gru_fast.core.backends import native, reference_vectors
-from gru_fast.core.ops import warn_of_fallback
+from gru_fast.core import stats
+from gru_fast.core.backends import native, reference_vectors, warn_of_fallback
 from gru_fast.core.params import check_plain, unique_params
-from gru_fast.core.result import cosine, values_of
+from gru_fast.core.stats import LazyStats, cosine
 
 __all__ = ["TaskVectorStep", "accumulate_task_vector_", "interpolate_", "subtract_"]
 
 
-class TaskVectorStep:
+class TaskVectorStep(LazyStats):
     """What :func:`accumulate_task_vector_` did with one unit. Lazy: the first attribute that is read synchronises.
 
     Args:
         stats: float64, in the order of the core's ``Stats``; kept, not copied.
     """
 
-    def __init__(self, stats: Tensor) -> None:
-        self.stats = stats
-
-    @cached_property
-    def _values(self) -> dict[str, float]:
-        return values_of(self.stats)
-
     @property
     def cos(self) -> float:
         """cos(T, r): below 0, unlearning the plain task vector would raise the loss of the rest. NaN without an r."""
-        return cosine(self._values["dot"], self.norm, self.norm_rest)
+        return cosine(self.values[stats.DOT], self.norm, self.norm_rest)
 
     @property
     def norm(self) -> float:
         """|T| of the plain task vector."""
-        return math.sqrt(self._values["grad_norm_sq"])
+        return math.sqrt(self.values[stats.GRAD_NORM_SQ])
 
     @property
     def norm_rest(self) -> float:
         """|r|; 0 without one."""
-        return math.sqrt(self._values["ema_norm_sq"])
+        return math.sqrt(self.values[stats.EMA_NORM_SQ])
 
     @property
     def norm_rectified(self) -> float:
         """|T~|, before it was scaled to norm 1."""
-        return math.sqrt(self._values["out_norm_sq"])
+        return math.sqrt(self.values[stats.OUT_NORM_SQ])
 
     @property
     def projected(self) -> bool:
         """<T, r> was negative, and the part of T along r was taken out."""
-        return bool(self._values["conflict"])
+        return bool(self.values[stats.CONFLICT])
 
     @property
     def degenerate(self) -> bool:
         """T is 0, or exactly opposite to r: nothing was added to the mean."""
-        return bool(self._values["degenerate"])
+        return bool(self.values[stats.DEGENERATE])
 
     @property
     def nonfinite(self) -> bool:
         """NaN or Inf in T or r: nothing was added to the mean."""
-        return bool(self._values["grad_nonfinite"])
+        return bool(self.values[stats.GRAD_NONFINITE])
 
     @property
     def skipped(self) -> bool:
@@ -140,10 +132,10 @@ def accumulate_task_vector_(
     parts = {device: named.unit(device, lists, rows) for device, rows in named.rows_by_device().items()}
     for part in parts.values():
         part.reduce()
-    _add_up(parts, slice(0, 3))
+    _add_up(parts, slice(stats.DOT, stats.GRAD_NORM_SQ + 1))
     for part in parts.values():
         part.measure()
-    _add_up(parts, slice(5, 6))
+    _add_up(parts, slice(stats.WRITTEN, stats.WRITTEN + 1))
     for part in parts.values():
         part.add(weight, normalize, restore)
     return TaskVectorStep(next(iter(parts.values())).stats)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import gru_fast
 from gru_fast.core.backends import native
+from gru_fast.core.backends.passes import Rows, StepArgs
 
 pytestmark = [
     pytest.mark.cuda,
@@ -59,8 +60,8 @@ def test_cuda_equals_cpu(dtype: torch.dtype, ema_dtype: torch.dtype) -> None:
     for device in ("cpu", "cuda"):
         grads, retain, ema = problem(SHAPES, dtype, ema_dtype, device)
         counter = torch.full((1,), 5, dtype=torch.int64, device=device)
-        passes = native.NativePasses(grads, retain, ema)
-        passes.step(1 - GAMMA, GAMMA, TAU, 7, counter)
+        passes = native.NativePasses(Rows(grads, retain, ema))
+        passes.step(StepArgs(1 - GAMMA, GAMMA, TAU, seed=7), counter)
         assert int(counter) == 6
         results.append(([t.cpu().double() for t in grads + ema], passes.stats.cpu()))
     (cpu, cpu_stats), (cuda, cuda_stats) = results
@@ -141,9 +142,9 @@ def test_two_thousand_tensors_take_few_launches() -> None:
     grads, retain, ema = problem(shapes, torch.float32, torch.float32)
     flat = [torch.cat(tensors).double() for tensors in (grads, retain, ema)]
     expected = gru_fast.reference.rectified_gradient(flat[0], (1 - GAMMA) * flat[2] + GAMMA * flat[1], TAU)
-    passes = native.NativePasses(grads, retain, ema)
+    passes = native.NativePasses(Rows(grads, retain, ema))
     assert passes._table.num_launches == 3
-    passes.step(1 - GAMMA, GAMMA, TAU, 0, None)
+    passes.step(StepArgs(1 - GAMMA, GAMMA, TAU, seed=0), None)
     torch.testing.assert_close(torch.cat(grads).double(), expected, rtol=1e-4, atol=1e-8)
 
 
@@ -152,8 +153,8 @@ def test_same_bits_over_a_hundred_runs() -> None:
     first: list[Tensor] = []
     for _ in range(100):
         grads, retain, ema = ([t.clone() for t in tensors] for tensors in start)
-        passes = native.NativePasses(grads, retain, ema)
-        passes.step(1 - GAMMA, GAMMA, TAU, 3, torch.zeros(1, dtype=torch.int64, device="cuda"))
+        passes = native.NativePasses(Rows(grads, retain, ema))
+        passes.step(StepArgs(1 - GAMMA, GAMMA, TAU, seed=3), torch.zeros(1, dtype=torch.int64, device="cuda"))
         found = [*grads, *ema, passes.stats[:14]]
         first = first or found
         assert all(map(torch.equal, found, first))
@@ -167,8 +168,8 @@ def test_beyond_two_to_the_31_elements() -> None:
     grad = torch.full((numel,), -1.0, dtype=torch.bfloat16, device="cuda")
     grad[-1] = 2.0
     ema, retain = torch.zeros_like(grad), torch.full_like(grad, 2.0)
-    passes = native.NativePasses([grad], [retain], [ema])
-    passes.step(0.5, 0.5, float("inf"), 0, torch.zeros(1, dtype=torch.int64, device="cuda"))
+    passes = native.NativePasses(Rows([grad], [retain], [ema]))
+    passes.step(StepArgs(0.5, 0.5), torch.zeros(1, dtype=torch.int64, device="cuda"))
     step = gru_fast.Rectification(passes.stats)
     assert step.norm_ema**2 == pytest.approx(numel, rel=1e-6)
     assert step.dot == pytest.approx(-(numel - 1) + 2.0, rel=1e-6)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gru_fast import RetainEMA, rectify_
 from gru_fast.core.backends.native import NativePasses
+from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.backends.reference import ReferencePasses
 from gru_fast.core.load import core
 
@@ -93,7 +94,7 @@ def test_faulty_tensor(passes: Passes, fault: str, named: bool) -> None:
     before = [bits_of(tensors[0]) for tensors in lists.values()]
     label = rf"^{case.where}\[1\]{' .second.weight.' if named else ''}: "
     with pytest.raises(case.error, match=label + case.message) as caught:
-        passes(lists["grads"], lists["retain_grads"], lists["ema"], names=names).step(0.5, 0.5, math.inf, 0, None)
+        passes(Rows(lists["grads"], lists["retain_grads"], lists["ema"], names=names)).step(StepArgs(0.5, 0.5), None)
     assert [bits_of(tensors[0]) for tensors in lists.values()] == before
     assert_one_line(caught.value)
     if passes is NativePasses:
@@ -107,18 +108,18 @@ def test_lengths(passes: Passes, what: str, count: int) -> None:
     lists = {"grads": [ones(2), ones(2)], "retain_grads": [ones(2), ones(2)], "ema": [ones(2), ones(2)]}
     lists[what] = [ones(2) for _ in range(count)]
     with pytest.raises(ValueError, match=rf"^{what}: expected 2 entries, one per parameter, got {count}$"):
-        passes(lists["grads"], lists["retain_grads"], lists["ema"])
+        passes(Rows(lists["grads"], lists["retain_grads"], lists["ema"]))
 
 
 @pytest.mark.parametrize("what", ["ids", "ema_is_current"])
 def test_lengths_of_the_small_lists(what: str) -> None:
     with pytest.raises(ValueError, match=rf"^{what}: expected 2 entries, one per parameter, got 1"):
-        NativePasses([ones(2), ones(2)], None, [ones(2), ones(2)], **{what: [1]})
+        NativePasses(Rows([ones(2), ones(2)], None, [ones(2), ones(2)], **{what: [1]}))
 
 
 def test_ema_of_another_16_bit_dtype() -> None:
     with pytest.raises(TypeError, match=r"^ema\[0\]: expected float32 or the gradient's float16, got bf"):
-        NativePasses([ones(2, dtype=F16)], None, [ones(2, dtype=BF16)])
+        NativePasses(Rows([ones(2, dtype=F16)], None, [ones(2, dtype=BF16)]))
 
 
 # ---- memory that is shared -------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ def test_overlapping_memory(case: str) -> None:
     before = bits_of(BUFFER)
     for _ in range(2):  # a list that was refused is not remembered as good
         with pytest.raises(ValueError, match=rf"{message}; clone\(\) one of them, and list a tied parameter once"):
-            NativePasses(grads, retain, ema).step(0.5, 0.5, math.inf, 0, None)
+            NativePasses(Rows(grads, retain, ema)).step(StepArgs(0.5, 0.5), None)
     assert bits_of(BUFFER) == before
 
 
@@ -165,8 +166,8 @@ def test_overlapping_memory(case: str) -> None:
 )
 def test_memory_side_by_side_is_fine(grads: Callable[[Tensor], list[Tensor]]) -> None:
     given = grads(torch.full((20,), -2.0))
-    take = NativePasses(given, None, [torch.ones_like(g) for g in given], ema_is_current=True)
-    take.step(1.0, 0.0, math.inf, 0, None)
+    take = NativePasses(Rows(given, None, [torch.ones_like(g) for g in given], ema_is_current=True))
+    take.step(StepArgs(1.0, 0.0), None)
     assert all(g.tolist() == [0.0] * len(g) for g in given)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import gru_fast
-from gru_fast.core import ops
-from gru_fast.core.backends import native
+from gru_fast.core.backends import choice, native, parts, passes_for
+from gru_fast.core.backends.parts import Part, Work, run_step
+from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.vectors import accumulate_task_vector_
 
 
@@ -131,20 +132,21 @@ def test_fake_tensors_give_statistics_of_the_right_kind() -> None:
         assert (stats.shape, stats.dtype) == ((native.NUM_STATS,), torch.float64)
 
 
-def cut(monkeypatch: pytest.MonkeyPatch, *rows: list[int]) -> None:
+def cut(monkeypatch: pytest.MonkeyPatch, *chosen: list[int]) -> None:
     """One machine has one kind of device: a stand-in that cuts the rows into the parts that several would make."""
 
-    def parts(tensors: ops.StepTensors, devices: Any) -> list[ops._Part]:
-        return [ops._make_part(tensors.select(some), torch.device("cpu"), 0) for some in rows]
+    def in_parts(work: Work) -> list[Part]:
+        rows = [work.rows.select(some) for some in chosen]
+        return [Part(some, passes_for(torch.device("cpu"), some), torch.device("cpu")) for some in rows]
 
-    monkeypatch.setattr(ops, "_parts", parts)
+    monkeypatch.setattr(parts, "_cut", in_parts)
 
 
 def step_in_parts(grads: list[Tensor], retain: list[Tensor], ema: list[Tensor], **settings: Any) -> Tensor:
-    tensors = ops.StepTensors(list(grads), list(retain), list(ema))
-    step = {torch.device("cpu"): torch.zeros(1, dtype=torch.int64)}
-    args = ops.StepArgs(0.5, 0.5, 1.0, **settings)
-    return ops._step_in_parts(tensors, args, [torch.device("cpu")], step, None)
+    rounding = {torch.device("cpu"): torch.zeros(1, dtype=torch.int64)}
+    devices = [torch.device("cpu"), torch.device("cpu", 1)]
+    work = Work(Rows(list(grads), list(retain), list(ema)), devices, rounding)
+    return run_step(work, StepArgs(0.5, 0.5, 1.0, **settings))
 
 
 @pytest.mark.parametrize("all_or_nothing", [False, True])
@@ -165,7 +167,7 @@ def test_one_device_keeps_all_from_writing(which: str, backend: str, monkeypatch
     """All or nothing holds over devices too: no e is written where another device's gradient is not finite."""
     cut(monkeypatch, [0, 2], [1, 3])
     monkeypatch.setattr(native, "serves", lambda device: backend == "native")
-    monkeypatch.setattr(ops, "_warned_devices", {"cpu"})
+    monkeypatch.setattr(choice, "_warned_devices", {"cpu"})
     grads, retain, ema = problem(4)
     {"grads": grads, "retain": retain}[which][1].reshape(-1)[-1] = math.inf
     before = [t.clone() for t in (*grads, *retain, *ema)]
@@ -176,7 +178,7 @@ def test_one_device_keeps_all_from_writing(which: str, backend: str, monkeypatch
 
 def test_warns_once_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "serves", lambda device: False)
-    monkeypatch.setattr(ops, "_warned_devices", set())
+    monkeypatch.setattr(choice, "_warned_devices", set())
     grads, retain, ema = problem(5)
     expected = rectified_by_hand(grads, [0.5 * r for r in retain], 1.0)
     with pytest.warns(RuntimeWarning, match="no compiled kernels for cpu"):

@@ -25,6 +25,7 @@ from tensors import (
 from torch import Tensor
 
 from gru_fast.core.backends.native import NativePasses
+from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.backends.reference import ReferencePasses, rectified_gradient
 
 Passes = Callable[..., Any]
@@ -157,10 +158,11 @@ def test_passes_one_by_one(device: torch.device, passes: Passes, kind: str) -> N
     one, other = make_problem(kind, device=device), make_problem(kind, device=device)
     tau = tau_of(one, "clip")
     result = take_step(passes, one, 0.3, tau)
-    made = passes(other.grads, other.retain, other.ema)
-    made.reduce(0.7, 0.3, 1234, torch.zeros(1, dtype=torch.int64, device=device))
-    made.apply(tau)
-    made.finish(tau)
+    made = passes(Rows(other.grads, other.retain, other.ema))
+    args = StepArgs(0.7, 0.3, tau, seed=1234)
+    made.reduce(args, torch.zeros(1, dtype=torch.int64, device=device))
+    made.apply(args)
+    made.finish(args)
     assert one.bits() == other.bits()
     assert made.stats[:14].tolist() == result.raw[:14].tolist()
 
@@ -188,9 +190,9 @@ def test_fold_is_reduce_without_the_sums(device: torch.device, passes: Passes, k
         assert problem.retain[2] is not None
         if spoilt:
             problem.retain[2][3] = math.nan
-        made = passes(problem.grads, problem.retain, problem.ema)
+        made = passes(Rows(problem.grads, problem.retain, problem.ema))
         count = torch.full((1,), 5, dtype=torch.int64, device=device)
-        (made.fold if fold else made.reduce)(0.7, 0.3, 1234, count)
+        (made.fold if fold else made.reduce)(StepArgs(0.7, 0.3, seed=1234), count)
         found.append((problem.bits(), int(count), float(made.stats[3])))
         again.append(float(made.stats[14]))
     assert found[0] == found[1]
@@ -336,8 +338,8 @@ def test_rounding_keys_are_not_ids(device: torch.device, passes: Passes, kind: s
 
     def rounded(**names: list[int]) -> list[bytes]:
         problem = make_problem(kind, [(501,), (7,)], device=device)
-        made = passes(problem.grads, problem.retain, problem.ema, **names)
-        made.reduce(0.7, 0.3, 1234, torch.zeros(1, dtype=torch.int64, device=device))
+        made = passes(Rows(problem.grads, problem.retain, problem.ema, **names))
+        made.reduce(StepArgs(0.7, 0.3, seed=1234), torch.zeros(1, dtype=torch.int64, device=device))
         return problem.bits()
 
     assert rounded(ids=[4, 9]) == rounded(rounding_keys=[4, 9]) == rounded(ids=[1, 0], rounding_keys=[4, 9])
@@ -349,21 +351,23 @@ def test_messages_name_the_id(passes: Passes) -> None:
     ema = [torch.ones(3), torch.ones(3, dtype=torch.bfloat16)]
     names = {"ids": [4, 9], "rounding_keys": [104, 109]}
     with pytest.raises(TypeError, match=r"^ema\[9\]: expected float32 or the gradient.s .*float32, got .*bfloat"):
-        passes([torch.ones(3), torch.ones(3)], None, ema, **names)
+        passes(Rows([torch.ones(3), torch.ones(3)], None, ema, **names))
     with pytest.raises(TypeError, match=r"^retain_grads\[9\]: expected .*grads\[9\].*, got .*float16"):
-        passes([torch.ones(3)] * 2, [torch.ones(3), torch.ones(3).half()], [torch.ones(3), torch.ones(3)], **names)
+        passes(
+            Rows([torch.ones(3)] * 2, [torch.ones(3), torch.ones(3).half()], [torch.ones(3), torch.ones(3)], **names)
+        )
 
 
 def test_messages_name_the_id_of_shared_memory() -> None:
     shared = torch.ones(3)
     with pytest.raises(ValueError, match=r"^grads\[[49]\]: expected memory of its own, but it overlaps grads\[[49]\];"):
-        NativePasses([shared, shared], None, [torch.ones(3), torch.ones(3)], ids=[4, 9], rounding_keys=[104, 109])
+        NativePasses(Rows([shared, shared], None, [torch.ones(3), torch.ones(3)], ids=[4, 9], rounding_keys=[104, 109]))
 
 
 @pytest.mark.parametrize("key", [-1, 2**31, 2**40])
 def test_rounding_keys_have_31_bits(key: int) -> None:
     with pytest.raises(ValueError, match=rf"^rounding_keys\[0\]: expected a number from 0 to 2147483647, got {key}$"):
-        NativePasses([torch.ones(3)], None, [torch.ones(3)], rounding_keys=[key])
+        NativePasses(Rows([torch.ones(3)], None, [torch.ones(3)], rounding_keys=[key]))
 
 
 @pytest.mark.core

@@ -30,6 +30,7 @@ import gru_fast
 from gru_fast import RetainEMA, rectify_
 from gru_fast.core.backends import reference
 from gru_fast.core.backends.native import NativePasses
+from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.load import core
 
 Passes = Callable[..., Any]
@@ -62,8 +63,8 @@ def assert_sums_of_constants(passes: Passes, numel: int, kind: str, value: float
     grad = torch.full((numel,), value, dtype=grad_dtype, device=device)
     ema = torch.full((numel,), 3.0 * value, dtype=ema_dtype, device=device)
     g, e = float(grad[0]), float(ema[0])
-    made = passes([grad], None, [ema], ema_is_current=True)
-    made.reduce(0.5, 0.5, 0, None)
+    made = passes(Rows([grad], None, [ema], ema_is_current=True))
+    made.reduce(StepArgs(0.5, 0.5), None)
     found, expected = made.stats[:3].cpu().numpy(), np.array([g * e, e * e, g * g]) * numel
     error = np.abs(found / expected - 1.0)
     assert error.max() <= 1e-6, f"d, m, u: {found}, expected {expected}, relative error {error}"
@@ -355,14 +356,14 @@ def test_error_if_nonfinite(device: torch.device, where: str, dtype: torch.dtype
         model["second"].weight.grad[1, 1:] = math.inf
     tensors = [*ema.tensors, *(p.grad for p in model.parameters() if p.grad is not None)]
     before = [bits_of(t) for t in tensors]
-    counters = [int(c) for c in ema._rounding.values()]
+    counters = [int(c) for c in ema.average.rounding.values()]
     what = "grads" if where == "g" else "retain_grads"
     with pytest.raises(
         RuntimeError, match=rf'^{what}\[1\] "second.weight": 2 of 9 elements are NaN or Inf; nothing was'
     ):
         rectify_(model.parameters(), ema, 0.5, error_if_nonfinite=True)
     assert [bits_of(t) for t in tensors] == before
-    assert [int(c) for c in ema._rounding.values()] == counters
+    assert [int(c) for c in ema.average.rounding.values()] == counters
 
 
 @pytest.mark.core
@@ -414,12 +415,12 @@ def test_overflow_changes_nothing(device: torch.device, where: str, ema_dtype: t
         params[1].grad[4] = math.nan
     tensors = [*ema.tensors, *(p.grad for p in params if p.grad is not None)]
     before = [bits_of(t) for t in tensors]
-    counters = [int(c) for c in ema._rounding.values()]
+    counters = [int(c) for c in ema.average.rounding.values()]
     step = rectify_(params, ema, 0.25, tau=0.5)
     assert step.nonfinite
     assert step.skipped
     assert [bits_of(t) for t in tensors] == before
-    assert [int(c) for c in ema._rounding.values()] == counters, "the rounding moved on"
+    assert [int(c) for c in ema.average.rounding.values()] == counters, "the rounding moved on"
 
 
 # ---- extremes --------------------------------------------------------------------------------------------------------

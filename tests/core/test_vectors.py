@@ -439,7 +439,7 @@ def test_memory_that_is_shared() -> None:
 
 def test_a_device_without_kernels_uses_the_reference_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "serves", lambda device: False)
-    monkeypatch.setattr("gru_fast.core.ops._warned_devices", set())
+    monkeypatch.setattr("gru_fast.core.backends.choice._warned_devices", set())
     w, mean = torch.tensor([2.0]), torch.zeros(1)
     with pytest.warns(RuntimeWarning, match="gru_fast has no compiled kernels for cpu tensors"):
         accumulate_task_vector_([w], [torch.zeros(1)], [mean])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from interpreter import run_python
 
-from gru_fast.metrics import extra, scores
+from gru_fast.metrics import scores
 from gru_fast.metrics.extra import merge, summarize
 from gru_fast.metrics.mia import auc, privleak
 from gru_fast.metrics.scores import TextRecord
@@ -58,9 +58,9 @@ def test_unknown_metrics_are_refused_with_the_nearest() -> None:
 
 def test_a_name_or_a_field_is_not_taken_twice_or_made_up() -> None:
     with pytest.raises(ValueError, match=r'metric "mia_loss": registered twice, by gru_fast\.metrics\.mia and'):
-        extra.attack("mia_loss", "again", "log_probs")(lambda record: 0.0)
+        scores.attack("mia_loss", "again", "log_probs")(lambda record: 0.0)
     with pytest.raises(ValueError, match=r'metric "new": expected fields among log_probs, .* got'):
-        extra.measure("new", "of nothing", "tokens")(lambda record: 0.0)
+        scores.measure("new", "of nothing", "tokens")(lambda record: 0.0)
     assert "new" not in scores.names()
 
 

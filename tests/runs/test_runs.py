@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gru_fast import runs
+from gru_fast.runs.checkpoint import last_checkpoint
 
 CONFIG = "# options\ngamma: 0.8\nlogging_steps: 1\noutput_dir: somewhere\n"
 
@@ -29,7 +30,7 @@ def test_log_of_the_last_complete_checkpoint_until_the_run_has_its_own(tmp_path:
     for step in (9, 10):
         runs.write_json(tmp_path / f"checkpoint-{step}" / "trainer_state.json", {"log_history": [{"step": step}]})
     (tmp_path / "checkpoint-11" / "trainer_state.json").write_text('{"log')  # killed while it was written
-    assert runs.last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert runs.read_run(tmp_path).log == [{"step": 10}]
     runs.write_json(tmp_path / "trainer_state.json", {"log_history": [{"step": 12}]})
     assert runs.read_run(tmp_path).log == [{"step": 12}]
@@ -86,7 +87,7 @@ def test_killed_while_a_run_is_cleared(tmp_path: Path, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.shutil, "rmtree", killed)
+        patch.setattr("gru_fast.runs.folder.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             runs.start(folder, CONFIG, overwrite=True)
     assert runs.start(folder, CONFIG) is None

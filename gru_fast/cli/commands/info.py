@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def report(info: dict[str, Any]) -> str:
     """The content of `build_info` for people to read."""
-    from gru_fast.core.ops import MEND_CUDA
+    from gru_fast.core.backends import MEND_CUDA
 
     cpu, cuda = info["cpu"], info["cuda"]
     levels = ", ".join(cpu["available_levels"])

@@ -1,1 +1,13 @@
-"""Who does the passes on which device: the compiled kernels, or plain PyTorch."""
+"""Who does the passes on which device: the compiled kernels, or plain PyTorch.
+
+passes.py     what every backend offers, and what it is given
+native.py     the compiled passes (csrc)
+reference.py  the same in plain PyTorch; reference_vectors.py those of task vectors
+choice.py     which of them serves a device
+parts.py      one step over several devices and processes
+library.py    the step as torch.library ops
+"""
+
+from gru_fast.core.backends.choice import MEND_CUDA, backend_name, passes_for, warn_of_fallback
+
+__all__ = ["MEND_CUDA", "backend_name", "passes_for", "warn_of_fallback"]

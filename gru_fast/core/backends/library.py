@@ -6,14 +6,18 @@ backends directly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gru_fast.core.backends import native
+from gru_fast.core.backends import passes_for
+from gru_fast.core.backends.parts import Work, run_step
+from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.checks import check_gamma, check_loss_scale, check_tau
-from gru_fast.core.ops import StepArgs, StepTensors, passes_for, run_step
+from gru_fast.core.stats import NUM_STATS
 
 _LIBRARY = torch.library.Library("gru_fast", "DEF")
 _LIBRARY.define(
@@ -27,8 +31,9 @@ _LIBRARY.define(
 )
 
 
-def _new_stats(ema: Sequence[Tensor]) -> Tensor:
-    return torch.empty(native.NUM_STATS, dtype=torch.float64, device=ema[0].device if ema else "cpu")
+def _args(gamma: float, loss_scale: float, tau: float, seed: int) -> StepArgs:
+    gamma, loss_scale = check_gamma(gamma), check_loss_scale(loss_scale)
+    return StepArgs(1.0 - gamma, gamma / loss_scale, check_tau(tau), seed=seed)
 
 
 def _check_rounding(ema: Sequence[Tensor], rounding_step: Tensor | None) -> None:
@@ -49,20 +54,20 @@ def _reduce_op(
     rounding_step: Tensor | None = None,
 ) -> Tensor:
     if not ema:
-        return torch.zeros(native.NUM_STATS, dtype=torch.float64)
-    gamma, loss_scale = check_gamma(gamma), check_loss_scale(loss_scale)
+        return torch.zeros(NUM_STATS, dtype=torch.float64)
+    args = _args(gamma, loss_scale, math.inf, seed)
     _check_rounding(ema, rounding_step)
-    passes = passes_for(ema[0].device)(grads, retain_grads, ema)
-    passes.reduce(1.0 - gamma, gamma / loss_scale, seed, rounding_step)
+    passes = passes_for(ema[0].device, Rows(list(grads), list(retain_grads), list(ema)))
+    passes.reduce(args, rounding_step)
     return passes.stats.to(ema[0].device)
 
 
 def _apply_op(grads: list[Tensor], ema: list[Tensor], stats: Tensor, tau: float) -> None:
-    tau = check_tau(tau)
+    args = _args(1.0, 1.0, tau, 0)
     if ema:
-        passes = passes_for(ema[0].device)(grads, None, ema, ema_is_current=True, stats=stats)
-        passes.apply(tau)
-        passes.finish(tau)
+        passes = passes_for(ema[0].device, Rows(list(grads), None, list(ema), ema_is_current=True), stats)
+        passes.apply(args)
+        passes.finish(args)
 
 
 def _rectify_op(
@@ -75,46 +80,24 @@ def _rectify_op(
     seed: int = 0,
     rounding_step: Tensor | None = None,
 ) -> Tensor:
-    gamma, tau, loss_scale = check_gamma(gamma), check_tau(tau), check_loss_scale(loss_scale)
+    args = _args(gamma, loss_scale, tau, seed)
     _check_rounding(ema, rounding_step)
-    rounding = None if rounding_step is None else {rounding_step.device: rounding_step}
-    args = StepArgs(1.0 - gamma, gamma / loss_scale, tau, seed)
-    stats = run_step(StepTensors(list(grads), list(retain_grads), list(ema)), args, rounding_steps=rounding)
+    rounding = {} if rounding_step is None else {rounding_step.device: rounding_step}
+    stats = run_step(Work(Rows(list(grads), list(retain_grads), list(ema)), rounding=rounding), args)
     return stats if not ema else stats.to(ema[0].device)
 
 
-_LIBRARY.impl("reduce_", _reduce_op, "CompositeExplicitAutograd")
-_LIBRARY.impl("apply_", _apply_op, "CompositeExplicitAutograd")
-_LIBRARY.impl("rectify_", _rectify_op, "CompositeExplicitAutograd")
+for _name, _op in (("reduce_", _reduce_op), ("apply_", _apply_op), ("rectify_", _rectify_op)):
+    _LIBRARY.impl(_name, _op, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("gru_fast::reduce_", lib=_LIBRARY)
-def _reduce_fake(
-    grads: list[Tensor],
-    retain_grads: list[Tensor],
-    ema: list[Tensor],
-    gamma: float,
-    loss_scale: float = 1.0,
-    seed: int = 0,
-    rounding_step: Tensor | None = None,
-) -> Tensor:
-    return _new_stats(ema)
+@torch.library.register_fake("gru_fast::rectify_", lib=_LIBRARY)
+def _statistics(grads: list[Tensor], retain_grads: list[Tensor], ema: list[Tensor], *_: Any, **__: Any) -> Tensor:
+    """What both return, for tracing."""
+    return torch.empty(NUM_STATS, dtype=torch.float64, device=ema[0].device if ema else "cpu")
 
 
 @torch.library.register_fake("gru_fast::apply_", lib=_LIBRARY)
-def _apply_fake(grads: list[Tensor], ema: list[Tensor], stats: Tensor, tau: float) -> None:
-    return None
-
-
-@torch.library.register_fake("gru_fast::rectify_", lib=_LIBRARY)
-def _rectify_fake(
-    grads: list[Tensor],
-    retain_grads: list[Tensor],
-    ema: list[Tensor],
-    gamma: float,
-    tau: float,
-    loss_scale: float = 1.0,
-    seed: int = 0,
-    rounding_step: Tensor | None = None,
-) -> Tensor:
-    return _new_stats(ema)
+def _nothing(*_: Any, **__: Any) -> None:
+    """It returns nothing."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.load import core
+from gru_fast.core.stats import NUM_STATS
 
-NUM_STATS: int = core.NUM_STATS
 HAS_CUDA: bool = core.HAS_CUDA
 TensorList = core.TensorList
 
@@ -47,104 +48,101 @@ def runs_on(capability: tuple[int, int], architectures: str) -> bool:
     return False
 
 
-_Entry = TypeVar("_Entry", Tensor, "Tensor | None")
+_List = Sequence["Tensor | None"]
 
 
-class _Copies:
-    """Contiguous stand-ins for tensors that are laid out in another way; those that were written go back."""
+class _Tabled:
+    """Lists of tensors as a table of pointers in the core, with what its passes work in.
 
-    def __init__(self) -> None:
-        self._written: list[tuple[Tensor, Tensor]] = []
+    A row whose tensors are laid out differently in memory is worked on in contiguous copies; those of lists that are
+    written go back.
 
-    def of(self, values: Sequence[_Entry], rows: Sequence[int], *, written: bool) -> list[_Entry]:
-        """The list with contiguous tensors in ``rows``."""
-        out: list[Any] = list(values)
+    Args:
+        make: the table, of the lists by name.
+        lists: None: all of it is missing.
+        written: names of those that are written.
+    """
+
+    def __init__(self, make: Callable[..., Any], lists: Mapping[str, _List | None], written: Iterable[str]) -> None:
+        self.table = make(**lists)
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        if rows := self.table.mismatched_layouts:
+            lists = {
+                name: None if tensors is None else self._contiguous(tensors, rows, name in written)
+                for name, tensors in lists.items()
+            }
+            self.table = make(**lists)
+        self._keep_alive = lists
+        self.threads = torch.get_num_threads()
+
+    def work_in(self, device: torch.device, stats: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Statistics, made where there are none, and scratch for the passes."""
+        if stats is None:
+            stats = torch.empty(NUM_STATS, dtype=torch.float64, device=device)
+        return stats, torch.empty(self.table.scratch_bytes, dtype=torch.uint8, device=device)
+
+    def write_back(self) -> None:
+        """What was written to copies."""
+        if self._copies:
+            with torch.no_grad():
+                for original, copy in self._copies:
+                    original.copy_(copy)
+
+    def _contiguous(self, tensors: _List, rows: Sequence[int], is_written: bool) -> _List:
+        out = list(tensors)
         for row in rows:
             tensor = out[row]
             if tensor is not None and not tensor.is_contiguous():
                 out[row] = copy = tensor.detach().contiguous()
-                if written:
-                    self._written.append((tensor, copy))
+                if is_written:
+                    self._copies.append((tensor, copy))
         return out
-
-    def write_back(self) -> None:
-        with torch.no_grad():
-            for original, copy in self._written:
-                original.copy_(copy)
 
 
 class NativePasses:
-    """One step's tensors on one device, as a table of pointers.
+    """A step's rows on one device; see :class:`~gru_fast.core.backends.passes.Passes`."""
 
-    ``grads`` and ``retain`` may hold ``None``; ``ema_is_current`` says of all rows, or of each, that e already holds
-    this step's value. ``ids``: what messages call the rows (default: their place); ``rounding_keys``: what their
-    rounding bits are drawn by (default: the ids). Checks everything before anything is written: ``TypeError`` or
-    ``ValueError`` names the culprit. Tensors whose memory layouts differ within a row are worked on as contiguous
-    copies and written back.
-    """
+    def __init__(self, rows: Rows, stats: Tensor | None = None) -> None:
+        known = rows.known_ema
 
-    def __init__(
-        self,
-        grads: Sequence[Tensor | None],
-        retain: Sequence[Tensor | None] | None,
-        ema: Sequence[Tensor],
-        *,
-        ema_is_current: bool | Sequence[bool] = False,
-        ids: Sequence[int] | None = None,
-        names: Sequence[str] | None = None,
-        rounding_keys: Sequence[int] | None = None,
-        stats: Tensor | None = None,
-        known_ema: TensorList | None = None,
-    ) -> None:
-        self._copies = _Copies()
-        rest = (ema_is_current, ids, names, rounding_keys)
-        table = core.Table(grads, retain, ema if known_ema is None else known_ema, *rest)
-        if rows := table.mismatched_layouts:
-            grads = self._copies.of(grads, rows, written=True)
-            ema = self._copies.of(ema, rows, written=True)
-            retain = None if retain is None else self._copies.of(retain, rows, written=False)
-            table = core.Table(grads, retain, ema, *rest)
-        self._table = table
-        self._keep_alive = (grads, retain, ema)
-        self.missing_grads: list[int] = table.missing_grads
-        device = ema[0].device
-        self.stats = torch.empty(NUM_STATS, dtype=torch.float64, device=device) if stats is None else stats
-        self._scratch = torch.empty(table.scratch_bytes, dtype=torch.uint8, device=device)
-        self._threads = torch.get_num_threads()
+        def make(grads: Any, retain: Any, ema: Any) -> Any:
+            same = ema is rows.ema
+            rest = (rows.ema_is_current, rows.ids, rows.names, rows.rounding_keys)
+            return core.Table(grads, retain, ema if known is None or not same else known, *rest)
 
-    def reduce(
-        self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
-    ) -> None:
-        """``e <- keep * e + gain * r`` and the sums of the step, into ``stats[:5]``."""
-        self._table.reduce(self.stats, self._scratch, rounding_step, keep, gain, seed, all_or_nothing, self._threads)
-        self._copies.write_back()
+        lists = {"grads": rows.grads, "retain": rows.retain, "ema": rows.ema}
+        self._tabled = _Tabled(make, lists, ("grads", "ema"))
+        self._table = self._tabled.table
+        self.missing_grads: list[int] = self._table.missing_grads
+        self.stats, self._scratch = self._tabled.work_in(rows.ema[0].device, stats)
+        self._threads = self._tabled.threads
 
-    def fold(self, keep: float, gain: float, seed: int, rounding_step: Tensor | None) -> None:
-        """``e <- keep * e + gain * r`` alone; whether elements of r were refused, into ``stats[3]``."""
-        self._table.fold(self.stats, self._scratch, rounding_step, keep, gain, seed, self._threads)
-        self._copies.write_back()
+    def reduce(self, args: StepArgs, rounding_step: Tensor | None) -> None:
+        self._table.reduce(
+            self.stats, self._scratch, rounding_step, args.keep, args.gain, args.seed, args.all_or_nothing,
+            self._threads,
+        )  # fmt: skip
+        self._tabled.write_back()
 
-    def apply(self, tau: float) -> None:
-        """``g <- alpha * g + beta * e`` as ``stats[:5]`` ask for; |g|^2 as written into ``stats[5]``."""
-        self._table.apply(self.stats, self._scratch, tau, self._threads)
+    def fold(self, args: StepArgs, rounding_step: Tensor | None) -> None:
+        self._table.fold(
+            self.stats, self._scratch, rounding_step, args.keep, args.gain, args.seed, self._threads
+        )  # fmt: skip
+        self._tabled.write_back()
 
-    def finish(self, tau: float) -> None:
-        """Rescales g where that is needed and completes ``stats``."""
-        self._table.finish(self.stats, self._scratch, tau, self._threads)
-        self._copies.write_back()
+    def apply(self, args: StepArgs) -> None:
+        self._table.apply(self.stats, self._scratch, args.tau, args.rule, self._threads)
 
-    def step(
-        self,
-        keep: float,
-        gain: float,
-        tau: float,
-        seed: int,
-        rounding_step: Tensor | None,
-        all_or_nothing: bool = False,
-    ) -> None:
-        """:meth:`reduce`, :meth:`apply` and :meth:`finish` in one call."""
-        self._table.step(self.stats, self._scratch, rounding_step, keep, gain, tau, seed, all_or_nothing, self._threads)
-        self._copies.write_back()
+    def finish(self, args: StepArgs) -> None:
+        self._table.finish(self.stats, self._scratch, args.tau, args.rule, self._threads)
+        self._tabled.write_back()
+
+    def step(self, args: StepArgs, rounding_step: Tensor | None) -> None:
+        self._table.step(
+            self.stats, self._scratch, rounding_step, args.keep, args.gain, args.tau, args.rule, args.seed,
+            args.all_or_nothing, self._threads,
+        )  # fmt: skip
+        self._tabled.write_back()
 
 
 class NativeUnit:
@@ -160,33 +158,24 @@ class NativeUnit:
         *,
         names: Sequence[str] | None = None,
     ) -> None:
-        self._copies = _Copies()
-        table = core.UnitTable(params, origin, total, own, mean, names)
-        if rows := table.mismatched_layouts:
-            params = self._copies.of(params, rows, written=True)
-            mean = self._copies.of(mean, rows, written=True)
-            origin = self._copies.of(origin, rows, written=False)
-            total, own = (None if g is None else self._copies.of(g, rows, written=False) for g in (total, own))
-            table = core.UnitTable(params, origin, total, own, mean, names)
-        self._table = table
-        self._keep_alive = (params, origin, mean, total, own)
-        device = params[0].device
-        self.stats = torch.empty(NUM_STATS, dtype=torch.float64, device=device)
-        self._scratch = torch.empty(table.scratch_bytes, dtype=torch.uint8, device=device)
-        self._threads = torch.get_num_threads()
+        lists = {"learned": params, "origin": origin, "total": total, "own": own, "mean": mean}
+        self._tabled = _Tabled(functools.partial(core.UnitTable, names=names), lists, ("learned", "mean"))
+        self._table = self._tabled.table
+        self.stats, self._scratch = self._tabled.work_in(params[0].device)
+        self._threads = self._tabled.threads
 
     def reduce(self) -> None:
-        """The sums of T and r, into ``stats[:3]``."""
+        """The sums of T and r."""
         self._table.reduce(self.stats, self._scratch, self._threads)
 
     def measure(self) -> None:
-        """|T~|^2 into ``stats[5]``, where the sums have cancelled."""
+        """|T~|^2, where the sums have cancelled."""
         self._table.measure(self.stats, self._scratch, self._threads)
 
     def add(self, weight: float, normalize: bool, restore: bool) -> None:
         """Adds to mean, restores params, completes ``stats``."""
         self._table.add(self.stats, self._scratch, weight, normalize, restore, self._threads)
-        self._copies.write_back()
+        self._tabled.write_back()
 
 
 class NativeBlend:
@@ -200,17 +189,11 @@ class NativeBlend:
         *,
         names: Sequence[str] | None = None,
     ) -> None:
-        self._copies = _Copies()
         (x_name, xs, self._x_weight), (y_name, ys, self._y_weight) = x, y
-        self._table = core.BlendTable(params, xs, ys, x_name, y_name, names)
-        if rows := self._table.mismatched_layouts:
-            params = self._copies.of(params, rows, written=True)
-            xs = self._copies.of(xs, rows, written=False)
-            ys = self._copies.of(ys, rows, written=False)
-            self._table = core.BlendTable(params, xs, ys, x_name, y_name, names)
-        self._keep_alive = (params, xs, ys)
+        make = functools.partial(core.BlendTable, x_name=x_name, y_name=y_name, names=names)
+        self._tabled = _Tabled(make, {"out": params, "x": xs, "y": ys}, ("out",))
 
     def run(self) -> None:
         """Writes params."""
-        self._table.run(self._x_weight, self._y_weight, torch.get_num_threads())
-        self._copies.write_back()
+        self._tabled.table.run(self._x_weight, self._y_weight, self._tabled.threads)
+        self._tabled.write_back()

@@ -8,20 +8,19 @@ largest parameter.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-NUM_STATS = 16
+from gru_fast.core import stats as fields
+from gru_fast.core.backends.passes import Rows, StepArgs
+from gru_fast.core.rules import decide, settle
+from gru_fast.core.stats import NUM_STATS
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TILE = 65536  # elements that share a rounding key
 _BLOCK = 1 << 20  # elements summed at a time
-_CANCELLATION = 1.0 / 64  # below this share of |g|^2 the projected norm is measured, not computed
-DEGENERATE = 2.0**-20  # a projected g below this share of |g| is rounding noise: cos(g, e) = -1
 _READ_ONLY = ("retain_grads", "total", "own", "origin", "x", "y")  # lists that may hold expanded tensors
-_CLIP_SLACK = 5e-4  # 16-bit rounding may exceed tau by this before g is scaled once more
 
 
 def rectified_gradient(grad: Tensor, ema: Tensor, tau: float = math.inf) -> Tensor:
@@ -37,44 +36,6 @@ def rectified_gradient(grad: Tensor, ema: Tensor, tau: float = math.inf) -> Tens
     projected = grad - (dot.clamp(max=0.0) / ema_norm_sq) * ema if ema_norm_sq > 0 else grad.clone()
     norm = projected.norm()
     return projected * (tau / norm) if norm > tau else projected
-
-
-@dataclass
-class Decision:
-    """``g <- alpha * g + beta * e``, and what is known of the norm afterwards."""
-
-    alpha: float = 1.0
-    beta: float = 0.0
-    norm_sq: float = 0.0
-    conflict: bool = False
-    clipped: bool = False
-    measure: bool = False
-    nonfinite: bool = False
-
-    @property
-    def writes(self) -> bool:
-        return self.alpha != 1.0 or self.beta != 0.0
-
-
-def decide(dot: float, ema_norm_sq: float, grad_norm_sq: float, vetoed: float, tau: float) -> Decision:
-    """From sums to coefficients: ``decide`` of csrc/arithmetic.h."""
-    out = Decision(norm_sq=grad_norm_sq)
-    out.nonfinite = not all(map(math.isfinite, (dot, ema_norm_sq, grad_norm_sq)))
-    if out.nonfinite or vetoed:
-        return out
-    out.conflict = dot < 0.0 < ema_norm_sq
-    if out.conflict:
-        out.beta = -dot / ema_norm_sq
-        residual = grad_norm_sq - dot * (dot / ema_norm_sq)
-        out.norm_sq = max(residual, 0.0)
-        out.measure = residual < _CANCELLATION * grad_norm_sq
-    norm = math.sqrt(out.norm_sq)
-    if not out.measure and norm > tau:
-        out.clipped = True
-        out.alpha = tau / norm
-        out.beta *= out.alpha
-        out.norm_sq = tau * tau
-    return out
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -145,82 +106,66 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, random: Tensor) -> T
 
 
 class ReferencePasses:
-    """One step's tensors on one device. Arguments, methods and errors as
-    :class:`gru_fast.core.backends.native.NativePasses`.
-    """
+    """A step's rows on one device; see :class:`~gru_fast.core.backends.passes.Passes`."""
 
-    def __init__(
-        self,
-        grads: Sequence[Tensor | None],
-        retain: Sequence[Tensor | None] | None,
-        ema: Sequence[Tensor],
-        *,
-        ema_is_current: bool | Sequence[bool] = False,
-        ids: Sequence[int] | None = None,
-        names: Sequence[str] | None = None,
-        rounding_keys: Sequence[int] | None = None,
-        stats: Tensor | None = None,
-        known_ema: object = None,
-    ) -> None:
-        count = len(ema)
-        self._grads, self._ema = list(grads), list(ema)
-        self._retain = [None] * count if retain is None else list(retain)
-        self._is_current = [ema_is_current] * count if isinstance(ema_is_current, bool) else list(ema_is_current)
-        shown = list(range(count)) if ids is None else list(ids)
-        self._rounding_keys = shown if rounding_keys is None else list(rounding_keys)
-        check_rows(self._grads, self._retain, self._ema, names, shown)
+    def __init__(self, rows: Rows, stats: Tensor | None = None) -> None:
+        count, current = len(rows), rows.ema_is_current
+        self._grads, self._ema = rows.grads, rows.ema
+        self._retain: list[Tensor | None] = [None] * count if rows.retain is None else rows.retain
+        self._is_current = [current] * count if isinstance(current, bool) else current
+        ids = list(range(count)) if rows.ids is None else rows.ids
+        self._rounding_keys = ids if rows.rounding_keys is None else rows.rounding_keys
+        _check_rows(rows, self._retain, ids)
         self.missing_grads = [row for row, grad in enumerate(self._grads) if grad is None]
         self.stats = torch.zeros(NUM_STATS, dtype=torch.float64) if stats is None else stats
 
     @torch.no_grad()
-    def reduce(
-        self, keep: float, gain: float, seed: int, rounding_step: Tensor | None, all_or_nothing: bool = False
-    ) -> None:
+    def reduce(self, args: StepArgs, rounding_step: Tensor | None) -> None:
         self.stats.zero_()
-        if all_or_nothing and not all(bool(t.isfinite().all()) for t in self._grads + self._retain if t is not None):
-            self.stats[4] = 1.0
+        given = (t for t in (*self._grads, *self._retain) if t is not None)
+        if args.all_or_nothing and not all(bool(t.isfinite().all()) for t in given):
+            self.stats[fields.VETOED] = 1.0
             return
-        step = 0 if rounding_step is None else int(rounding_step)
         dot = ema_norm_sq = grad_norm_sq = 0.0
         refused = False
+        step = _count(rounding_step)
         for row, (grad, ema) in enumerate(zip(self._grads, self._ema, strict=True)):
             if not self._is_current[row]:
-                refused |= self._update_ema(row, keep, gain, seed, step)
+                refused |= self._update_ema(row, args, step)
             ema_norm_sq += sum_of_products(ema, ema)
             if grad is not None:
                 dot += sum_of_products(grad, ema)
                 grad_norm_sq += sum_of_products(grad, grad)
-        self.stats[:4] = torch.tensor([dot, ema_norm_sq, grad_norm_sq, float(refused)], dtype=torch.float64)
-        if rounding_step is not None:
-            rounding_step += 1
+        sums = [dot, ema_norm_sq, grad_norm_sq, float(refused), 0.0]
+        self.stats[fields.SUMS] = torch.tensor(sums, dtype=torch.float64)
+        _count_on(rounding_step)
 
     @torch.no_grad()
-    def fold(self, keep: float, gain: float, seed: int, rounding_step: Tensor | None) -> None:
+    def fold(self, args: StepArgs, rounding_step: Tensor | None) -> None:
         self.stats.zero_()
-        step = 0 if rounding_step is None else int(rounding_step)
-        refused = [self._update_ema(row, keep, gain, seed, step) for row in range(len(self._ema))]
-        self.stats[3] = float(any(refused))
-        if rounding_step is not None:
-            rounding_step += 1
+        step = _count(rounding_step)
+        refused = [self._update_ema(row, args, step) for row in range(len(self._ema))]
+        self.stats[fields.RETAIN_NONFINITE] = float(any(refused))
+        _count_on(rounding_step)
 
-    def _update_ema(self, row: int, keep: float, gain: float, seed: int, step: int) -> bool:
+    def _update_ema(self, row: int, args: StepArgs, step: int) -> bool:
         """``e <- keep * e + gain * r`` of one parameter; True if an element of r was refused."""
         ema, retain = self._ema[row], self._retain[row]
-        exact = ema.to(torch.float32) * keep
+        exact = ema.to(torch.float32) * args.keep
         if retain is not None:
-            exact.add_(retain.to(torch.float32), alpha=gain)
+            exact.add_(retain.to(torch.float32), alpha=args.gain)
         new = exact
         if ema.dtype != torch.float32:
-            random = rounding_bits(ema.numel(), seed, step, self._rounding_keys[row], ema.device).view(ema.shape)
+            key = self._rounding_keys[row]
+            random = rounding_bits(ema.numel(), args.seed, step, key, ema.device).view(ema.shape)
             new = round_stochastically(exact, ema.dtype, random)
         accepted = exact.isfinite() & new.isfinite()
         ema.copy_(torch.where(accepted, new, ema))
         return not bool(accepted.all())
 
     @torch.no_grad()
-    def apply(self, tau: float) -> None:
-        dot, ema_norm_sq, grad_norm_sq, _, vetoed = self.stats[:5].tolist()
-        decision = decide(dot, ema_norm_sq, grad_norm_sq, vetoed, tau)
+    def apply(self, args: StepArgs) -> None:
+        decision = decide(args.rule, self.stats.tolist(), args.tau)
         if not decision.writes:
             return
         wide = widest(self._ema[0].device)
@@ -234,41 +179,31 @@ class ReferencePasses:
             limit = torch.finfo(grad.dtype).max
             grad.copy_(new.clamp_(-limit, limit))
             written += sum_of_products(grad, grad)
-        self.stats[5] = written
+        self.stats[fields.WRITTEN] = written
 
     @torch.no_grad()
-    def finish(self, tau: float) -> None:
-        dot, ema_norm_sq, grad_norm_sq, _, vetoed, written_norm_sq = self.stats[:6].tolist()
-        decision = decide(dot, ema_norm_sq, grad_norm_sq, vetoed, tau)
-        rescale, out_norm_sq, clipped, degenerate = 1.0, decision.norm_sq, decision.clipped, False
-        if decision.writes:
-            written = math.sqrt(written_norm_sq)
-            out_norm_sq = written_norm_sq
-            if decision.measure and written <= DEGENERATE * math.sqrt(grad_norm_sq):
-                rescale, degenerate = 0.0, True
-            elif written > tau * (1.0 if decision.measure else 1.0 + _CLIP_SLACK):
-                rescale, clipped = tau / written, True
-            out_norm_sq *= rescale**2
+    def finish(self, args: StepArgs) -> None:
+        outcome = settle(args.rule, self.stats.tolist(), args.tau)
+        rescale = outcome[fields.RESCALE - fields.ALPHA]
         if rescale != 1.0:
             for grad in self._grads:
                 if grad is not None:
                     _scale_towards_zero_(grad, rescale)
-        outcome = [decision.alpha, decision.beta, rescale, out_norm_sq]
-        flags = [decision.conflict, clipped, degenerate, decision.nonfinite]
-        self.stats[6:14] = torch.tensor([*outcome, *map(float, flags)], dtype=torch.float64)
+        self.stats[fields.ALPHA : fields.GRAD_NONFINITE + 1] = torch.tensor(outcome, dtype=torch.float64)
 
-    def step(
-        self,
-        keep: float,
-        gain: float,
-        tau: float,
-        seed: int,
-        rounding_step: Tensor | None,
-        all_or_nothing: bool = False,
-    ) -> None:
-        self.reduce(keep, gain, seed, rounding_step, all_or_nothing)
-        self.apply(tau)
-        self.finish(tau)
+    def step(self, args: StepArgs, rounding_step: Tensor | None) -> None:
+        self.reduce(args, rounding_step)
+        self.apply(args)
+        self.finish(args)
+
+
+def _count(rounding_step: Tensor | None) -> int:
+    return 0 if rounding_step is None else int(rounding_step)
+
+
+def _count_on(rounding_step: Tensor | None) -> None:
+    if rounding_step is not None:
+        rounding_step += 1
 
 
 def _scale_towards_zero_(grad: Tensor, factor: float) -> None:
@@ -279,24 +214,18 @@ def _scale_towards_zero_(grad: Tensor, factor: float) -> None:
     grad.copy_(exact)
 
 
-def check_rows(
-    grads: Sequence[Tensor | None],
-    retain: Sequence[Tensor | None],
-    ema: Sequence[Tensor],
-    names: Sequence[str] | None,
-    ids: Sequence[int],
-) -> None:
+def _check_rows(rows: Rows, retain: list[Tensor | None], ids: list[int]) -> None:
     """Raises what the compiled passes would for lists that do not fit together; messages call the rows by ``ids``."""
-    for kind, tensors in (("grads", grads), ("retain_grads", retain)):
-        if len(tensors) != len(ema):
-            raise ValueError(f"{kind}: expected {len(ema)} entries, one per parameter, got {len(tensors)}")
-    for row, e in enumerate(ema):
-        suffix = f"[{ids[row]}]" + ("" if names is None else f' "{names[row]}"')
-        check_tensor(e, f"ema{suffix}", e, ema[0].device)
+    for kind, tensors in (("grads", rows.grads), ("retain_grads", retain)):
+        if len(tensors) != len(rows):
+            raise ValueError(f"{kind}: expected {len(rows)} entries, one per parameter, got {len(tensors)}")
+    for row, e in enumerate(rows.ema):
+        suffix = f"[{ids[row]}]" + ("" if rows.names is None else f' "{rows.names[row]}"')
+        check_tensor(e, f"ema{suffix}", e, rows.ema[0].device)
         dtypes = []
-        for kind, tensor in (("grads", grads[row]), ("retain_grads", retain[row])):
+        for kind, tensor in (("grads", rows.grads[row]), ("retain_grads", retain[row])):
             if tensor is not None:
-                check_tensor(tensor, f"{kind}{suffix}", e, ema[0].device)
+                check_tensor(tensor, f"{kind}{suffix}", e, rows.ema[0].device)
                 dtypes.append(tensor.dtype)
         if len(set(dtypes)) > 1:
             raise TypeError(f"retain_grads{suffix}: expected {dtypes[0]} as grads[{ids[row]}], got {dtypes[1]}")

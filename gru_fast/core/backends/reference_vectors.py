@@ -10,7 +10,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gru_fast.core.backends.reference import DEGENERATE, NUM_STATS, check_tensor, decide, sum_of_products, widest
+from gru_fast.core import stats as fields
+from gru_fast.core.backends.reference import check_tensor, sum_of_products, widest
+from gru_fast.core.rules import DEGENERATE, decide
+from gru_fast.core.stats import NUM_STATS
 
 
 class ReferenceUnit:
@@ -56,24 +59,24 @@ class ReferenceUnit:
                 dot += sum_of_products(task, rest)
                 rest_sq += sum_of_products(rest, rest)
         self.stats.zero_()
-        self.stats[:3] = torch.tensor([dot, rest_sq, task_sq], dtype=torch.float64)
+        self.stats[: fields.RETAIN_NONFINITE] = torch.tensor([dot, rest_sq, task_sq], dtype=torch.float64)
 
     @torch.no_grad()
     def measure(self) -> None:
-        dot, rest_sq, task_sq = self.stats[:3].tolist()
-        decision = decide(dot, rest_sq, task_sq, 0.0, math.inf)
+        decision = decide("gru", self.stats.tolist(), math.inf)
         if decision.measure:
             wide = widest(self._params[0].device)
             rectified = (
                 task.to(wide) if rest is None else task.to(wide) + decision.beta * rest.to(wide)
                 for task, rest in self._task_and_rest()
             )
-            self.stats[5] = math.fsum(sum_of_products(part, part) for part in rectified)
+            self.stats[fields.WRITTEN] = math.fsum(sum_of_products(part, part) for part in rectified)
 
     @torch.no_grad()
     def add(self, weight: float, normalize: bool, restore: bool) -> None:
-        dot, rest_sq, task_sq, _, _, measured = self.stats[:6].tolist()
-        decision = decide(dot, rest_sq, task_sq, 0.0, math.inf)
+        found = self.stats.tolist()
+        task_sq, measured = found[fields.GRAD_NORM_SQ], found[fields.WRITTEN]
+        decision = decide("gru", found, math.inf)
         norm_sq = 0.0 if decision.nonfinite else measured if decision.measure else decision.norm_sq
         degenerate = not decision.nonfinite and not math.sqrt(norm_sq) > DEGENERATE * math.sqrt(task_sq)
         scale = shift = 0.0
@@ -87,8 +90,9 @@ class ReferenceUnit:
         if restore:
             for param, origin in zip(self._params, self._origin, strict=True):
                 param.copy_(origin)
-        outcome = [scale, shift, 1.0, norm_sq, float(decision.conflict), 0.0, float(degenerate)]
-        self.stats[6:14] = torch.tensor([*outcome, float(decision.nonfinite)], dtype=torch.float64)
+        flags = map(float, (decision.conflict, False, degenerate, decision.nonfinite))
+        outcome = torch.tensor([scale, shift, 1.0, norm_sq, *flags], dtype=torch.float64)
+        self.stats[fields.ALPHA : fields.GRAD_NONFINITE + 1] = outcome
 
 
 class ReferenceBlend:

@@ -28,12 +28,24 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
+_PLAIN = frozenset({Tensor, nn.Parameter})
 _NO_SHARD = "FSDP2 (torch.distributed.fsdp.fully_shard) keeps a DTensor in each parameter, which works"
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether it is a DTensor: spread over the processes of a mesh by its placements."""
-    return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+    return type(tensor) not in _PLAIN and hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def check_params(
+    params: Sequence[Tensor], rows: Sequence[int] | None = None, names: Sequence[str] | None = None
+) -> None:
+    """:func:`check_param` of each. ``rows``: what messages call them, where that is not their place."""
+    for at, param in enumerate(params):
+        if type(param) in _PLAIN and not param.__dict__:  # whoever shards it leaves a mark there
+            continue
+        name = "" if names is None else f' "{names[at]}"'
+        check_param(param, f"params[{at if rows is None else rows[at]}]{name}")
 
 
 def check_param(tensor: Tensor, label: str) -> None:

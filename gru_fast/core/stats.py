@@ -1,0 +1,51 @@
+"""What a step leaves behind: one float64 tensor, in the order of ``Stats`` in csrc/pipeline.h, and its names."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gru_fast.core.load import core
+
+NUM_STATS: int = core.NUM_STATS
+
+# The inputs of the decision come first. Of several devices or processes they add up, WRITTEN after apply.
+(
+    DOT, EMA_NORM_SQ, GRAD_NORM_SQ, RETAIN_NONFINITE, VETOED, WRITTEN,
+    ALPHA, BETA, RESCALE, OUT_NORM_SQ, CONFLICT, CLIPPED, DEGENERATE, GRAD_NONFINITE,
+) = range(14)  # fmt: skip
+SUMS = slice(DOT, VETOED + 1)
+OUTCOME = slice(WRITTEN, GRAD_NONFINITE + 1)  # all that apply and finish write
+
+
+def of_nothing(device: torch.device | str = "cpu") -> Tensor:
+    """The statistics of a step over no parameters."""
+    stats = torch.zeros(NUM_STATS, dtype=torch.float64, device=device)
+    stats[ALPHA] = stats[RESCALE] = 1.0
+    return stats
+
+
+class LazyStats:
+    """Statistics that are fetched from their device when the first of them is read.
+
+    Args:
+        stats: float64, at least 14 values in the order of the core's ``Stats``; kept, not copied.
+    """
+
+    def __init__(self, stats: Tensor) -> None:
+        self.stats = stats
+
+    @cached_property
+    def values(self) -> list[float]:
+        """All of them. The first look synchronises with the device."""
+        found: list[float] = self.stats.tolist()
+        return found
+
+
+def cosine(dot: float, norm_a: float, norm_b: float) -> float:
+    """Cosine of two vectors by their dot product and norms; NaN where a norm is 0."""
+    norms = norm_a * norm_b
+    return max(-1.0, min(1.0, dot / norms)) if norms > 0.0 else math.nan

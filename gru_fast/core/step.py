@@ -1,0 +1,260 @@
+"""A step in progress: the retain gradients that have come in since the last one, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gru_fast.core.average import Average
+from gru_fast.core.backends import passes_for
+from gru_fast.core.backends.parts import Work
+from gru_fast.core.backends.passes import Rows, StepArgs
+from gru_fast.core.buckets import HeldGradients, kept
+from gru_fast.core.checks import check_loss_scale
+from gru_fast.core.sharded.shards import is_sharded, local
+from gru_fast.core.stats import RETAIN_NONFINITE
+
+
+class StepInProgress:
+    """What :meth:`gru_fast.RetainEMA.collect` or :meth:`~gru_fast.RetainEMA.stream` has taken in for one step.
+
+    Attributes:
+        retain: collected, one per parameter; None: nothing was.
+        gamma: what streamed gradients were folded in with; None: nothing was.
+        scale: what the losses were multiplied with; 1 without a loss scale.
+        is_scaled: whether there was one.
+        refused: by device, how much of the streamed gradients was NaN or Inf and kept out of e.
+    """
+
+    def __init__(self, average: Average) -> None:
+        self._average = average
+        self.retain: list[Tensor | None] | None = None
+        self.gamma: float | None = None
+        self.scale, self.is_scaled = 1.0, False
+        self.refused: dict[torch.device, Tensor] | None = None
+        self._folded: list[bool] = []  # which parameters stream() has taken in
+        self._share = 0.0  # of the collected gradients in the unlearning gradient, still to be added
+        self._inside: str | None = None  # "collect" or "stream" while in the block
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything has come in, or may be coming in just now."""
+        return self._inside is not None or self.retain is not None or self.gamma is not None
+
+    def check_outside(self, what: str) -> None:
+        """RuntimeError within a ``collect()`` or ``stream()`` block."""
+        if self._inside is not None:
+            raise RuntimeError(f"{what} inside {self._inside}(): call it after the block")
+
+    # ---- retain gradients in -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def collecting(self, scale: Any, share: float) -> Iterator[None]:
+        """Inside, ``.grad`` is r; outside, what it was."""
+        if self.retain is not None and share != self._share:
+            raise ValueError(
+                f"share: expected {self._share} as in the earlier micro-batches of this step, got {share}; give the "
+                "difference to the unlearning loss"
+            )
+        self._enter("collect", scale)
+        self._share = share
+        params, sharded = self._average.params, self._average.sharded
+        retain: list[Tensor | None] = [None] * len(params) if self.retain is None else self.retain
+        held = HeldGradients(params)
+        for param, r in zip(params, retain, strict=True):
+            param.grad = r
+        before = sharded.marks()
+        try:
+            yield
+            sharded.check_marks(before, "collect()")
+            self.retain = [kept(p.grad, own) for p, own in zip(params, retain, strict=True)]
+        except BaseException:
+            self.retain = None
+            raise
+        finally:
+            self._inside = None
+            held.put_back()
+
+    @contextmanager
+    def streaming(self, gamma: float, scale: Any, share: float) -> Iterator[None]:
+        """Inside, every gradient goes into e as backward gives it; outside, ``.grad`` is what it was."""
+        if self.gamma is not None and self.gamma != gamma:
+            raise ValueError(f"gamma: expected {self.gamma} as earlier in this step, got {gamma}")
+        self._enter("stream", scale)
+        average = self._average
+        if self.gamma is None:
+            self.gamma = gamma
+            self._folded = [False] * len(average.params)
+            self.refused = {device: torch.zeros((), dtype=torch.float64, device=device) for device in average.devices}
+        held = [param.grad for param in average.params]
+        fold = _Fold(
+            average,
+            self._folded,
+            self.refused or {},
+            StepArgs(1.0 - gamma, gamma / self.scale, seed=average.seed),
+            share,
+            held,
+        )
+        for param in average.params:
+            param.grad = None
+        hooks = [param.register_post_accumulate_grad_hook(fold) for param in average.params]
+        try:
+            yield
+            average.sharded.check_taken(fold.num_sharded, "stream()")
+            _check_nothing_came_back(average.params)
+        finally:
+            self._inside = None
+            for hook in hooks:
+                hook.remove()
+            for param, grad in zip(average.params, held, strict=True):
+                param.grad = grad
+
+    def _enter(self, how: str, scale: Any) -> None:
+        if self._inside is not None:
+            raise RuntimeError(f"{how}() inside {self._inside}(): leave the first block before entering another")
+        started = "collect" if self.retain is not None else "stream" if self.gamma is not None else how
+        if started != how:
+            raise RuntimeError(f"{how}() after {started}() in one step: use one of them, rectify_ ends the step")
+        value, is_scaled = _loss_scale(scale)
+        if self.is_begun and (value != self.scale or is_scaled != self.is_scaled):
+            raise ValueError(f"scale: expected {self.scale} as in the earlier micro-batches of this step, got {value}")
+        self.scale, self.is_scaled = value, is_scaled
+        self._inside = how
+
+    # ---- its end -----------------------------------------------------------------------------------------------------
+
+    def check_can_end(self, gamma: float, retain_grads: Sequence[Tensor | None] | None) -> None:
+        """Refuses what does not go with how the step was begun.
+
+        Raises:
+            RuntimeError: within a block. ValueError: another gamma than streamed with; gradients beside those taken in.
+        """
+        if self.gamma is not None and self.gamma != gamma:
+            raise ValueError(f"gamma: expected {self.gamma} as given to stream(), got {gamma}")
+        self.check_outside("rectify_")
+        if retain_grads is not None and self.is_begun:
+            raise ValueError("retain_grads: expected None, since this step's retain gradients are in the EMA already")
+
+    def work(self, retain_grads: list[Tensor | None] | None) -> Work:
+        """The tensors of the step that ends now; rows that can have no effect are left out.
+
+        ``retain_grads``: r where it was handed in, one per parameter.
+        """
+        average = self._average
+        grads = average.gradients()
+        given = self.retain if retain_grads is None else retain_grads
+        retain = None if given is None else average.sharded.parts(given, "retain_grads")
+        if given is not None:
+            average.note(given)
+        self._add_share(grads, given, retain)
+        is_current = list(self._folded) if self.gamma is not None else given is None
+        rows = Rows(
+            grads, retain, average.tensors, is_current,
+            names=average.names, rounding_keys=average.rounding_keys, known_ema=average.known,
+        )  # fmt: skip
+        work = Work(rows, average.devices, average.rounding, average.sharded.shards, self.refused, average.make_grad)
+        chosen = average.effective(grads)
+        return work if chosen is None else _selected(work, chosen)
+
+    @torch.no_grad()
+    def _add_share(
+        self, grads: list[Tensor | None], given: list[Tensor | None] | None, retain: list[Tensor | None] | None
+    ) -> None:
+        """g takes its share of the collected retain gradients, in ``.grad`` and in the list."""
+        factor, self._share = self._share / self.scale, 0.0  # once, even if the step fails and is tried again
+        if factor == 0.0 or given is None or retain is None:
+            return
+        there = [(g, r) for g, r in zip(grads, retain, strict=True) if g is not None and r is not None]
+        if there:
+            torch._foreach_add_([g for g, _ in there], [r for _, r in there], alpha=factor)
+        for row, r in enumerate(given):
+            if r is not None and grads[row] is None:
+                self._average.params[row].grad = share = r * factor
+                grads[row] = local(share)
+
+
+class _Fold:
+    """A hook of parameters: takes the gradient that backward has just made into e, and frees it.
+
+    Args:
+        average: e.
+        folded: by row, whether e has taken in a gradient in this step; written.
+        refused: by device, what could not be taken in; added to.
+        args: gamma and scale of the step.
+        share: how much of the gradient goes to the one in ``held``.
+        held: the gradients that ``.grad`` will have after the block.
+    """
+
+    def __init__(
+        self,
+        average: Average,
+        folded: list[bool],
+        refused: dict[torch.device, Tensor],
+        args: StepArgs,
+        share: float,
+        held: list[Tensor | None],
+    ) -> None:
+        self._average, self._folded, self._refused = average, folded, refused
+        self._first, self._share, self._held = args, share, held
+        self._later = StepArgs(1.0, args.gain, seed=args.seed)  # of a row that has been folded in this step
+        self.num_sharded = 0  # gradients of sharded parameters that came
+
+    @torch.no_grad()
+    def __call__(self, param: Tensor) -> None:
+        given, param.grad = param.grad, None
+        if given is None:
+            return
+        average = self._average
+        row = average.row_of[id(param)]
+        ema = average.tensors[row]
+        self.num_sharded += is_sharded(param)
+        given = average.sharded.placed(given, row, "retain_grads")
+        retain = local(given)
+        names = None if average.names is None else [average.names[row]]
+        keys = average.rounding_keys
+        rows = Rows(
+            [None], [retain], [ema], ids=[row], names=names, rounding_keys=None if keys is None else [keys[row]]
+        )
+        passes = passes_for(ema.device, rows)
+        passes.fold(self._later if self._folded[row] else self._first, average.rounding.get(ema.device))
+        self._refused[ema.device] += passes.stats[RETAIN_NONFINITE].to(ema.device)
+        self._folded[row] = average.seen[row] = True
+        if self._share != 0.0:
+            held = self._held[row]
+            if held is None:
+                # Not in place: autograd may have given two parameters gradients that share memory.
+                self._held[row] = given * self._share
+            else:
+                local(held).add_(retain, alpha=self._share)
+
+
+def _selected(work: Work, chosen: list[int]) -> Work:
+    """Some of the rows."""
+    make_grad = work.make_grad
+    return Work(
+        work.rows.select(chosen),
+        (),
+        work.rounding,
+        None if work.shards is None else work.shards.select(chosen),
+        work.refused,
+        None if make_grad is None else lambda row: make_grad(chosen[row]),
+    )
+
+
+def _check_nothing_came_back(params: Sequence[Tensor]) -> None:
+    if any(param.grad is not None for param in params):
+        raise RuntimeError(
+            "stream(): expected each gradient once, but something put gradients back after e had taken them in, as "
+            "DistributedDataParallel does, which averages them later: use collect(), or FSDP2 (fully_shard)"
+        )
+
+
+def _loss_scale(scale: Any) -> tuple[float, bool]:
+    """The number that the loss was multiplied with, and whether there was one."""
+    if scale is None:
+        return 1.0, False
+    return check_loss_scale(scale.get_scale() if hasattr(scale, "get_scale") else scale, "scale"), True
