@@ -308,6 +308,33 @@ bool same_objects(py::list a, py::list b) {
   return true;
 }
 
+// [param.grad for param in params], at half of its time: what "grad" means is looked up once for each type in a row.
+py::list gradients(py::list params) {
+  static PyObject* const name = PyUnicode_InternFromString("grad");
+  const Py_ssize_t size = PyList_GET_SIZE(params.ptr());
+  py::list out(size);
+  PyTypeObject* type = nullptr;
+  py::object descriptor;
+  descrgetfunc get = nullptr;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* const param = PyList_GET_ITEM(params.ptr(), i);
+    if (Py_TYPE(param) != type) {
+      type = Py_TYPE(param);
+      // Of a type that looks its attributes up in a way of its own, or has no descriptor of data, each object is asked.
+      descriptor = py::reinterpret_steal<py::object>(PyObject_GetAttr(reinterpret_cast<PyObject*>(type), name));
+      PyErr_Clear();
+      const bool is_plain = descriptor && type->tp_getattro == PyObject_GenericGetAttr &&
+                            Py_TYPE(descriptor.ptr())->tp_descr_set != nullptr;
+      get = is_plain ? Py_TYPE(descriptor.ptr())->tp_descr_get : nullptr;
+    }
+    PyObject* const grad = get != nullptr ? get(descriptor.ptr(), param, reinterpret_cast<PyObject*>(type))
+                                          : PyObject_GetAttr(param, name);
+    if (grad == nullptr) throw py::error_already_set();
+    PyList_SET_ITEM(out.ptr(), i, grad);
+  }
+  return out;
+}
+
 void use_vector_level(const std::string& name) {
   if (!cpu::use_level(name.c_str())) throw py::value_error("no vector level \"" + name + "\" on this machine");
 }
@@ -380,6 +407,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("VERSION") = kVersion;
   m.def("build_info", &build_info, "How this module was built and what it runs on.");
   m.def("same_objects", &same_objects, "Whether two lists hold the very same objects.", arg("a"), arg("b"));
+  m.def("gradients", &gradients, "The .grad of each parameter, None where it has none.", arg("params"));
   m.def("use_vector_level", &use_vector_level, "Choose the CPU kernels' vector level (tests, benchmarks).",
         arg("name"));
   m.def("plan", &plan_for_test, "The chunk planner, for tests; kinds are 3 * grad dtype + ema dtype.", arg("numels"),

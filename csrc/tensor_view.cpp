@@ -25,7 +25,9 @@ TensorList::View view_ema(py::handle object, const Label& label) {
 
 void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, const py::object& names) {
   const Label ema_label{"ema", index, &names, in.id};
-  const TensorList::View ema = in.known_ema != nullptr ? *in.known_ema : view_ema(in.ema, ema_label);
+  TensorList::View looked_at;
+  if (in.known_ema == nullptr) looked_at = view_ema(in.ema, ema_label);
+  const TensorList::View& ema = in.known_ema != nullptr ? *in.known_ema : looked_at;
   if (index == 0) out.device = ema.tensor.device;
   check_same_device(ema.tensor, ema_label, out.device);
   extents.add(ema.tensor, ema.numel, ema.dense, Access::kWrite, ema_label);

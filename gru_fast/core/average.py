@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from gru_fast.core.backends.native import TensorList, serves
 from gru_fast.core.checks import check_entries
+from gru_fast.core.load import core
 from gru_fast.core.params import ema_dtypes, trainable_params, unique_params
 from gru_fast.core.sharded.rows import ShardedRows
 from gru_fast.core.sharded.shards import check_params, is_sharded, local
 
-_grad_of = attrgetter("grad")
 _calls = itertools.count()  # rounding steps of plain 16-bit lists, which keep no count of their own
 
 
@@ -46,7 +45,7 @@ class Average:
         self.tensors = tensors
         self.seed = seed
         self.sharded = ShardedRows(params, names)
-        self.seen = [seen] * len(params)
+        self.see([seen] * len(params))
         self.devices = list(dict.fromkeys(e.device for e in tensors))
         self.known: TensorList | None = None
         self.rounding: Mapping[torch.device, Tensor] = {}
@@ -108,14 +107,14 @@ class Average:
         """The row of a parameter, by its ``id()``."""
         return {id(param): row for row, param in enumerate(self.params)}
 
-    @property
+    @cached_property
     def rounding_keys(self) -> list[int] | None:
         """What the rounding bits of each e are drawn by, where that is not its place in the list."""
         return None if self.sharded.shards is None else self.sharded.rounding_keys(self.tensors)
 
     def gradients(self) -> list[Tensor | None]:
         """g, one per parameter: what of it lies here, brought into its parameter's placements."""
-        return self.sharded.parts(list(map(_grad_of, self.params)), "grads", self._set_grad)
+        return self.sharded.parts(core.gradients(self.params), "grads", self._set_grad)
 
     def make_grad(self, row: int) -> Tensor:
         """A gradient of zeros for a parameter that has none; returns what of it lies here."""
@@ -123,14 +122,19 @@ class Average:
         self._set_grad(row, grad)
         return local(grad)
 
-    def note(self, retain: Sequence[Tensor | None]) -> None:
-        """Remembers which parameters have had a retain gradient."""
-        if not all(self.seen):
-            self.seen = [seen or r is not None for seen, r in zip(self.seen, retain, strict=True)]
+    def note(self, had: Iterable[object]) -> None:
+        """Remembers which parameters have had a retain gradient: those for which ``had`` is neither None nor False."""
+        if not self._all_seen:
+            here = (entry is not None and entry is not False for entry in had)
+            self.see([seen or new for seen, new in zip(self.seen, here, strict=True)])
+
+    def see(self, seen: list[bool]) -> None:
+        """Takes over which parameters have had a retain gradient."""
+        self.seen, self._all_seen = seen, all(seen)
 
     def effective(self, grads: Sequence[Tensor | None]) -> list[int] | None:
         """The rows that can have an effect, where that is not all of them: those with an e or a g."""
-        if all(self.seen) or all(grad is not None for grad in grads):
+        if self._all_seen or all(grad is not None for grad in grads):
             return None
         return [row for row, seen in enumerate(self.seen) if seen or grads[row] is not None]
 

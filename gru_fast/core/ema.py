@@ -166,7 +166,7 @@ class RetainEMA:
         average = self._average
         for ema in average.tensors:
             ema.zero_()
-        average.seen = [False] * len(average.params)
+        average.see([False] * len(average.params))
         average.replaced(average.tensors, [])
         self._pending = StepInProgress(average)
         self._step = 0
@@ -214,7 +214,7 @@ class RetainEMA:
         check_state(state, average.names, average.tensors, [param.shape for param in average.params])
         for ours, theirs, param in zip(average.tensors, state["ema"], average.params, strict=True):
             take_over(ours, theirs, param)
-        average.seen = [bool(seen) for seen in state["seen"]]
+        average.see([bool(seen) for seen in state["seen"]])
         average.seed = int(state["seed"])
         average.replaced(average.tensors, [int(value) for value in state["rounding_steps"]])
         self._step = int(state["step"])

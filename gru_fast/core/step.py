@@ -148,8 +148,8 @@ class StepInProgress:
         grads = average.gradients()
         given = self.retain if retain_grads is None else retain_grads
         retain = None if given is None else average.sharded.parts(given, "retain_grads")
-        if given is not None:
-            average.note(given)
+        if given is not None or self.gamma is not None:
+            average.note(self._folded if given is None else given)
         self._add_share(grads, given, retain)
         is_current = list(self._folded) if self.gamma is not None else given is None
         rows = Rows(

@@ -669,6 +669,21 @@ def test_a_share_is_added_once_even_if_the_step_is_tried_again(monkeypatch: pyte
 # ---- giving a step up ------------------------------------------------------------------------------------------------
 
 
+def test_what_was_streamed_stays_in_e_and_counts_although_the_step_was_given_up() -> None:
+    """A parameter that has an e and no gradient is projected, too."""
+    first, second = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    ema = gru_fast.RetainEMA([first, second])
+    with ema.stream(1.0):
+        (first.sum() + second.sum()).backward()
+    ema.discard()
+    first.grad = torch.tensor([-1.0, -1.0])
+    step = gru_fast.rectify_([first, second], ema, 0.5)
+    assert step.conflict
+    assert first.grad.tolist() == [-0.5, -0.5]
+    assert second.grad is not None
+    assert second.grad.tolist() == [0.5, 0.5]
+
+
 def test_discard_drops_the_step_in_progress(collector: Collector) -> None:
     model = make_model()
     ema = gru_fast.RetainEMA(model.parameters())

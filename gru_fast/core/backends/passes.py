@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gru_fast._core import TensorList
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepArgs:
     """The scalars of one step: ``e <- keep * e + gain * r``, then the rule, clipped to ``tau``.
 
