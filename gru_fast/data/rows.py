@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from gru_fast.runs.messages import first_line, nearest
 
 Row = dict[str, Any]
 
@@ -82,12 +83,6 @@ def read_json_rows(path: Path) -> list[Any]:
     return rows
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """`, did you mean "x"?`, or nothing where no known name is near."""
-    near = get_close_matches(name, known, n=1)
-    return f', did you mean "{near[0]}"?' if near else ""
-
-
 def _file_of(folder: Path, name: str) -> Path:
     for suffix in _SUFFIXES:
         path = folder / f"{name}{suffix}"
@@ -121,17 +116,17 @@ def _load_from_hub(data: str, name: str, split: str) -> list[Row]:
         return datasets.load_dataset(data, name, split=split).to_list()
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f'data: "{data}" is neither a folder here nor a data set on the hub ({_first_line(error)})'
+            f'data: "{data}" is neither a folder here nor a data set on the hub ({first_line(error)})'
         ) from None
     except OSError as error:  # every way in which the hub cannot be reached
         raise ConnectionError(
-            f'data: cannot get "{name}" of "{data}" from the hub ({_first_line(error)}), and no folder has that name; '
+            f'data: cannot get "{name}" of "{data}" from the hub ({first_line(error)}), and no folder has that name; '
             "check the connection, or pass the folder that holds a copy"
         ) from None
     except ValueError as error:  # no such config, no such split of it
         known = _hub_configs(data)
         if name in known or not known:
-            raise ValueError(f'{data}, config "{name}": {_first_line(error)}') from None
+            raise ValueError(f'{data}, config "{name}": {first_line(error)}') from None
         raise FileNotFoundError(f'data: {data} has {", ".join(known)}, but no "{name}"{nearest(name, known)}') from None
 
 
@@ -143,7 +138,3 @@ def _hub_configs(data: str) -> list[str]:
         return sorted(datasets.get_dataset_config_names(data))
     except (OSError, ValueError):
         return []
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.data.rows import nearest
 from gru_fast.data.sequences import IGNORE_INDEX
+from gru_fast.runs.messages import nearest
 
 if TYPE_CHECKING:
     from gru_fast.data.sequences import Encoded

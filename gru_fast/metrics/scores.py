@@ -11,10 +11,11 @@ import dataclasses
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from typing import Any
+
+from gru_fast.runs.messages import as_identifier, nearest
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def get(name: str) -> Metric:
     """The metric called ``name``. Unknown names: ValueError that lists the known and the nearest."""
     _load_all()
     if name not in _metrics:
-        near = get_close_matches(name.lower().replace("-", "_"), _metrics, n=1)
-        hint = f', did you mean "{near[0]}"?' if near else ""
+        hint = nearest(as_identifier(name), _metrics)
         raise ValueError(f'metrics: expected some of {", ".join(names())}, got "{name}"{hint}')
     return _metrics[name]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru_fast.runs.messages import first_line, in_short
+
 if TYPE_CHECKING:
     import torch
 
@@ -104,7 +106,7 @@ def load_tokenizer(options: ModelOptions) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         where = f"none in {folder}; give --tokenizer" if folder else f'"{name}" is no folder here, nor on the hub'
-        raise FileNotFoundError(f"tokenizer: {where} ({_short(error)})") from error
+        raise FileNotFoundError(f"tokenizer: {where} ({in_short(error)})") from error
     if not tokenizer("a")["input_ids"]:
         # Where a model has no tokenizer files, transformers may make an empty one of the model's kind.
         raise FileNotFoundError(f"tokenizer: none to be had from {name} (it knows no token); give --tokenizer")
@@ -156,7 +158,7 @@ def device_of(name: str | None) -> torch.device:
         torch.empty(1, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch has no one error for it
         here = "cpu" if accelerator is None else f"cpu or {accelerator.type}"
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = first_line(error)
         raise ValueError(f'device: expected one that is here, such as {here}, got "{name}" ({reason})') from None
     return device
 
@@ -232,7 +234,7 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions) -> Any:
             )
     except OSError as error:
         where = f"in {found}" if found else f'"{name}" is no folder here, and the hub did not give it'
-        raise FileNotFoundError(f"model: {where}: {_short(error)}") from error
+        raise FileNotFoundError(f"model: {where}: {in_short(error)}") from error
     _check_loaded(name, info)
     return model
 
@@ -286,7 +288,7 @@ def _merged(folder: Path, options: ModelOptions) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"model: the adapter in {folder} does not fit {base}: {_short(error)}") from error
+        raise ValueError(f"model: the adapter in {folder} does not fit {base}: {in_short(error)}") from error
 
 
 def _with_lora(model: Any, options: ModelOptions) -> Any:
@@ -302,9 +304,4 @@ def _with_lora(model: Any, options: ModelOptions) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(f"lora_target_modules: {_short(error)}") from error
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+        raise ValueError(f"lora_target_modules: {in_short(error)}") from error

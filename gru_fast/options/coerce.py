@@ -7,10 +7,11 @@ import json
 import math
 import types
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
+
+from gru_fast.runs import messages
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -61,8 +62,7 @@ def coerce(value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
 
 def nearest(name: str, known: Collection[str]) -> str:
     """`; did you mean "x"?`, or nothing where no known name is near."""
-    near = get_close_matches(name.replace("-", "_").lower(), known, n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""
+    return messages.nearest(messages.as_identifier(name), known, before="; ")
 
 
 def _is_none(value: Any, allowed: tuple[Any, ...]) -> bool:

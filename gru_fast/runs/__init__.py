@@ -4,8 +4,10 @@ folder.py      run folders: options, environment, result, log, evaluations
 checkpoint.py  checkpoints of a run: which are whole, whether they fit
 files.py       files that are there as a whole or not at all
 processes.py   the processes that a launcher has started
+progress.py    bars; messages.py: what errors say; memory.py: the largest size of this process
 """
 
+from gru_fast.runs.checkpoint import last_checkpoint
 from gru_fast.runs.files import read_json, write_json, write_text
 from gru_fast.runs.folder import (
     CONFIG,
@@ -26,6 +28,7 @@ from gru_fast.runs.folder import (
 )
 
 __all__ = [
-    "CONFIG", "ENVIRONMENT", "RESULT", "STATE", "Run", "check_folder", "clear", "environment", "is_run", "now",
-    "read_config", "read_json", "read_run", "start", "train", "what_counts", "write_json", "write_text",
+    "CONFIG", "ENVIRONMENT", "RESULT", "STATE", "Run", "check_folder", "clear", "environment", "is_run",
+    "last_checkpoint", "now", "read_config", "read_json", "read_run", "start", "train", "what_counts", "write_json",
+    "write_text",
 ]  # fmt: skip

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.data.rows import Row, check_row, find_folder, load_rows, nearest, read_json_rows
+from gru_fast.data.rows import Row, check_row, find_folder, load_rows, read_json_rows
 from gru_fast.data.templates import Template, encode_prompt
+from gru_fast.runs.messages import nearest
 
 if TYPE_CHECKING:
     from gru_fast.data.pairs import UnlearnDataset

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.data.rows import Row, find_folder, load_rows, nearest
+from gru_fast.data.rows import Row, find_folder, load_rows
 from gru_fast.data.templates import Template, encode, encode_rows
+from gru_fast.runs.messages import nearest
 
 if TYPE_CHECKING:
     from gru_fast.data.pairs import UnlearnDataset

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.data.rows import check_row, find_folder, load_rows, names_in_folder, nearest, read_json_rows
+from gru_fast.data.rows import check_row, find_folder, load_rows, names_in_folder, read_json_rows
+from gru_fast.runs.messages import nearest
 
 if TYPE_CHECKING:
     from gru_fast.data.pairs import UnlearnDataset

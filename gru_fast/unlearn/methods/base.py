@@ -7,13 +7,13 @@ import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from gru_fast.runs.messages import as_identifier, nearest
 from gru_fast.unlearn.batch import Batch
 
 _methods: dict[str, type[Method]] = {}
@@ -131,8 +131,7 @@ def get(name: str) -> type[Method]:
     """The class of a method. Unknown names: ValueError that lists the known and the nearest."""
     _load_all()
     if name not in _methods:
-        near = get_close_matches(name.lower().replace("-", "_").replace("+", "_"), _methods, n=1)
-        hint = f', did you mean "{near[0]}"?' if near else ""
+        hint = nearest(as_identifier(name), _methods)
         raise ValueError(f'method: expected one of {", ".join(names())}, got "{name}"{hint}')
     return _methods[name]
 
@@ -143,7 +142,6 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Method:
     known = [field.name for field in dataclasses.fields(cls)]
     for option in options or {}:
         if option not in known:
-            near = get_close_matches(option, known, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
+            hint = nearest(option, known, before="; ")
             raise ValueError(f'method_options: {name} takes {", ".join(known) or "no options"}, got "{option}"{hint}')
     return cls(**(options or {}))
