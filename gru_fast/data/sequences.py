@@ -143,12 +143,16 @@ def check_row(label: str, row: Mapping[str, Any]) -> None:
             f"{label}: expected input_ids and labels, got {', '.join(row) or 'nothing'}; tokenize it first"
         )
     _check_lengths(label, row)
-    # Label 0 has no prediction: it never counts.
-    if all(token == IGNORE_INDEX for token in row["labels"][1:]):
+    if not num_labels(row):
         raise ValueError(
             f"{label}: none of its {len(row['input_ids'])} tokens is scored; raise max_length (the answer may have "
             "been cut off) or leave the row out"
         )
+
+
+def num_labels(row: Mapping[str, Any]) -> int:
+    """Label tokens of a sequence that are scored; label 0 has no prediction and never counts."""
+    return sum(label != IGNORE_INDEX for label in row["labels"][1:])
 
 
 def _check_lengths(label: str, row: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gru_fast.core.params import trainable_params
 from gru_fast.core.vectors import TaskVectorStep, accumulate_task_vector_
-from gru_fast.data.sequences import IGNORE_INDEX, Encoded, SequenceCollator
+from gru_fast.data.sequences import Encoded, SequenceCollator, num_labels
+from gru_fast.models.forward import logits_of, to_device
 from gru_fast.models.scores import label_scores
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ForgetSet:
 
     def num_labels(self, indices: Iterable[int]) -> int:
         """Scored tokens of some rows; label 0 has no prediction and never counts."""
-        return sum(label != IGNORE_INDEX for i in indices for label in self.rows[i]["labels"][1:])
+        return sum(num_labels(self.rows[i]) for i in indices)
 
     def gradient(
         self, indices: Sequence[int], each: Callable[[int], Any] = lambda count: None
@@ -97,14 +98,9 @@ class ForgetSet:
         optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, indices: Sequence[int]) -> float:
-        part = {
-            name: value.to(self.model.device) for name, value in self._collate([self.rows[i] for i in indices]).items()
-        }
+        part = to_device(self._collate([self.rows[i] for i in indices]), self.model)
         with torch.enable_grad(), self._autocast():
-            logits = self.model(
-                input_ids=part["input_ids"], attention_mask=part["attention_mask"], use_cache=False
-            ).logits
-            nll = -label_scores(logits, part["labels"]).log_probs.sum()
+            nll = -label_scores(logits_of(self.model, part), part["labels"]).log_probs.sum()
         nll.backward()
         return float(nll.detach())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from gru_fast.models.forward import logits_of
 from gru_fast.models.scores import Scores, label_scores
 from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.config import UnlearnConfig
@@ -137,17 +138,14 @@ class ObjectiveTrainer(Trainer):
     def _reference_hidden_states(self, part: _Part) -> Tensor:
         return self._the_reference_model.hidden_states(part, self._hidden_layer)
 
-    def _logits(self, model: nn.Module, part: _Part) -> Tensor:
-        return model(input_ids=part["input_ids"], attention_mask=part["attention_mask"], use_cache=False).logits
-
     def _scores(self, model: nn.Module, part: _Part) -> Scores:
-        logits = self._logits(model, part)
+        logits = logits_of(model, part)
         return label_scores(logits, part["labels"].to(logits.device), part.get("reference_log_probs"))
 
     def _divergence(self, model: nn.Module, part: _Part) -> Tensor:
         reference = self._the_reference_model.logits(part)
         positions = part["attention_mask"] if self.args.kl_positions == "attended" else None
-        return kl_divergence(self._logits(model, part), reference, positions)
+        return kl_divergence(logits_of(model, part), reference, positions)
 
     @property
     def _the_reference_model(self) -> ReferenceModel:

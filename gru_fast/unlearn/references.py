@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from gru_fast.core.sharded.shards import local
 from gru_fast.data.pairs import UnlearnDataset
-from gru_fast.data.sequences import Encoded, SequenceCollator, content_hash
+from gru_fast.data.sequences import Encoded, content_hash
+from gru_fast.models.forward import Autocast, logits_of, of_each_row
 from gru_fast.models.frozen import frozen
 from gru_fast.models.identity import fingerprint, has_new_adapters
 from gru_fast.models.scores import label_scores
+from gru_fast.runs.files import write_text
+from gru_fast.runs.progress import progress_bar
 from gru_fast.unlearn.engines.fsdp import reshard, sharded_modules
 from gru_fast.unlearn.hidden import hidden_states
 
@@ -59,7 +58,7 @@ class ReferenceLogProbs:
         pad_token_id: int = 0,
         *,
         progress: bool = True,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: Autocast = nullcontext,
     ) -> ReferenceLogProbs:
         """Scores every sequence that ``dataset`` gives out for ``parts`` in epochs 0..epochs-1, each once.
 
@@ -81,22 +80,21 @@ class ReferenceLogProbs:
         Raises:
             ValueError: a part that the data does not have; a model that gives NaN or Inf.
         """
-        rows = _rows_to_score(dataset, parts, epochs)
-        keys = sorted(rows, key=lambda key: len(rows[key]["input_ids"]), reverse=True)
-        collate = SequenceCollator(pad_token_id)
-        device = next(model.parameters()).device
-        log_probs: dict[str, float] = {}
-        with frozen(model), _progress_bar(len(keys), shown=progress) as advance:
-            for start in range(0, len(keys), batch_size):
-                some = keys[start : start + batch_size]
-                batch = {name: tensor.to(device) for name, tensor in collate([rows[key] for key in some]).items()}
-                with autocast():
-                    logits = _logits(model, batch)
-                    scores = label_scores(logits, batch["labels"].to(logits.device))  # offloaded shards are elsewhere
-                log_probs.update(zip(some, scores.sequence_log_probs.tolist(), strict=True))
-                advance(len(some))
+        found = _rows_to_score(dataset, parts, epochs)
+        rows = dict(sorted(found.items(), key=lambda item: -len(item[1]["input_ids"])))  # in the file as they are run
+        with progress_bar(len(rows), "Reference log-probabilities", unit="seq", shown=progress) as advance:
+            sums = of_each_row(
+                model,
+                list(rows.values()),
+                lambda logits, labels: label_scores(logits, labels).sequence_log_probs.tolist(),
+                batch_size=batch_size,
+                pad_token_id=pad_token_id,
+                autocast=autocast,
+                advance=advance,
+            )
         reshard(model)
-        broken = sum(not math.isfinite(value) for value in log_probs.values())
+        log_probs: dict[str, float] = dict(zip(rows, sums, strict=True))
+        broken = sum(not math.isfinite(value) for value in sums)
         if broken:
             raise ValueError(
                 f"reference_log_probs: the model gives NaN or Inf for {broken} of {len(log_probs)} sequences before "
@@ -134,18 +132,7 @@ class ReferenceLogProbs:
     def save(self, path: str | Path) -> None:
         """Writes a JSON file, whole or not at all: a run killed meanwhile leaves the old file."""
         content = {"format": _FORMAT, "model": self.model, "parts": self.parts, "log_probs": self._log_probs}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_text(path, json.dumps(content, allow_nan=False))
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> ReferenceLogProbs:
@@ -206,7 +193,7 @@ class ReferenceModel:
     def logits(self, part: Mapping[str, Tensor]) -> Tensor:
         """(B, T, V) for ``input_ids`` and ``attention_mask`` (B, T): no gradient, eval mode, the caller's autocast."""
         with self._as_it_was():
-            return _logits(self._model, part, self._passed)
+            return logits_of(self._model, part, self._passed)
 
     def hidden_states(self, part: Mapping[str, Tensor], layer: int) -> Tensor:
         """(B, T, D) output of a layer, from 0, see :func:`gru_fast.unlearn.hidden.hidden_states`; as :meth:`logits`."""
@@ -297,12 +284,6 @@ def _same_trainable(model: nn.Module) -> Iterator[None]:
             param.requires_grad_(was)
 
 
-def _logits(model: nn.Module, part: Mapping[str, Tensor], params: Mapping[str, Tensor] | None = None) -> Tensor:
-    inputs = {"input_ids": part["input_ids"], "attention_mask": part["attention_mask"], "use_cache": False}
-    output = functional_call(model, dict(params), args=(), kwargs=inputs) if params else model(**inputs)
-    return output.logits
-
-
 def _rows_to_score(dataset: UnlearnDataset, parts: Iterable[str], epochs: int) -> dict[str, Encoded]:
     """The distinct sequences of the parts in epochs 0..epochs-1, by content."""
     if epochs < 1:
@@ -314,17 +295,6 @@ def _rows_to_score(dataset: UnlearnDataset, parts: Iterable[str], epochs: int) -
                 row = dataset.encoded(part, index, epoch)
                 rows.setdefault(content_hash(row), row)
     return rows
-
-
-@contextmanager
-def _progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], object]]:
-    if not shown:
-        yield lambda _: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="Reference log-probabilities", unit="seq") as bar:
-        yield bar.update
 
 
 def _other_model(what: str, expected: str, got: str) -> str:

@@ -11,7 +11,6 @@ The vector is kept in a file, so that any strength (the paper's stg) can be trie
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gru_fast.core.vectors import subtract_
+from gru_fast.data.hashes import joined_hash
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.models.identity import fingerprint
 from gru_fast.unlearn.forget_set import ForgetSet, Store, copy_, parameters_of
@@ -96,8 +96,7 @@ def source(model: nn.Module, rows: Sequence[Encoded], options: TaskVectorOptions
 
 def source_without_model(rows: Sequence[Encoded], options: TaskVectorOptions) -> dict[str, Any]:
     """:func:`source` but for the model, before it is loaded."""
-    digest = hashlib.blake2b("".join(map(content_hash, rows)).encode(), digest_size=16)
-    return {"rows": digest.hexdigest(), **options.recipe()}
+    return {"rows": joined_hash(map(content_hash, rows), num_bytes=16), **options.recipe()}
 
 
 def check_source(path: str | Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from torch import distributed as dist
 from gru_fast.core.vectors import TaskVectorStep
 from gru_fast.data.sequences import Encoded
 from gru_fast.runs import processes
+from gru_fast.runs.progress import progress_bar
 from gru_fast.unlearn.forget_set import ForgetSet, Store, copy_
 from gru_fast.unlearn.task_vector import (
     TaskVector,
@@ -154,8 +155,8 @@ class _Loop:
             ]
             return
         rows = [row for unit in self.own_units for row in self.units[unit]]
-        with self._bar(len(rows), "TRU: gradient of the whole", "row") as bar:
-            grads, _ = self.forget.gradient(rows, bar.update) if rows else ([None] * len(self.forget.params), 0.0)
+        with self._bar(len(rows), "TRU: gradient of the whole", "row") as advance:
+            grads, _ = self.forget.gradient(rows, advance) if rows else ([None] * len(self.forget.params), 0.0)
         self.total = self.store.place(grads)
         if self.world > 1:
             self.total = [_wide(grad, origin) for grad, origin in zip(self.total, self.store.origin, strict=True)]
@@ -176,12 +177,12 @@ class _Loop:
     def run(self) -> None:
         """This process's units that are left."""
         saved_at, saved_count = time.monotonic(), self.done.count
-        with self._bar(len(self.own_units), "TRU: units", "unit") as bar:
-            bar.update(self.done.count)
+        with self._bar(len(self.own_units), "TRU: units", "unit") as advance:
+            advance(self.done.count)
             for unit in self.own_units[self.done.count :]:
                 self.done.log.append(self._unit(unit))
                 self.done.count += 1
-                bar.update(1)
+                advance(1)
                 due = 0 < self.options.save_units <= self.done.count - saved_count
                 if due or time.monotonic() - saved_at >= 60 * self.options.save_minutes:
                     self._save()
@@ -252,10 +253,8 @@ class _Loop:
         self.done = _Done(about["done"]["count"], about["done"]["log"])
 
     def _bar(self, total: int, text: str, unit: str) -> Any:
-        from tqdm import tqdm
-
         text += f" (process 1 of {self.world})" if self.world > 1 else ""
-        return tqdm(total=total, desc=text, unit=unit, disable=not self.progress)
+        return progress_bar(total, text, unit=unit, shown=self.progress)
 
 
 def _said(step: TaskVectorStep) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def test_a_killed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gru_fast.unlearn.references.os.fsync", killed)
+    monkeypatch.setattr("gru_fast.runs.files.os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         ReferenceLogProbs({"a": -2.0}, ["forget"], "m").save(path)
     assert ReferenceLogProbs.load(path)._log_probs == {"a": -1.0}
