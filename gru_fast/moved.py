@@ -17,7 +17,7 @@ MOVED = {
         "benchmarks.muse_eval": "benchmarks.muse.evaluate",
         "benchmarks.record_folder": "evaluation.record_folder",
         "benchmarks.rows": "data.rows",
-        "benchmarks.scoring": "evaluation.scoring",
+        "benchmarks.scoring": "evaluation.scoring evaluation.generation evaluation.subject",
         "benchmarks.summaries": "evaluation.summaries",
         "benchmarks.templates": "data.templates",
         "benchmarks.tofu_eval": "benchmarks.tofu.evaluate",

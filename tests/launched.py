@@ -292,7 +292,7 @@ def sharded_refused() -> str:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from gru_fast.evaluation.scoring import check_whole
+    from gru_fast.evaluation.subject import check_whole
 
     check_whole(tiny.llama())  # as it is, it may be evaluated
     sharded = fully_shard(tiny.llama(), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))

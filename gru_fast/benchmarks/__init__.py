@@ -14,7 +14,7 @@ Options                         a dataclass: its flags
 defaults_of_run(config)         values for them that the configuration of the model's run gives
 needs_model(options)            False: the numbers come from logs
 title(options)                  names the evaluation, and its folder in the model's
-run(options, subject) -> dict   the summary (a gru_fast.evaluation.scoring.Subject, which loads the model if need be)
+run(options, subject) -> dict   the summary (a gru_fast.evaluation.subject.Subject, which loads the model if need be)
 wanted(options, asked) -> dict  the settings of a summary that answers the options
 report(summary) -> str          it in words
 columns(summary) -> dict        its numbers by heading, for `gru-fast report`

@@ -13,26 +13,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from gru_fast.data.hashes import hash_of
 from gru_fast.data.sequences import Encoded
 from gru_fast.data.templates import ensure_pad_token
-from gru_fast.evaluation.extra_scoring import (
+from gru_fast.evaluation.extra_passes import (
     OF_MODEL,
     PASSES,
-    Scorer,
+    ExtraScorer,
     folder_of,
-    hash_of,
     score_by_classifier,
     score_by_model,
     score_by_reference,
-    settings_of,
 )
 from gru_fast.evaluation.record_folder import differing, read_settings
-from gru_fast.evaluation.scoring import Subject, check_whole
+from gru_fast.evaluation.subject import Subject, check_whole, settings_of
 from gru_fast.metrics import extra, scores
 from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
 from gru_fast.runs.files import write_json
@@ -105,6 +104,23 @@ class Sets:
 # ---- the evaluation --------------------------------------------------------------------------------------------------
 
 
+def evaluated_with(
+    subject: Subject,
+    evaluate: Callable[[Subject], dict[str, Any]],
+    measure: Callable[[Subject, dict[str, Any]], Numbers],
+) -> dict[str, Any]:
+    """The summary of an evaluation together with optional metrics; the model is loaded once for both, if at all.
+
+    Args:
+        evaluate: the benchmark's own evaluation of the subject -> its summary, which is on disk then.
+        measure: subject, summary -> the numbers of the metrics.
+    """
+    subject = replace(subject, load=cache(subject.load))
+    summary = evaluate(subject)
+    numbers = measure(subject, summary)
+    return on_first(lambda: _added(numbers, subject.summary_file, summary))
+
+
 def run(
     options: ExtraOptions,
     subject: Subject,
@@ -136,7 +152,7 @@ def run(
     if numbers is not None:
         return numbers
     model, tokenizer, template = subject.load()
-    scorer = Scorer(
+    scorer = ExtraScorer(
         model,
         tokenizer,
         ensure_pad_token(tokenizer),
@@ -156,7 +172,7 @@ def evaluate(
     sets: Sets,
     sequences: Mapping[str, Sequence[Encoded]],
     folder: str | Path,
-    scorer: Scorer,
+    scorer: ExtraScorer,
     *,
     settings: Mapping[str, Any],
     retained: Path | None = None,
@@ -279,7 +295,7 @@ def _check_same_texts(name: str, folder: Path, retained: Path, of: str) -> None:
         )
 
 
-def add(numbers: Numbers, file: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _added(numbers: Numbers, file: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The summary with these numbers under "extra", written to its file.
 
     Those of an earlier choice stay: the records are of the same model, or would have been refused.

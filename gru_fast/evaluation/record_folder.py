@@ -1,24 +1,24 @@
 """Records of an evaluation, kept row by row: a stopped one goes on where it was, and processes share the rows.
 
 A benchmark says what is asked of a model for a row; :func:`score_sets` has that done in batches. Several processes
-(:mod:`gru_fast.processes`) take turns at the batches, so that a batch holds the same rows however many they are, and a
-record is the same bit for bit. Each process keeps what it has done in a file of its own, ``NAME.partR.jsonl``; in the
-end the first one puts them together.
+(:mod:`gru_fast.runs.processes`) take turns at the batches, so that a batch holds the same rows however many they are,
+and a record is the same bit for bit. Each process keeps what it has done in a file of its own, ``NAME.partR.jsonl``; in
+the end the first one puts them together.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gru_fast.evaluation.scoring import by_length
+from gru_fast.models.forward import by_length
 from gru_fast.runs.files import write_json
 from gru_fast.runs.processes import gather, here, on_first, wait_for_all
+from gru_fast.runs.progress import progress_bar
 
 
 class RecordFolder:
@@ -226,12 +226,3 @@ def _done(folder: RecordFolder, sets: Sequence[RowSet], stale: Path | None) -> d
 def _close(folder: RecordFolder, sets: Sequence[RowSet]) -> None:
     for of in sets:
         folder.close(of.name, len(of.rows))
-
-
-@contextmanager
-def progress_bar(total: int, what: str, *, initial: int = 0, shown: bool = True) -> Iterator[Callable[[int], Any]]:
-    """A bar of ``total`` rows on stderr; gives the function that moves it on."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, initial=initial, desc=what, unit="row", disable=not shown) as bar:
-        yield bar.update

@@ -1,64 +1,26 @@
-"""What an evaluation asks of a model: log-probabilities of labels, greedy generations.
-
-A benchmark says what a row's sequences and prompts are, and :mod:`gru_fast.evaluation.record_folder` keeps what is said
-of them row by row.
-"""
+"""What a model says of given sequences: log-probabilities of labels, spread over the vocabulary, gradient norms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gru_fast.core.sharded.shards import is_sharded
-from gru_fast.data.sequences import IGNORE_INDEX, Encoded, SequenceCollator
+from gru_fast.data.sequences import IGNORE_INDEX, Encoded, SequenceCollator, num_labels
+from gru_fast.metrics.scores import but_last
+from gru_fast.models.forward import Autocast, logits_of, of_each_row, to_device
 from gru_fast.models.frozen import frozen
 from gru_fast.models.scores import label_scores
-from gru_fast.runs.processes import here
 
-Autocast = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to be evaluated, which is loaded only if something is left to score.
-
-    Args:
-        asked: how it was asked for (model, revision, dtype, ...); kept in the summary.
-        output_dir: where its evaluation goes.
-        load: the model on its device, its tokenizer, and its prompts' template.
-        is_older_than: whether its files are older than another file, as far as can be told without loading it.
-        batch_size: rows at a time.
-        overwrite: score anew what is there.
-        progress: whether to show progress bars.
-    """
-
-    asked: Mapping[str, Any]
-    output_dir: Path
-    load: Callable[[], tuple[Any, Any, Any]]
-    is_older_than: Callable[[Path], bool]
-    batch_size: int = 16
-    overwrite: bool = False
-    progress: bool = True
+_MAX_ELEMENTS = 2**24  # of the vocabulary-wide tensors made at a time, beside the model's logits: 64 MiB in float32
 
 
-def check_whole(model: Any) -> None:
-    """Refuses to deal rows out to processes that have a model only together."""
-    _, world = here()
-    if world > 1 and any(is_sharded(param) for param in model.parameters()):
-        raise ValueError(
-            f"model: it is sharded over {world} processes (FSDP2, tensor parallel), which run every batch together, so "
-            "that rows cannot be dealt out to them; save it, and evaluate what was saved"
-        )
-
-
-# ---- what a model says of given sequences ----------------------------------------------------------------------------
+# ---- log-probabilities -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -74,26 +36,14 @@ def label_log_probs(
 ) -> list[Tensor]:
     """log p of every label token given what comes before it, per sequence: float32 on the CPU, of shape (labels,).
 
-    Args:
-        model: a causal LM; run in eval mode without gradients, its modes come back.
-        sequences: tokens and labels, -100 where nothing is scored; in any order, longest are run first.
-        batch_size: sequences per forward pass.
-        pad_token_id: for padding on the right; never attended.
-        autocast: makes the context to run the model in.
+    The arguments are those of :func:`gru_fast.models.forward.of_each_row`, here and below.
     """
-    found: list[Tensor] = [torch.empty(0)] * len(sequences)
-    collate = SequenceCollator(pad_token_id)
-    with frozen(model):
-        for rows in by_length([len(row["input_ids"]) for row in sequences], batch_size):
-            batch = {name: value.to(model.device) for name, value in collate([sequences[i] for i in rows]).items()}
-            with autocast():
-                logits = model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-                ).logits
-            scores = label_scores(logits, batch["labels"])
-            for i, log_probs in zip(rows, scores.log_probs.cpu().split(scores.counts.tolist()), strict=True):
-                found[i] = log_probs
-    return found
+
+    def read(logits: Tensor, labels: Tensor) -> Iterable[Tensor]:
+        scores = label_scores(logits, labels)
+        return scores.log_probs.cpu().split(scores.counts.tolist())
+
+    return of_each_row(model, sequences, read, batch_size=batch_size, pad_token_id=pad_token_id, autocast=autocast)
 
 
 def losses(
@@ -104,106 +54,140 @@ def losses(
     Raises:
         ValueError: a sequence without a label token; RuntimeError: a loss that is NaN or Inf (a diverged model).
     """
-    for i, row in enumerate(sequences):
-        if not num_labels(row):
-            raise ValueError(f"sequences[{i}]: none of its {len(row['input_ids'])} tokens is scored")
+    _check_labels(sequences)
     found = label_log_probs(model, sequences, batch_size=batch_size, pad_token_id=pad_token_id, autocast=autocast)
     result = [SequenceLoss(-float(row.double().mean()), len(row)) for row in found]
-    broken = sum(not math.isfinite(row.loss) for row in result)
-    if broken:
-        raise RuntimeError(
-            f"the model gives NaN or Inf for {broken} of {len(result)} sequences; it has diverged (look at the run's "
-            "losses), or its numbers do not fit float16 (use bfloat16 or float32)"
-        )
+    check_finite([row.loss for row in result])
     return result
 
 
-def num_labels(row: Encoded) -> int:
-    """Label tokens of a sequence; label 0 has no prediction and never counts."""
-    return sum(label != IGNORE_INDEX for label in row["labels"][1:])
+def check_finite(values: Sequence[float], what: str = "sequences") -> None:
+    """Refuses what a diverged model says. ``what`` the values are of, for the message."""
+    broken = sum(not math.isfinite(value) for value in values)
+    if broken:
+        raise RuntimeError(
+            f"the model gives NaN or Inf for {broken} of {len(values)} {what}; it has diverged (look at the run's "
+            "losses), or its numbers do not fit float16 (use bfloat16 or float32)"
+        )
 
 
-# ---- what a model writes ---------------------------------------------------------------------------------------------
+def _check_labels(sequences: Sequence[Encoded]) -> None:
+    for i, row in enumerate(sequences):
+        if not num_labels(row):
+            raise ValueError(f"sequences[{i}]: none of its {len(row['input_ids'])} tokens is scored")
 
 
-def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int | Sequence[int],
-    *,
-    batch_size: int,
-    autocast: Autocast = nullcontext,
-) -> list[str]:
-    """Continuation of each prompt by greedy decoding, without special tokens; ends before the first end-of-sequence.
+# ---- token by token --------------------------------------------------------------------------------------------------
 
-    Pure greedy: sampling and penalties of the model's own generation config are not applied. Padding is on the left,
-    and each row has its own limit, so that in exact arithmetic the text does not depend on the batch.
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of the n label tokens of one sequence, float32 on the CPU, of shape (n,), natural logarithm.
 
     Args:
-        model: a causal LM with ``generate``; eval mode and no gradients meanwhile.
-        tokenizer: for decoding, its end-of-sequence and its padding token (end-of-sequence where it has none).
-        prompts: token ids, each at least one.
-        max_new_tokens: most tokens to write, one number or one per prompt; 0 gives "".
-        batch_size: prompts per batch; they are sorted by length.
+        log_probs: log p of the label given all before it.
+        correct: bool, whether the label is the most probable token.
+        means, variances: of log p over the vocabulary, under p.
     """
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    if len(limits) != len(prompts):
-        raise ValueError(f"max_new_tokens: expected one number or {len(prompts)}, got {len(limits)}")
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompts[{i}]: expected at least one token, got none")
-    texts = [""] * len(prompts)
-    ends = _end_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    collate = SequenceCollator(pad, padding_side="left")
-    writable = [i for i, limit in enumerate(limits) if limit > 0]
-    with frozen(model):
-        for some in by_length([len(prompts[i]) for i in writable], batch_size):
-            rows = [writable[i] for i in some]
-            batch = {
-                name: value.to(model.device)
-                for name, value in collate([{"input_ids": prompts[i]} for i in rows]).items()
-            }
+
+    log_probs: Tensor
+    correct: Tensor
+    means: Tensor
+    variances: Tensor
+
+
+def token_scores(
+    model: Any, sequences: Sequence[Encoded], *, batch_size: int, pad_token_id: int, autocast: Autocast = nullcontext
+) -> list[TokenScores]:
+    """See :class:`TokenScores`. What is kept is four numbers a token; beside the model's own logits, 64 MiB at a time.
+
+    Raises:
+        ValueError: a sequence without a label token; RuntimeError: NaN or Inf (a diverged model).
+    """
+
+    def read(logits: Tensor, labels: Tensor) -> Iterator[TokenScores]:
+        counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
+        for log_probs, correct, means, variances in _scores_of_labels(logits, labels).cpu().split(counts, dim=1):
+            yield TokenScores(log_probs, correct > 0, means, variances)
+
+    _check_labels(sequences)
+    found = of_each_row(model, sequences, read, batch_size=batch_size, pad_token_id=pad_token_id, autocast=autocast)
+    check_finite([float(row.log_probs.sum()) for row in found])
+    return found
+
+
+def _scores_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """(4, N) float32: log p, whether right, mean and variance over the vocabulary, sequence after sequence."""
+    targets = labels[:, 1:]
+    rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+    step = max(1, _MAX_ELEMENTS // logits.shape[-1])
+    parts = []
+    for start in range(0, len(rows), step):
+        at = rows[start : start + step], columns[start : start + step]
+        picked, wanted = logits[at], targets[at]
+        correct = picked.argmax(dim=-1) == wanted
+        log_probs = picked.to(torch.promote_types(picked.dtype, torch.float32)).log_softmax(dim=-1)
+        of_labels = log_probs.gather(1, wanted[:, None])[:, 0]
+        probs = log_probs.exp()
+        # A token of probability 0 counts nothing, whatever its logarithm; -Inf times 0 would be NaN.
+        log_probs.clamp_(min=-1e4)
+        means = (probs * log_probs).sum(dim=-1)
+        variances = (probs * (log_probs - means[:, None]).square()).sum(dim=-1)
+        parts.append(torch.stack([of_labels, correct.to(of_labels.dtype), means, variances]).float())
+    return torch.cat(parts, dim=1)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def gradient_norms(model: Any, sequences: Sequence[Encoded], *, autocast: Autocast = nullcontext) -> list[float]:
+    """Per sequence, the mean over parameter tensors of the L2 norm of the gradient of its mean loss.
+
+    The loss is the mean of -log p over the label tokens but the last (:func:`gru_fast.metrics.scores.but_last`). All
+    parameters count, frozen or not. One backward pass a sequence; each gradient is dropped when its norm is known, so
+    that there is never more than that of one parameter. Gradients that were there before come back.
+
+    Raises:
+        ValueError: a sequence without a label token; RuntimeError: NaN or Inf (a diverged model).
+    """
+    _check_labels(sequences)
+    found = []
+    collate = SequenceCollator(pad_token_id=0)  # a sequence by itself has no padding
+    with frozen(model), _norms_of_gradients(model) as norms, torch.enable_grad():
+        for row in sequences:
+            batch = to_device(collate([row]), model)
             with autocast():
-                output = model.generate(
-                    **batch, generation_config=_greedy(max(limits[i] for i in rows), sorted(ends), pad)
-                )
-            written = output[:, batch["input_ids"].shape[1] :].tolist()
-            for i, ids in zip(rows, written, strict=True):
-                end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-                texts[i] = tokenizer.decode(ids[: min(end, limits[i])], skip_special_tokens=True)
-    return texts
+                logits = logits_of(model, batch)
+            loss = -but_last(label_scores(logits, batch["labels"]).log_probs).mean()
+            loss.backward()
+            found.append(float(torch.stack([norm.cpu() for norm in norms]).mean()))
+            norms.clear()
+    check_finite(found)
+    return found
 
 
-def _greedy(max_new_tokens: int, ends: list[int], pad: int) -> Any:
-    from transformers import GenerationConfig
+@contextmanager
+def _norms_of_gradients(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside: every parameter requires a gradient, whose norm goes to the list and which then is dropped."""
+    params = [param for param in model.parameters() if param.is_floating_point()]
+    before = [(param.requires_grad, param.grad) for param in params]
+    norms: list[Tensor] = []
 
-    # Given explicitly, since what is left out comes from the model's own config: chat models ship penalties.
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=0,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
-        eos_token_id=ends or None,
-        pad_token_id=pad,
-    )
+    def take(param: Tensor) -> None:
+        if param.grad is not None:
+            norms.append(torch.linalg.vector_norm(param.grad, dtype=torch.promote_types(param.dtype, torch.float32)))
+        param.grad = None
 
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokenizer's and the model's: chat models end their turn with another token than a text."""
-    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])}
-    return {token for token in found if token is not None}
-
-
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Rows in batches, longest first: little padding, and a batch that does not fit in memory shows at once."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    hooks = []
+    try:
+        for param in params:
+            param.grad = None
+            param.requires_grad_(True)
+            hooks.append(param.register_post_accumulate_grad_hook(take))
+        yield norms
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for param, (requires_grad, grad) in zip(params, before, strict=True):
+            param.requires_grad_(requires_grad)
+            param.grad = grad

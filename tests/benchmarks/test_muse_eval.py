@@ -19,7 +19,7 @@ from gru_fast.benchmarks.muse.evaluate import MuseEvalOptions, evaluate, report,
 from gru_fast.benchmarks.muse.records import cut_answer, first_tokens, load_prompts, load_texts, question_text
 from gru_fast.benchmarks.muse.rows import load
 from gru_fast.data.sequences import SequenceCollator
-from gru_fast.evaluation.scoring import Subject
+from gru_fast.evaluation.subject import Subject
 from gru_fast.metrics import muse as metrics
 from gru_fast.metrics.muse import read_records, read_retained
 
@@ -291,7 +291,7 @@ def test_a_diverged_model_is_refused(tmp_path: Path, data: Path, tokenizer: Any)
     model = muse_files.model()
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="NaN or Inf for a text"):
+    with pytest.raises(RuntimeError, match=r"NaN or Inf for \d of \d texts; it has diverged"):
         evaluate(model, tokenizer, data, tmp_path, **OPTIONS)
 
 

@@ -203,7 +203,7 @@ def test_a_model_that_has_diverged(places: Path, tmp_path: Path) -> None:
     model = wmdp_files.model()
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match=r"^the model gives NaN or Inf for \d+ choices; it has diverged"):
+    with pytest.raises(RuntimeError, match=r"^the model gives NaN or Inf for \d+ of \d+ choices; it has diverged"):
         evaluate(
             model, wmdp_files.tokenizer(), tmp_path, tasks=task_specs(["mmlu"], places / "questions"), progress=False
         )

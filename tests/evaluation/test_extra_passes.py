@@ -12,9 +12,10 @@ import pytest
 import tiny
 import torch
 
-from gru_fast.evaluation import extra, extra_scoring
+from gru_fast.evaluation import extra, extra_passes
 from gru_fast.evaluation.extra import Sets, evaluate, read, report
-from gru_fast.evaluation.extra_scoring import Scorer, token_scores
+from gru_fast.evaluation.extra_passes import ExtraScorer
+from gru_fast.evaluation.scoring import token_scores
 from gru_fast.metrics.scores import names
 
 SEQUENCES = {"forget": tiny.rows(5, 1), "retain": tiny.rows(4, 2), "holdout": tiny.rows(5, 3)}
@@ -45,17 +46,17 @@ class Counted:
         self.calls += 1
 
 
-def scorer(model: Any = None, **options: Any) -> Scorer:
+def scorer(model: Any = None, **options: Any) -> ExtraScorer:
     defaults: dict[str, Any] = {
         "reference": lambda: tiny.llama(9).eval(),
         "reference_name": "base",
         "batch_size": 2,
         "progress": False,
     }
-    return Scorer(tiny.llama().eval() if model is None else model, Ids(), 0, **{**defaults, **options})
+    return ExtraScorer(tiny.llama().eval() if model is None else model, Ids(), 0, **{**defaults, **options})
 
 
-def score(folder: Path, chosen: Sequence[str] = ALL, with_: Scorer | None = None, **options: Any) -> Any:
+def score(folder: Path, chosen: Sequence[str] = ALL, with_: ExtraScorer | None = None, **options: Any) -> Any:
     options = {"settings": SETTINGS, **options}
     return evaluate(chosen, SETS, SEQUENCES, folder, with_ or scorer(), **options)
 
@@ -94,7 +95,7 @@ def test_numbers_are_those_of_the_scores(whole: tuple[Path, Any]) -> None:
 def test_records_give_back_the_very_floats(whole: tuple[Path, Any]) -> None:
     lines = (whole[0] / "forget" / "tokens.jsonl").read_text().splitlines()
     values = torch.tensor([value for line in lines for value in json.loads(line)["log_probs"]], dtype=torch.float64)
-    assert torch.equal(torch.tensor(extra_scoring._short(values.float()), dtype=torch.float64), values)
+    assert torch.equal(torch.tensor(extra_passes._short(values.float()), dtype=torch.float64), values)
     assert max(len(str(value)) for value in values.tolist()) < 16  # a float32, not a float64 of 17 digits
 
 
@@ -223,14 +224,14 @@ def test_generations_that_changed_are_judged_anew(tmp_path: Path, monkeypatch: p
         judged.extend(texts)
         return [1 / (1 + text.count("no")) for text in texts]
 
-    monkeypatch.setattr(extra_scoring, "load_classifier", lambda name, device: (tiny.llama(), None))
-    monkeypatch.setattr(extra_scoring, "clean_probabilities", judge)
+    monkeypatch.setattr(extra_passes, "load_classifier", lambda name, device: (tiny.llama(), None))
+    monkeypatch.setattr(extra_passes, "clean_probabilities", judge)
     numbers = score(tmp_path, ["gibberish"])
     assert numbers == {"gibberish": {"forget": pytest.approx(1 / 3), "retain": 1.0}}
     assert score(tmp_path, ["gibberish"]) == numbers
     assert len(judged) == 9
     assert files(tmp_path) == ["forget/gibberish/gibberish.jsonl", "retain/gibberish/gibberish.jsonl"]
-    assert read(["gibberish"], tmp_path, SETS, {"gibberish_model": extra_scoring.GIBBERISH_MODEL}) is not None
+    assert read(["gibberish"], tmp_path, SETS, {"gibberish_model": extra_passes.GIBBERISH_MODEL}) is not None
     assert read(["gibberish"], tmp_path, SETS, {"gibberish_model": "other"}) is None
     others = Sets(generations={**WRITTEN, "forget": ["yes"] * 5})
     assert read(["gibberish"], tmp_path, others) is None

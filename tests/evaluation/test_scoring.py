@@ -1,59 +1,26 @@
-"""Scoring: losses and generations do not depend on batches."""
+"""Losses: those of each sequence alone, whatever the batch, and the model left as it was."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
+import sharp
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from sharp import END, Words, sequences
+from transformers import LlamaForCausalLM
 
 from gru_fast.data.sequences import Encoded
-from gru_fast.evaluation.scoring import generate, label_log_probs, losses
-
-END = 1
-
-
-class Words:
-    """Just enough of a tokenizer: token 7 reads "7"."""
-
-    eos_token_id: int | None = END
-    pad_token_id: int | None = END  # as in the original code: padding is the end token
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        assert skip_special_tokens
-        return " ".join(map(str, ids))
+from gru_fast.evaluation.generation import generate
+from gru_fast.evaluation.scoring import label_log_probs, losses
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=23,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.5,  # far from uniform, so that a wrong mask or position shows
-        bos_token_id=0,
-        eos_token_id=END,
-    )
-    return LlamaForCausalLM(config)
-
-
-def sequences() -> list[Encoded]:
-    """Lengths 2 to 9; of each the first two tokens are prompt, where there are so many."""
-    draw = torch.Generator().manual_seed(0)
-    rows: list[Encoded] = []
-    for length in (5, 2, 9, 3, 7, 9):
-        ids = torch.randint(2, 23, (length,), generator=draw).tolist()
-        ids[-1] = END
-        rows.append({"input_ids": ids, "labels": [-100] * min(2, length - 1) + ids[min(2, length - 1) :]})
-    return rows
+    return sharp.model()
 
 
 def by_hand(model: LlamaForCausalLM, row: Encoded) -> list[float]:
@@ -64,9 +31,6 @@ def by_hand(model: LlamaForCausalLM, row: Encoded) -> list[float]:
             logits = model(input_ids=torch.tensor([row["input_ids"][:at]])).logits[0, -1].double()
             found.append(float(logits.log_softmax(-1)[row["labels"][at]]))
     return found
-
-
-# ---- losses ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
@@ -144,74 +108,3 @@ def test_a_model_with_an_adapter_is_scored_with_it(model: LlamaForCausalLM) -> N
     again = losses(merged, sequences(), batch_size=3, pad_token_id=END)
     assert [row.loss for row in again] == pytest.approx([row.loss for row in found], abs=1e-4)
     assert generate(merged, Words(), [[3, 4], [5]], 6, batch_size=2) == written
-
-
-# ---- generations -----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def greedy_by_hand(model: LlamaForCausalLM, prompt: list[int], most: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(most):
-        token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-        if token == END:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_generation_is_greedy_row_by_row_each_with_its_limit(model: LlamaForCausalLM, batch_size: int) -> None:
-    prompts = [row["input_ids"][:-1] for row in sequences()]
-    limits = [4, 12, 0, 7, 1, 3]
-    found = generate(model, Words(), prompts, limits, batch_size=batch_size)
-    for prompt, limit, text in zip(prompts, limits, found, strict=True):
-        assert text == " ".join(map(str, greedy_by_hand(model, prompt, limit)))
-
-
-def test_one_limit_for_all_and_no_prompts(model: LlamaForCausalLM) -> None:
-    prompts = [[3, 4], [5]]
-    assert generate(model, Words(), prompts, 5, batch_size=2) == generate(model, Words(), prompts, [5, 5], batch_size=2)
-    assert generate(model, Words(), prompts, 0, batch_size=2) == ["", ""]
-    assert generate(model, Words(), [], 5, batch_size=2) == []
-
-
-def test_the_end_tokens_of_the_model_end_a_text_too(model: LlamaForCausalLM) -> None:
-    prompt = [3, 4, 5]
-    free = greedy_by_hand(model, prompt, 6)
-    assert len(free) > 2
-    held, stop = model.generation_config, free[2]
-    model.generation_config = GenerationConfig(eos_token_id=[END, stop])
-    try:
-        expected = free[: free.index(stop)]
-        assert generate(model, Words(), [prompt], 6, batch_size=1) == [" ".join(map(str, expected))]
-    finally:
-        model.generation_config = held
-
-
-def test_penalties_and_sampling_of_the_models_config_do_not_count(model: LlamaForCausalLM) -> None:
-    prompts = [[3, 4], [5, 6, 7, 8]]
-    expected = generate(model, Words(), prompts, 8, batch_size=2)
-    held = model.generation_config
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=3.0, top_p=0.9, repetition_penalty=9.0, no_repeat_ngram_size=1, max_length=3
-    )
-    try:
-        assert generate(model, Words(), prompts, 8, batch_size=2) == expected
-    finally:
-        model.generation_config = held
-
-
-def test_a_tokenizer_without_padding_or_end(model: LlamaForCausalLM) -> None:
-    words = Words()
-    words.pad_token_id = None
-    assert generate(model, words, [[3], [4, 5]], 3, batch_size=2) == generate(
-        model, Words(), [[3], [4, 5]], 3, batch_size=2
-    )
-
-
-def test_wrong_prompts_are_named(model: LlamaForCausalLM) -> None:
-    with pytest.raises(ValueError, match=r"prompts\[1\]: expected at least one token"):
-        generate(model, Words(), [[3], []], 3, batch_size=2)
-    with pytest.raises(ValueError, match="max_new_tokens: expected one number or 2, got 1"):
-        generate(model, Words(), [[3], [4]], [3], batch_size=2)

@@ -11,24 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gru_fast.benchmarks.muse import extra as muse_extra
-from gru_fast.benchmarks.muse.records import Prompt, Scorer, content, load_prompts, load_texts
+from gru_fast.benchmarks.muse.records import (
+    Question,
+    content,
+    load_prompts,
+    load_texts,
+    score_answer,
+    score_surprise,
+    score_text,
+)
 from gru_fast.benchmarks.muse.rows import CORPORA, HUB, corpus_of
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.data.templates import ensure_pad_token
 from gru_fast.evaluation import extra
-from gru_fast.evaluation.record_folder import RecordFolder, RowSet, check_settings, score_sets
-from gru_fast.evaluation.scoring import Autocast, Subject, check_whole
-from gru_fast.evaluation.summaries import SUMMARY_FILE, finished
+from gru_fast.evaluation.asking import Scorer, score_rows
+from gru_fast.evaluation.record_folder import RowSet, check_settings
+from gru_fast.evaluation.subject import Subject, check_whole
+from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.metrics import mia
 from gru_fast.metrics import muse as metrics
 from gru_fast.metrics.muse import MIN_KS, Records, Retained, read_records, read_retained
-from gru_fast.models.identity import fingerprint
+from gru_fast.models.forward import Autocast
 from gru_fast.runs.files import read_json, write_json
 from gru_fast.runs.processes import on_first
 
@@ -102,10 +111,13 @@ def run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
     if not options.metrics:
         return _run(options, subject)
-    subject = replace(subject, load=cache(subject.load))  # once for both parts
-    summary = _run(options, subject)
-    numbers = muse_extra.measure(options, subject, options.data or HUB, summary, options.retain_logs)
-    return on_first(lambda: extra.add(numbers, subject.output_dir / SUMMARY_FILE, summary))
+    return extra.evaluated_with(
+        subject,
+        partial(_run, options),
+        lambda subject, summary: muse_extra.measure(
+            options, subject, options.data or HUB, summary, options.retain_logs
+        ),
+    )
 
 
 def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
@@ -116,8 +128,7 @@ def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     how: dict[str, Any] = {"retained": retained, "stemmer": options.stemmer, "k": options.min_k}
 
     def known() -> dict[str, Any] | None:
-        file, settings = subject.output_dir / SUMMARY_FILE, wanted(options, subject.asked)
-        if not subject.overwrite and finished(subject.output_dir, settings) and subject.is_older_than(file):
+        if subject.has_answered(wanted(options, subject.asked)):
             return resummarize(subject.output_dir, **how)
         if not subject.overwrite:
             check_settings(subject.output_dir / "records", {"corpus": corpus, **limits})
@@ -216,7 +227,7 @@ def evaluate(
 
     ``output_dir`` then holds ``records/SET.jsonl`` (one line a row, see :mod:`gru_fast.metrics.muse`) and
     ``summary.json``. Finished rows are kept as they come: called again, it goes on where it was stopped, and scores
-    nothing when all rows are there. See :mod:`gru_fast.benchmarks.muse_records` for what is asked of the model.
+    nothing when all rows are there. See :mod:`gru_fast.benchmarks.muse.records` for what is asked of the model.
 
     Where ``torch.distributed`` is initialised, the processes share the rows: all must call it, each with the same
     arguments and the whole model, and all get the summary.
@@ -240,12 +251,12 @@ def evaluate(
     check_whole(model)
     output_dir = Path(output_dir)
     corpus = corpus_of(data)
-    pad_token_id = ensure_pad_token(tokenizer)
+    scorer = Scorer(model, tokenizer, ensure_pad_token(tokenizer), batch_size, autocast)
     prompts = load_prompts(
         tokenizer, data, verbmem_tokens=verbmem_tokens, knowmem_tokens=knowmem_tokens, max_rows=max_rows
     )
     texts = load_texts(tokenizer, data, max_rows=max_rows)
-    sets: dict[str, Sequence[Prompt] | Sequence[Encoded]] = {**prompts, **texts}
+    sets: dict[str, Sequence[Question] | Sequence[Encoded]] = {**prompts, **texts}
     # What PrivLeak would refuse after the work is refused before it.
     if isinstance(retained, (str, Path)):
         retained = read_retained(retained, corpus)
@@ -259,26 +270,24 @@ def evaluate(
         "knowmem_tokens": knowmem_tokens,
         "max_rows": max_rows,
         "rows": {name: content(rows) for name, rows in sets.items()},
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "model": fingerprint(model),
     }
-    folder = RecordFolder(output_dir / "records", settings, overwrite=overwrite)
-    scorer = Scorer(model, tokenizer, pad_token_id, batch_size, autocast)
+    how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}
+    seconds, settings = score_rows(scorer, _asked(scorer, prompts, texts), output_dir, settings, data=data, **how)
+    return on_first(lambda: _finish(output_dir, retained, stemmer, k, seconds=seconds, settings=settings))
+
+
+def _asked(
+    scorer: Scorer, prompts: Mapping[str, Sequence[Question]], texts: Mapping[str, Sequence[Encoded]]
+) -> list[RowSet]:
+    """What is asked of the rows of each set."""
+    work = {"verbmem_f": score_text, "knowmem_f": score_answer, "knowmem_r": score_answer}
     asked = [
-        RowSet(name, rows, scorer.verbmem if name == "verbmem_f" else scorer.knowmem, [len(one.ids) for one in rows])
+        RowSet(name, rows, partial(work[name], scorer), [len(row.ids) for row in rows])
         for name, rows in prompts.items()
     ]
-    asked += [
-        RowSet(name, rows, scorer.privleak, [len(row["input_ids"]) for row in rows]) for name, rows in texts.items()
-    ]
-    seconds = score_sets(folder, asked, batch_size=batch_size, progress=progress, stale=output_dir / SUMMARY_FILE)
-    of_summary = {
-        "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
-        "data": str(data),
-        "batch_size": batch_size,
-        **settings,
-    }
-    return on_first(lambda: _finish(output_dir, retained, stemmer, k, seconds=seconds, settings=of_summary))
+    surprise = partial(score_surprise, scorer)
+    asked += [RowSet(name, rows, surprise, [len(row["input_ids"]) for row in rows]) for name, rows in texts.items()]
+    return asked
 
 
 def resummarize(

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gru_fast.benchmarks.muse.records import Prompt, load_prompts, load_texts
+from gru_fast.benchmarks.muse.records import Question, load_prompts, load_texts
 from gru_fast.data.sequences import IGNORE_INDEX, Encoded
 from gru_fast.evaluation import extra
-from gru_fast.evaluation.scoring import Subject
+from gru_fast.evaluation.subject import Subject
 from gru_fast.metrics.muse import GENERATION_SETS, SURPRISE_SETS, read_records
 
 _SETTINGS = ("corpus", "verbmem_tokens", "knowmem_tokens", "max_rows")  # that the records depend on
@@ -64,7 +64,7 @@ def measure(
     )
 
 
-def _with_gold(tokenizer: Any, prompt: Prompt) -> Encoded:
+def _with_gold(tokenizer: Any, prompt: Question) -> Encoded:
     """A prompt with what ought to come after it; that is scored."""
     gold = tokenizer(prompt.reference, add_special_tokens=False)["input_ids"]
     return {"input_ids": [*prompt.ids, *gold], "labels": [IGNORE_INDEX] * len(prompt.ids) + list(gold)}

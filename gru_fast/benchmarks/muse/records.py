@@ -16,9 +16,7 @@ ROUGE, and does not score the last token of a text.
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from gru_fast.benchmarks.muse.rows import HUB, TEXT, load
-from gru_fast.data.sequences import Encoded, content_hash
+from gru_fast.data.hashes import joined_hash
+from gru_fast.data.sequences import Encoded, content_hash, num_labels
 from gru_fast.data.templates import encode_prompt
-from gru_fast.evaluation.scoring import Autocast, generate, label_log_probs, num_labels
+from gru_fast.evaluation.asking import Prompt, Scorer
+from gru_fast.evaluation.scoring import check_finite
 from gru_fast.metrics import mia
 from gru_fast.metrics.muse import MIN_KS
 
@@ -38,13 +38,11 @@ _TEXTS = {"privleak_forget": "forget", "privleak_holdout": "holdout"}
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Question(Prompt):
     """A row whose continuation is asked for. ``shown``: of the prompt, what its record keeps."""
 
-    ids: list[int]
     shown: str
     reference: str
-    max_new_tokens: int
 
 
 def load_prompts(
@@ -54,7 +52,7 @@ def load_prompts(
     verbmem_tokens: int = 128,
     knowmem_tokens: int = 32,
     max_rows: int | None = None,
-) -> dict[str, list[Prompt]]:
+) -> dict[str, list[Question]]:
     """The prompts of verbmem_f, knowmem_f and knowmem_r, the first ``max_rows`` of each (None: all).
 
     Args:
@@ -64,11 +62,11 @@ def load_prompts(
     """
     found = {
         "verbmem_f": [
-            Prompt(
+            Question(
                 encode_prompt(tokenizer, TEXT, row["prompt"]),
-                row["prompt"],
-                first_tokens(tokenizer, row["gt"], verbmem_tokens),
                 verbmem_tokens,
+                shown=row["prompt"],
+                reference=first_tokens(tokenizer, row["gt"], verbmem_tokens),
             )
             for row in load("verbmem", "forget", data)[:max_rows]
         ]
@@ -76,11 +74,11 @@ def load_prompts(
     for name, split in _QUESTIONS.items():
         shots = "".join(question_text(**_pair(row)) + "\n\n" for row in load("knowmem", f"{split}_icl", data))
         found[name] = [
-            Prompt(
+            Question(
                 encode_prompt(tokenizer, TEXT, shots + question_text(row["question"])),
-                row["question"],
-                row["answer"],
                 knowmem_tokens,
+                shown=row["question"],
+                reference=row["answer"],
             )
             for row in load("knowmem", split, data)[:max_rows]
         ]
@@ -117,72 +115,40 @@ def cut_answer(text: str) -> str:
     return text
 
 
-def content(rows: Sequence[Prompt] | Sequence[Encoded]) -> str:
+def content(rows: Sequence[Question] | Sequence[Encoded]) -> str:
     """Hash of all that is scored: texts and tokenizer at once."""
-    digest = hashlib.blake2b(digest_size=8)
-    for row in rows:
-        if isinstance(row, Prompt):
-            digest.update(content_hash({"input_ids": row.ids, "labels": []}).encode())
-            digest.update(row.reference.encode())
-        else:
-            digest.update(content_hash(row).encode())
-    return digest.hexdigest()
+    return joined_hash(row.content + row.reference if isinstance(row, Question) else content_hash(row) for row in rows)
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Some rows -> their records, without the index."""
+def score_text(scorer: Scorer, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """The records of verbmem: what the model writes after each text."""
+    return _generations(questions, scorer.write(questions))
 
-    model: Any
-    tokenizer: Any
-    pad_token_id: int
-    batch_size: int
-    autocast: Autocast
 
-    def verbmem(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
-        """What the model writes after each text."""
-        return self._generations(prompts, self._write(prompts))
+def score_answer(scorer: Scorer, questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """The records of knowmem: what the model answers to each question."""
+    return _generations(questions, map(cut_answer, scorer.write(questions)))
 
-    def knowmem(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
-        """What the model answers to each question."""
-        return self._generations(prompts, map(cut_answer, self._write(prompts)))
 
-    def privleak(self, texts: list[Encoded]) -> list[dict[str, Any]]:
-        """How well the model knows each text."""
-        rows = label_log_probs(
-            self.model, texts, batch_size=self.batch_size, pad_token_id=self.pad_token_id, autocast=self.autocast
-        )
-        return [_surprise(text, row.double().numpy()) for text, row in zip(texts, rows, strict=True)]
+def score_surprise(scorer: Scorer, texts: Sequence[Encoded]) -> list[dict[str, Any]]:
+    """The records of privleak: how well the model knows each text."""
+    rows = [log_probs.double().numpy() for log_probs in scorer.log_probs(texts)]
+    check_finite([float(row.mean()) for row in rows], "texts")
+    return [_surprise(text, row) for text, row in zip(texts, rows, strict=True)]
 
-    def _write(self, prompts: list[Prompt]) -> list[str]:
-        return generate(
-            self.model,
-            self.tokenizer,
-            [prompt.ids for prompt in prompts],
-            [prompt.max_new_tokens for prompt in prompts],
-            batch_size=self.batch_size,
-            autocast=self.autocast,
-        )
 
-    @staticmethod
-    def _generations(prompts: list[Prompt], texts: Any) -> list[dict[str, Any]]:
-        return [
-            {"prompt": prompt.shown, "reference": prompt.reference, "generation": text}
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
+def _generations(questions: Iterable[Question], texts: Iterable[str]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": question.shown, "reference": question.reference, "generation": text}
+        for question, text in zip(questions, texts, strict=True)
+    ]
 
 
 def _surprise(text: Encoded, log_probs: mia.Floats) -> dict[str, Any]:
-    loss = -float(np.mean(log_probs))
-    if not math.isfinite(loss):
-        raise RuntimeError(
-            "the model gives NaN or Inf for a text; it has diverged (look at the run's losses), or its numbers do not "
-            "fit float16 (use bfloat16 or float32)"
-        )
     return {
         "text": content_hash(text),
         "num_tokens": num_labels(text),
-        "loss": loss,
+        "loss": -float(np.mean(log_probs)),
         "min_k": {str(k): mia.min_k(log_probs, k) for k in MIN_KS},
     }
 

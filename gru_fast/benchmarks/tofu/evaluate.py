@@ -17,24 +17,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gru_fast.benchmarks.tofu import extra as tofu_extra
-from gru_fast.benchmarks.tofu.records import Example, Scorer, content, encode
+from gru_fast.benchmarks.tofu.records import content, encode, score
 from gru_fast.benchmarks.tofu.rows import HUB, MAX_ROWS, SPLITS, load_eval_sets, split_problem
 from gru_fast.benchmarks.tofu.summary import finish, resummarize, summarize
 from gru_fast.data.templates import Template, ensure_pad_token, resolve_template
 from gru_fast.evaluation import extra
-from gru_fast.evaluation.record_folder import RecordFolder, RowSet, check_settings, score_sets
-from gru_fast.evaluation.scoring import Autocast, Subject, check_whole
-from gru_fast.evaluation.summaries import SUMMARY_FILE, finished
+from gru_fast.evaluation.asking import Scorer, score_rows
+from gru_fast.evaluation.record_folder import RowSet, check_settings
+from gru_fast.evaluation.subject import Subject, check_whole
 from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import Record, Records
-from gru_fast.models.identity import fingerprint
+from gru_fast.models.forward import Autocast
 from gru_fast.runs.processes import on_first
 
 HELP = "Model Utility and Forget Quality of a model on TOFU, or of published logs"
@@ -131,19 +131,19 @@ def run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
         return _summary_of_log(options)
     if not options.metrics:
         return _run(options, subject)
-    subject = replace(subject, load=cache(subject.load))  # once for both parts
     rows = tofu_extra.load_rows(options.metrics, str(options.split), options.data or HUB, options.max_rows or None)
-    summary = _run(options, subject)
-    numbers = tofu_extra.measure(options, subject, rows, summary, options.retain_logs)
-    return on_first(lambda: extra.add(numbers, subject.output_dir / SUMMARY_FILE, summary))
+    return extra.evaluated_with(
+        subject,
+        partial(_run, options),
+        lambda subject, summary: tofu_extra.measure(options, subject, rows, summary, options.retain_logs),
+    )
 
 
 def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
     limits = _limits(options)
 
     def known() -> dict[str, Any] | None:
-        file, settings = subject.output_dir / SUMMARY_FILE, wanted(options, subject.asked)
-        if not subject.overwrite and finished(subject.output_dir, settings) and subject.is_older_than(file):
+        if subject.has_answered(wanted(options, subject.asked)):
             how = (options.retain_logs, options.truth_ratio, options.matching_rows)
             return resummarize(subject.output_dir, *how)
         # What would be refused after the model is loaded is refused before.
@@ -305,7 +305,7 @@ def evaluate(
     output_dir = Path(output_dir)
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
-    pad_token_id = ensure_pad_token(tokenizer)
+    scorer = Scorer(model, tokenizer, ensure_pad_token(tokenizer), batch_size, autocast)
     sets = {
         name: encode(tokenizer, template, rows, max_length, max_new_tokens, name)
         for name, rows in load_eval_sets(split, data, max_rows).items()
@@ -322,23 +322,12 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "max_rows": max_rows,
         "rows": {name: content(examples) for name, examples in sets.items()},
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "model": fingerprint(model),
     }
-    folder = RecordFolder(output_dir / "records", settings, overwrite=overwrite)
-    scorer = Scorer(model, tokenizer, pad_token_id, batch_size, autocast)
-    asked = [RowSet(name, examples, scorer, [_length(one) for one in examples]) for name, examples in sets.items()]
-    seconds = score_sets(folder, asked, batch_size=batch_size, progress=progress, stale=output_dir / SUMMARY_FILE)
-    of_summary = {
-        "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
-        "data": str(data),
-        "batch_size": batch_size,
-        **settings,
-    }
-    how = (retain_logs, truth_ratio, matching_rows)
-    return on_first(lambda: finish(output_dir, *how, seconds=seconds, settings=of_summary))
-
-
-def _length(example: Example) -> int:
-    """Of its longest sequence."""
-    return max(len(row["input_ids"]) for row in example.sequences)
+    asked = [
+        RowSet(name, examples, partial(score, scorer), [one.length for one in examples])
+        for name, examples in sets.items()
+    ]
+    how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}
+    seconds, settings = score_rows(scorer, asked, output_dir, settings, data=data, **how)
+    of_retained = (retain_logs, truth_ratio, matching_rows)
+    return on_first(lambda: finish(output_dir, *of_retained, seconds=seconds, settings=settings))

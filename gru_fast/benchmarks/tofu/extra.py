@@ -16,7 +16,7 @@ from gru_fast.data.rows import Row
 from gru_fast.data.sequences import Encoded
 from gru_fast.data.templates import encode_rows
 from gru_fast.evaluation import extra
-from gru_fast.evaluation.scoring import Subject
+from gru_fast.evaluation.subject import Subject
 from gru_fast.metrics.logs import read_records
 
 _SETTINGS = ("split", "template", "max_length", "max_rows")  # of the evaluation, that the records depend on

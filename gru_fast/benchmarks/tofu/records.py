@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gru_fast.data.hashes import joined_hash
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.data.templates import Template, encode_prompt, encode_rows
-from gru_fast.evaluation.scoring import Autocast, SequenceLoss, generate, losses
+from gru_fast.evaluation.asking import Prompt, Scorer
+from gru_fast.evaluation.scoring import SequenceLoss
 from gru_fast.metrics.rouge import rouge
 
 
@@ -21,8 +22,12 @@ class Example:
     answer: str
     sequences: list[Encoded]
     has_paraphrase: bool
-    prompt: list[int]
-    max_new_tokens: int
+    prompt: Prompt
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest sequence."""
+        return max(len(row["input_ids"]) for row in self.sequences)
 
 
 def encode(
@@ -33,7 +38,7 @@ def encode(
     max_new_tokens: int | None,
     where: str,
 ) -> list[Example]:
-    """Rows of one set as tokens; the lengths are those of :mod:`gru_fast.benchmarks.tofu_eval`.
+    """Rows of one set as tokens; the lengths are those of :mod:`gru_fast.benchmarks.tofu.evaluate`.
 
     Args:
         rows: with question, answer, paraphrased_answer and perturbed_answer.
@@ -59,14 +64,14 @@ def encode(
     examples = []
     for row, answer, texts in zip(rows, answers, others, strict=True):
         prompt = encode_prompt(tokenizer, template, row["question"])
+        room = max(max_length - len(prompt), 0)
         examples.append(
             Example(
                 question=row["question"],
                 answer=row["answer"],
                 sequences=[answer, *(next(found) for _ in texts)],
                 has_paraphrase=len(texts) > len(row["perturbed_answer"]),
-                prompt=prompt,
-                max_new_tokens=max(max_length - len(prompt), 0) if max_new_tokens is None else max_new_tokens,
+                prompt=Prompt(prompt, room if max_new_tokens is None else max_new_tokens),
             )
         )
     return examples
@@ -74,46 +79,17 @@ def encode(
 
 def content(examples: Sequence[Example]) -> str:
     """Hash of all that is scored: the rows, the tokenizer and the template at once."""
-    digest = hashlib.blake2b(digest_size=8)
-    for example in examples:
-        rows: list[Encoded] = [*example.sequences, {"input_ids": example.prompt, "labels": []}]
-        digest.update(" ".join(map(content_hash, rows)).encode())
-    return digest.hexdigest()
+    return joined_hash(" ".join([*map(content_hash, one.sequences), one.prompt.content]) for one in examples)
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Some rows -> their records, without the index."""
-
-    model: Any
-    tokenizer: Any
-    pad_token_id: int
-    batch_size: int
-    autocast: Autocast
-
-    def __call__(self, examples: list[Example]) -> list[dict[str, Any]]:
-        sequences = [sequence for example in examples for sequence in example.sequences]
-        found = iter(
-            losses(
-                self.model,
-                sequences,
-                batch_size=self.batch_size,
-                pad_token_id=self.pad_token_id,
-                autocast=self.autocast,
-            )
-        )
-        texts = generate(
-            self.model,
-            self.tokenizer,
-            [example.prompt for example in examples],
-            [example.max_new_tokens for example in examples],
-            batch_size=self.batch_size,
-            autocast=self.autocast,
-        )
-        return [
-            _record(example, [next(found) for _ in example.sequences], text)
-            for example, text in zip(examples, texts, strict=True)
-        ]
+def score(scorer: Scorer, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """The records of some rows, without the index."""
+    found = iter(scorer.losses([sequence for example in examples for sequence in example.sequences]))
+    texts = scorer.write([example.prompt for example in examples])
+    return [
+        _record(example, [next(found) for _ in example.sequences], text)
+        for example, text in zip(examples, texts, strict=True)
+    ]
 
 
 def _record(example: Example, found: list[SequenceLoss], generation: str) -> dict[str, Any]:

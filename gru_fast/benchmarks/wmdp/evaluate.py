@@ -25,13 +25,13 @@ from typing import Any
 
 from gru_fast.benchmarks.wmdp.model import shared
 from gru_fast.benchmarks.wmdp.questions import contents, definition, local_task
-from gru_fast.data.rows import nearest
 from gru_fast.evaluation.record_folder import check_alike, differing
-from gru_fast.evaluation.scoring import Subject, check_whole
-from gru_fast.evaluation.summaries import SUMMARY_FILE, finished
+from gru_fast.evaluation.scoring import check_finite
+from gru_fast.evaluation.subject import Subject, asked_for, check_whole, settings_of
+from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.models.frozen import frozen
-from gru_fast.models.identity import fingerprint
 from gru_fast.runs.files import read_json, write_json
+from gru_fast.runs.messages import nearest
 from gru_fast.runs.processes import here, on_first
 
 HELP = "accuracy of a model on WMDP's questions and on MMLU, through lm-eval"
@@ -92,11 +92,10 @@ def title(options: WmdpEvalOptions) -> str:
 def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
     local = _local_specs(options)
-    file, settings = subject.output_dir / SUMMARY_FILE, _settings(options, local, subject.asked)
+    settings = _settings(options, local, subject.asked)
 
     def known() -> dict[str, Any] | None:
-        is_there = finished(subject.output_dir, settings) and subject.is_older_than(file)
-        return read_json(file) if is_there and not subject.overwrite else None
+        return read_json(subject.summary_file) if subject.has_answered(settings) else None
 
     summary = on_first(known)
     if summary is not None:
@@ -195,7 +194,7 @@ def evaluate(
     check_whole(model)
     folder, file = Path(output_dir) / "tasks", Path(output_dir) / SUMMARY_FILE
     specs = tasks if isinstance(tasks, Mapping) else task_specs(tasks)
-    settings = {"limit": limit, "dtype": str(model.dtype).removeprefix("torch."), "model": fingerprint(model)}
+    settings = settings_of(model, {"limit": limit})
     check_alike(Path(output_dir), {**settings, "tasks": contents(specs)})
     seconds, found = 0.0, {}
     for name, spec in specs.items():
@@ -215,7 +214,7 @@ def evaluate(
         **summarize(found),
         "seconds": seconds,
         "settings": {
-            "model_options": dict(model_options or {"model": getattr(model, "name_or_path", "")}),
+            "model_options": asked_for(model, model_options),
             "tasks": contents(specs),
             "batch_size": batch_size,
             **settings,
@@ -284,12 +283,7 @@ def _ask(
         with nullcontext() if progress and here()[0] == 0 else redirect_stderr(StringIO()):
             result = evaluator.evaluate(lm=asked, task_dict=loaded, limit=limit, bootstrap_iters=0)
     answers = {name: [_answer(name, row) for row in rows] for name, rows in sorted(result["samples"].items())}
-    broken = sum(not math.isfinite(x) for rows in answers.values() for row in rows for x in row["log_likelihoods"])
-    if broken:
-        raise RuntimeError(
-            f"the model gives NaN or Inf for {broken} choices; it has diverged (look at the run's losses), or its "
-            "numbers do not fit float16 (use bfloat16 or float32)"
-        )
+    check_finite([x for rows in answers.values() for row in rows for x in row["log_likelihoods"]], "choices")
     return {
         "accuracy": {name: sum(row["correct"] for row in rows) / len(rows) for name, rows in answers.items()},
         "lm_eval": {"version": version("lm_eval"), "tasks": result["versions"], "results": result["results"]},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gru_fast.data.hashes import joined_hash
 from gru_fast.data.rows import load_rows
 
 _SUBJECTS = {"wmdp_bio": "biology", "wmdp_chem": "chemistry", "wmdp_cyber": "cybersecurity"}
@@ -38,8 +38,7 @@ def local_task(name: str, folder: Path) -> dict[str, Any]:
             raise ValueError(f'{where}: field "answer": expected 0, 1, 2 or 3, got {row.get("answer")!r}')
         subject = _SUBJECTS.get(name, row.get("subject"))
         asked.append({"prompt": prompt(row, subject and subject.replace("_", " ")), "answer": row["answer"]})
-    content = hashlib.blake2b(json.dumps(asked).encode(), digest_size=8).hexdigest()
-    return {"name": name, "rows": asked, "content": content}
+    return {"name": name, "rows": asked, "content": joined_hash([json.dumps(asked)])}
 
 
 def contents(specs: Mapping[str, Any]) -> dict[str, str | None]:

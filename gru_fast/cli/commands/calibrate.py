@@ -279,7 +279,7 @@ class _Work(ExitStack):
 
     def _subject(self, alpha: float) -> Any:
         from gru_fast.cli import evaluating
-        from gru_fast.evaluation.scoring import Subject
+        from gru_fast.evaluation.subject import Subject
 
         names = [self.model.model, str(self.how.original)]
         return Subject(

@@ -84,7 +84,7 @@ def _defaults(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _subject(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Any:
     from gru_fast.cli import evaluating
-    from gru_fast.evaluation.scoring import Subject
+    from gru_fast.evaluation.subject import Subject
 
     return Subject(
         asked=evaluating.asked_for(model),

@@ -1,23 +1,20 @@
-"""Scoring for the optional metrics: against float64 by hand, one sequence at a time, and the model left as it was."""
+"""Scoring token by token, and by gradients: against float64 by hand, and the model left as it was."""
 
 from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import Tensor
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
-from words import word_tokenizer
 
 from gru_fast.data.sequences import Encoded
-from gru_fast.evaluation import extra_scoring
-from gru_fast.evaluation.extra_scoring import clean_probabilities, gradient_norms, load_classifier, token_scores
-from gru_fast.evaluation.scoring import generate
+from gru_fast.evaluation import scoring
+from gru_fast.evaluation.generation import generate
+from gru_fast.evaluation.scoring import gradient_norms, token_scores
 from gru_fast.metrics.memorization import extraction_strength
 from gru_fast.metrics.scores import TextRecord
 
@@ -73,7 +70,7 @@ def test_pieces_of_the_vocabulary_make_no_difference(
 ) -> None:
     whole = token_scores(model, rows, batch_size=3, pad_token_id=0)
     for elements in (1, tiny.VOCAB_SIZE * 2, tiny.VOCAB_SIZE * 7):  # one, two and seven tokens at a time
-        monkeypatch.setattr(extra_scoring, "_MAX_ELEMENTS", elements)
+        monkeypatch.setattr(scoring, "_MAX_ELEMENTS", elements)
         pieces = token_scores(model, rows, batch_size=3, pad_token_id=0)
         for one, other in zip(whole, pieces, strict=True):
             for name in ("log_probs", "correct", "means", "variances"):
@@ -83,7 +80,7 @@ def test_pieces_of_the_vocabulary_make_no_difference(
 def test_tokens_that_cannot_be_have_no_part_in_the_spread() -> None:
     logits = torch.zeros(1, 3, 4)
     logits[0, :, 2:] = -math.inf
-    scores = extra_scoring._scores_of_labels(logits, torch.tensor([[-100, 0, 1]]))
+    scores = scoring._scores_of_labels(logits, torch.tensor([[-100, 0, 1]]))
     half = math.log(0.5)
     torch.testing.assert_close(scores, torch.tensor([[half, half], [1.0, 0.0], [half, half], [0.0, 0.0]]))
 
@@ -202,58 +199,3 @@ def test_nothing_to_score_is_refused(model: Any, rows: list[Encoded]) -> None:
         with pytest.raises(ValueError, match=r"sequences\[1\]: none of its 2 tokens is scored"):
             work([rows[0], bare])
         assert work([]) == []
-
-
-# ---- the classifier --------------------------------------------------------------------------------------------------
-
-TEXTS = ["one two three", "two", "", "three three three three one", "one " * 600]
-
-
-@pytest.fixture(scope="module")
-def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text classifier of four labels, in the order of the one that is used by default."""
-    folder = tmp_path_factory.mktemp("classifier")
-    tokenizer = word_tokenizer(
-        TEXTS, bos=True, pad_token="</s>", model_input_names=["input_ids", "attention_mask"], model_max_length=512
-    )
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = DistilBertConfig(
-        vocab_size=len(tokenizer),
-        dim=8,
-        hidden_dim=8,
-        n_layers=1,
-        n_heads=1,
-        pad_token_id=1,
-        id2label=dict(enumerate(["clean", "mild gibberish", "noise", "word salad"])),
-    )
-    DistilBertForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_clean_is_a_label_and_not_a_number(classifier_folder: Path, batch_size: int) -> None:
-    classifier, tokenizer = load_classifier(str(classifier_folder), "cpu")
-    assert not classifier.training
-    found = clean_probabilities(classifier, tokenizer, TEXTS, batch_size=batch_size)
-    with torch.no_grad():
-        for text, prob in zip(TEXTS, found, strict=True):
-            ids = torch.tensor([tokenizer(text)["input_ids"][:512]])
-            assert prob == pytest.approx(float(classifier(input_ids=ids).logits.softmax(-1)[0, 0]), abs=1e-6)
-    classifier.config.id2label = {0: "LABEL_0", 1: "noise", 2: "Clean", 3: "word salad"}
-    moved = clean_probabilities(classifier, tokenizer, TEXTS[:2], batch_size=batch_size)
-    assert moved != pytest.approx(found[:2])
-
-
-def test_a_classifier_of_other_labels_is_refused(classifier_folder: Path) -> None:
-    classifier, tokenizer = load_classifier(str(classifier_folder), "cpu")
-    classifier.config.id2label = {0: "positive", 1: "negative"}
-    with pytest.raises(ValueError, match='expected a classifier with a label "clean", got positive, negative'):
-        clean_probabilities(classifier, tokenizer, TEXTS, batch_size=2)
-
-
-def test_a_classifier_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"gibberish_model: cannot get .*none \(.*give --gibberish-model a folder"
-    ):
-        load_classifier(str(tmp_path / "none"), "cpu")
