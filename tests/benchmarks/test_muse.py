@@ -86,7 +86,7 @@ def test_the_hub_is_asked_for_subset_and_split(monkeypatch: pytest.MonkeyPatch) 
             raise ValueError("Unknown split")
         return [{"text": "one"}, {"text": "two"}]
 
-    monkeypatch.setattr(muse.rows, "load_rows", load_rows)
+    monkeypatch.setattr("gru_fast.benchmarks.muse.rows.load_rows", load_rows)
     assert load_text("scal_2", "muse-bench/MUSE-News") == "one\n\ntwo"
     load("knowmem", "retain_qa", muse.HUB)
     assert asked == [
@@ -100,7 +100,7 @@ def test_a_wrong_row_is_not_taken_for_a_missing_split(monkeypatch: pytest.Monkey
     def load_rows(data: str, name: str, fields: Any, *, split: str) -> list[dict[str, str]]:
         raise ValueError(f"{split} is broken")
 
-    monkeypatch.setattr(muse.rows, "load_rows", load_rows)
+    monkeypatch.setattr("gru_fast.benchmarks.muse.rows.load_rows", load_rows)
     with pytest.raises(ValueError, match="retain_qa is broken"):
         load("knowmem", "retain_qa", muse.HUB)
 

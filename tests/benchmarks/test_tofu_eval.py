@@ -292,7 +292,7 @@ def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(
         asked.extend(zip(map(len, prompts), max_new_tokens, strict=True))
         return [""] * len(prompts)
 
-    monkeypatch.setattr("gru_fast.benchmarks.tofu.records.generate", nothing)
+    monkeypatch.setattr("gru_fast.evaluation.asking.generate", nothing)
     evaluate(make_model(), tokenizer, PHI, "forget05", data, tmp_path / "total", **OPTIONS)
     assert len({length for length, _ in asked}) > 1
     assert all(length + room == 30 for length, room in asked)
