@@ -9,52 +9,59 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gru_fast.jobs.queue import Claim
-from gru_fast.jobs.worker import Result
+from gru_fast.jobs.command import launched
+from gru_fast.jobs.doing import Pruned
+from gru_fast.runs.records import Job
+
+_WAITS = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
 
 
 @dataclass(frozen=True)
 class Scripted:
-    """Does as ``claim.spec["do"]`` says, and leaves a line ``NAME PID`` in ``folder/done`` when it begins."""
+    """Does as ``job.spec["do"]`` says, and leaves a line ``NAME PID`` in ``folder/done`` when it begins."""
 
     folder: Path
 
-    def __call__(self, claim: Claim) -> Result:
+    def __call__(self, job: Job) -> dict[str, Any]:
         with (self.folder / "done").open("a") as file:
-            file.write(f"{claim.name} {os.getpid()}\n")
-        print(f"this is {claim.name}")
+            file.write(f"{job.name} {os.getpid()}\n")
+        print(f"this is {job.name}")
         subprocess.run([sys.executable, "-c", "print('from a process below')"], check=True)
-        action = claim.spec.get("do", "")
+        action = job.spec.get("do", "")
         if action == "fail":
             raise ValueError("this one\ncannot be done")
         if action == "exit":
             sys.exit(2)
         if action == "prune":
-            from optuna.exceptions import TrialPruned
-
-            raise TrialPruned("out of reach")
-        if action == "stop":
-            raise KeyboardInterrupt
-        if action == "die" or (action == "die once" and not self._was_here(claim)):
+            raise Pruned("out of reach", {"epoch": 1})
+        if action == "launch":
+            launched([sys.executable, "-c", _WAITS, str(self.folder / "launched")])
+        if action == "die" or (action == "die once" and not self._was_here(job)):
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep({"nap": 3, "wait": 600}.get(action, 0))
-        return Result(1.5, {"job": claim.name})
+        if action == "wait once" and not self._was_here(job):
+            time.sleep(600)
+        import torch
 
-    def _was_here(self, claim: Claim) -> bool:
-        return [line.split()[0] for line in (self.folder / "done").read_text().splitlines()].count(claim.name) > 1
+        return {"job": job.name, "pid": os.getpid(), "cwd": str(Path.cwd()), "threads": torch.get_num_threads()}
 
-
-@dataclass(frozen=True)
-class Unloadable:
-    """A task that no process can read."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _fail, ()
-
-    def __call__(self, claim: Claim) -> Result:
-        raise AssertionError("must not be called")
+    def _was_here(self, job: Job) -> bool:
+        return [line.split()[0] for line in (self.folder / "done").read_text().splitlines()].count(job.name) > 1
 
 
-def _fail() -> None:
-    raise RuntimeError("cannot be read")
+def outcome(job: Any) -> str:
+    """For the line of a job that is done."""
+    return f"by {job.facts['job']}"
+
+
+def main(folder: Path, *specs: str) -> None:
+    """A driver of its own: jobs "a", "b", ... that do as ``specs`` say, two at a time."""
+    from gru_fast.jobs import driver
+
+    jobs = [Job("abcdefgh"[at], {"do": text}) for at, text in enumerate(specs)]
+    driver.run(folder / "study", jobs, Scripted(folder), driver.Cluster(workers=2), outcome)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

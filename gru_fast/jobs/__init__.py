@@ -1,10 +1,10 @@
-"""Many runs: jobs that processes share, on one machine or on several, through a storage of Optuna.
+"""Many runs: jobs that a driver submits to Ray, on this machine or on a cluster.
 
-storage.py   opens a storage: SQLite, any database that Optuna takes, a journal file for a shared folder
-queue.py     a queue in it: each job is claimed once, a dead worker's job is taken over, the outcome stays
-liveness.py  who works on a job, and whether it is still alive
-worker.py    one process that claims jobs and does them, each with a log of its own
-pool.py      several such processes
+driver.py    submits what is not done, waits, starts Ray and ends it
+doing.py     one job in a worker process: its log, its outcome, its record
 command.py   what jobs mostly are: commands of gru-fast
 progress.py  what is said meanwhile, and which jobs have failed
+
+A job is an ordinary command with an ordinary run folder; it is done when its record (gru_fast/runs/records.py) is
+whole. So the state of a study or sweep is in its folder; scheduling, retries, GPUs and machines that die are Ray's.
 """

@@ -1,36 +1,27 @@
-"""The commands of gru-fast, called from a job of a queue as a user would type them."""
+"""The commands of gru-fast, called from a job as a user would type them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 
-DEVICES = "GRU_FAST_WORKER_DEVICES"  # variable: the GPUs of a worker's launched commands; it sees the first alone
-_WEIGHTS = ("*.safetensors", "*.bin")
+Parse = Callable[[Sequence[str]], Namespace]  # the command line's; the work of a command is then args.run(args)
+
 _STOP_SECONDS = 60  # until a launcher that was asked to stop is killed; torchrun gives its processes 30
-_running: list[subprocess.Popen[bytes]] = []  # what this worker has launched: one, or nothing
 
 
 @contextlib.contextmanager
-def command(argv: Sequence[str]) -> Iterator[Any]:
-    """The arguments of a command, whose work is ``args.run(args)``.
-
-    Meanwhile it is what this process's command line says, for the record, and it is printed.
-    """
-    from gru_fast.cli import parse
-
+def command(argv: Sequence[str], parse: Parse) -> Iterator[Namespace]:
+    """The arguments of a command. Meanwhile it is what this process's command line says, and it is printed."""
     before = sys.argv
     sys.argv = ["gru-fast", *argv]
-    sys.stdout.write(f"$ {shlex.join(sys.argv)}\n")
-    sys.stdout.flush()
+    _show(sys.argv)
     try:
         yield parse(argv)
     finally:
@@ -38,50 +29,38 @@ def command(argv: Sequence[str]) -> Iterator[Any]:
 
 
 def launched(line: Sequence[str]) -> None:
-    """Runs a command line that starts gru-fast by a launcher, such as torchrun's, on the GPUs of this worker.
+    """Runs a command line that starts gru-fast by a launcher, such as torchrun's, on the GPUs of this job.
 
     What it says goes to this process's stdout and stderr. It ends when this process does, however that ends.
 
     Raises:
-        RuntimeError: it has failed. KeyboardInterrupt: this process was asked to stop; so was the launcher.
+        RuntimeError: it has failed.
     """
-    from gru_fast.jobs import tied
+    from gru_fast.runs import tied
 
-    sys.stdout.write(f"$ {shlex.join(line)}\n")
-    sys.stdout.flush()
-    devices = os.environ.get(DEVICES)
-    process = subprocess.Popen(
-        [sys.executable, tied.__file__, str(os.getpid()), *line],
-        env={**os.environ, **({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})},
-        start_new_session=True,
-    )
-    _running.append(process)
+    _show(line)
+    process = subprocess.Popen([sys.executable, tied.__file__, str(os.getpid()), *line], start_new_session=True)
     try:
         status = process.wait()
     except BaseException:
-        stop_launched()
+        _stop(process)
         raise
-    finally:
-        _running.remove(process)
     if status != 0:
         raise RuntimeError(f"{line[0]} ended with exit status {status}; the log has its line and what it said")
 
 
-def stop_launched() -> None:
-    """Ends what :func:`launched` has started, and returns when it has ended."""
-    for process in [process for process in _running if process.poll() is None]:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def _show(line: Sequence[str]) -> None:
+    sys.stdout.write(f"$ {shlex.join(line)}\n")
+    sys.stdout.flush()
 
 
-def delete_weights(run: Path) -> None:
-    """Deletes the model of a run and its checkpoints; everything that says how it was made and how it scored stays."""
-    for pattern in _WEIGHTS:
-        for file in run.glob(pattern):
-            file.unlink()
-    for checkpoint in run.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a launcher, and returns when it has ended."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from gru_fast.jobs import pool
-from gru_fast.jobs.status import BLOCKED, DONE, FAILED, RUNNING, Status
+from gru_fast.runs.records import BLOCKED, DONE, FAILED, RUNNING, Status
 
 _WIDTH = 60  # characters for the names of what is running
 
 
 class Progress:
-    """Shows how the jobs of a queue stand.
+    """Shows how jobs stand.
 
     Args:
         title: of the whole.
@@ -28,10 +25,8 @@ class Progress:
         self._said: set[str] | None = None
         self._bar: Any = None
 
-    def __enter__(self) -> Progress:  # noqa: PYI034 Self is of Python 3.11
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Takes the bar away."""
         if self._bar is not None:
             self._bar.close()
 
@@ -61,18 +56,6 @@ class Progress:
         if job.state == DONE:
             return f"{job.name}  {self._outcome(job)}{took}"
         return f"{job.name}  {job.state}: {job.reason}{took}{f'  ({job.log})' if job.state == FAILED else ''}"
-
-
-def run_shown(
-    address: pool.Address, workers: pool.Workers, folder: Path, outcome: Callable[[Status], str]
-) -> dict[str, Status]:
-    """:func:`gru_fast.jobs.pool.run`, shown; a stop says how to go on. ``folder``: where everything is."""
-    with Progress(str(folder), outcome) as progress:
-        try:
-            return pool.run(address, workers, progress.show)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"\nstopped; the same command goes on in {folder}\n")
-            raise
 
 
 def failures(status: Mapping[str, Status]) -> str:

@@ -17,6 +17,7 @@ from gru_fast.runs.folder import (
     Run,
     check_folder,
     clear,
+    delete_weights,
     environment,
     is_run,
     now,
@@ -28,7 +29,7 @@ from gru_fast.runs.folder import (
 )
 
 __all__ = [
-    "CONFIG", "ENVIRONMENT", "RESULT", "STATE", "Run", "check_folder", "clear", "environment", "is_run",
-    "last_checkpoint", "now", "read_config", "read_json", "read_run", "start", "train", "what_counts", "write_json",
-    "write_text",
+    "CONFIG", "ENVIRONMENT", "RESULT", "STATE", "Run", "check_folder", "clear", "delete_weights", "environment",
+    "is_run", "last_checkpoint", "now", "read_config", "read_json", "read_run", "start", "train", "what_counts",
+    "write_json", "write_text",
 ]  # fmt: skip

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +47,35 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """``["split forget05, not forget10"]``: where two JSON values differ, old first, by dotted names."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            found
+            for key in {**old, **new}
+            for found in differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if old == new else [f"{name} {old!r}, not {new!r}"]
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """RuntimeError while another process is in such a block, on this machine or, where the file system can, another.
+
+    However that one ends, it is free then. Who it is stands in ``path``.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = path.read_text(encoding="utf-8") if path.is_file() else "another process"
+        raise RuntimeError(f"{path.parent.parent}: {who} works here already; wait for it, or stop it") from None
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield

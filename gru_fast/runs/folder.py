@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 CONFIG, ENVIRONMENT, RESULT, STATE = "config.yaml", "environment.json", "run.json", "trainer_state.json"
+_WEIGHTS = ("*.safetensors", "*.bin")
 _PACKAGES = ("gru_fast", "torch", "transformers", "accelerate", "tokenizers", "peft", "datasets", "numpy")
 
 # Options that may change when a run is resumed: where and how often something is written, and to whom it is shown.
@@ -185,6 +186,15 @@ def clear(folder: Path) -> None:
         folder.replace(aside / folder.name)
     finally:
         shutil.rmtree(aside)
+
+
+def delete_weights(run: Path) -> None:
+    """Deletes the model of a run and its checkpoints; everything that says how it was made and how it scored stays."""
+    for pattern in _WEIGHTS:
+        for file in run.glob(pattern):
+            file.unlink()
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def _is_of_a_start(path: Path) -> bool:

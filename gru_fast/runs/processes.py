@@ -7,10 +7,13 @@ that notices that a connection is closed.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -138,3 +141,22 @@ def _the_others_named(world: int) -> Iterator[None]:
             f"another of the {world} processes has stopped, and says itself why; what was finished is kept, and the "
             f"same command goes on with the rest ({str(error).partition(chr(10))[0]})"
         ) from error
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """What this process writes on stdout and stderr goes to ``path``, libraries in C and C++ included."""
+    with path.open("a", encoding="utf-8") as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        before = [os.dup(descriptor) for descriptor in (1, 2)]
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+        try:
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield
+        finally:
+            file.flush()
+            for descriptor, kept in zip((1, 2), before, strict=True):
+                os.dup2(kept, descriptor)
+                os.close(kept)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast import benchmarks, runs
-from gru_fast.jobs.status import BLOCKED, FAILED, WAITING, Status
+from gru_fast.runs.records import BLOCKED, FAILED, WAITING, Status
 from gru_fast.study import results
 from gru_fast.study.plan import Plan, Planned, calibration_of
 from gru_fast.study.recipe import Recipe

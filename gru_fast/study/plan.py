@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from gru_fast.jobs.queue import Job
+from gru_fast.runs.records import Job
 from gru_fast.study import results
 from gru_fast.study.arguments import Arguments, flags
 from gru_fast.study.recipe import Calibration, Part, Recipe
@@ -23,7 +23,7 @@ from gru_fast.study.results import StudyRun
 from gru_fast.study.task import CHECKPOINT, launcher_of
 from gru_fast.study.toy import TAUGHT_TOO
 
-MODELS, RUNS, TOY, LOGS = "models", "runs", "toy", "logs"  # folders of a study
+MODELS, RUNS, TOY = "models", "runs", "toy"  # folders of a study
 _ALONG = {"save_strategy": "epoch", "save_only_model": True}
 
 # Steps of a job, as JSON. See gru_fast/study/task.py.

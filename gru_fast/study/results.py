@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from gru_fast.jobs.status import DONE
 from gru_fast.runs.files import read_json, write_text
+from gru_fast.runs.records import DONE
 
 FILE = "results.json"
 

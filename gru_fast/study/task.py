@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gru_fast.jobs.command import command, delete_weights, launched
-from gru_fast.jobs.queue import Claim
-from gru_fast.jobs.worker import Result
+from gru_fast.jobs.command import Parse, command, launched
+from gru_fast.runs.folder import delete_weights
+from gru_fast.runs.records import Job
 
 CHECKPOINT = "{checkpoint}"
 
@@ -35,21 +35,28 @@ Launch = Mapping[str, str]  # of a recipe: command -> what starts it, in the pla
 
 @dataclass(frozen=True)
 class StudyTask:
-    """Does the jobs of a study; the facts of each are the commands that were run."""
+    """Does the jobs of a study; the facts of each are the commands that were run.
 
+    Args:
+        parse: reads a command line; picklable.
+        launch: of the recipe.
+    """
+
+    parse: Parse
     launch: Launch = field(default_factory=dict)
 
-    def __call__(self, claim: Claim) -> Result:
-        runner = _Runner(self.launch)
-        for step in claim.spec["steps"]:
+    def __call__(self, job: Job) -> dict[str, Any]:
+        runner = _Runner(self.parse, self.launch)
+        for step in job.spec["steps"]:
             _STEPS[step["do"]](step, runner)
-        return Result(facts={"commands": runner.said})
+        return {"commands": runner.said}
 
 
 class _Runner:
     """Runs commands, and keeps how each would be typed."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, parse: Parse, launch: Launch) -> None:
+        self.parse = parse
         self.launch = launch
         self.said: list[str] = []
 
@@ -60,7 +67,7 @@ class _Runner:
             _free_device_memory()
             launched([*shlex.split(prefix), *argv, *how])
         else:
-            with command([*argv, *how]) as args:
+            with command([*argv, *how], self.parse) as args:
                 args.run(args)
         self.said.append(_typed(argv, self.launch))
 
@@ -135,18 +142,17 @@ def _command(step: Mapping[str, Any], runner: _Runner) -> None:
 
 def _train(step: Mapping[str, Any], runner: _Runner) -> None:
     argv, run = step["argv"], Path(step["run"])
-    if _has_all_strengths(argv, run):
+    if _has_all_strengths(argv, run, runner.parse):
         runner.said.append(_typed(argv, runner.launch))
     else:
         runner.run(argv, _how(argv, run))
 
 
-def _has_all_strengths(argv: Sequence[str], run: Path) -> bool:
+def _has_all_strengths(argv: Sequence[str], run: Path, parse: Parse) -> bool:
     """Whether these are task vectors, and each strength has its whole run: the vector itself may be gone by then."""
     if argv[0] != "tru":
         return False
     from gru_fast import runs
-    from gru_fast.cli import parse
     from gru_fast.unlearn.task_vector_options import run_of
 
     return all((run_of(run, float(stg)) / runs.RESULT).is_file() for stg in parse(argv).stg)
@@ -169,7 +175,7 @@ def _print(step: Mapping[str, Any], runner: _Runner) -> None:
     from gru_fast.runs.files import write_text
 
     output = io.StringIO()
-    with command(step["argv"]) as args, contextlib.redirect_stdout(output):
+    with command(step["argv"], runner.parse) as args, contextlib.redirect_stdout(output):
         args.run(args)
     write_text(step["file"], output.getvalue())
     runner.said.append(_typed(step["argv"], {}))

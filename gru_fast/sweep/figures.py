@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gru_fast.jobs.status import FAILED, PRUNED
 from gru_fast.report.figures import panels, save, style
+from gru_fast.runs.records import FAILED, PRUNED
 from gru_fast.sweep.results import Cell, Results, at, axis, is_grid, shown_tau
 
 _PANELS = (("FQ (ln p): how well it is removed", "quality"), ("MU: what is kept", "utility"))

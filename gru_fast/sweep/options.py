@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from gru_fast.core.checks import check_gamma, check_tau
-from gru_fast.jobs.worker import problems_of_patience
 
 # The paper's grids (Appendix D).
 GAMMAS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -23,7 +22,7 @@ def _option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
 
 @dataclass
 class SweepOptions:
-    """What is swept, how it is judged, and by how many.
+    """What is swept, and how it is judged.
 
     Raises:
         ValueError: all that cannot be, at once.
@@ -54,18 +53,6 @@ class SweepOptions:
         default_factory=dict, metadata={"help": "options of gru-fast eval tofu, such as max_rows=100 batch_size=64"}
     )
     keep_models: bool = _option(False, "keep the weights of every run; by default they are deleted once evaluated")
-    workers: int = _option(1, "runs at a time on this machine")
-    devices: list[str] | None = field(
-        default=None,
-        metadata={"help": "CUDA devices that the workers take turns on, as in CUDA_VISIBLE_DEVICES; by default all"},
-    )
-    storage: str | None = _option(
-        None,
-        "where the study is: a database's URL as Optuna takes it, or the path of a journal file, which machines with a "
-        "common folder can share; by default sqlite in --output-dir",
-    )
-    study: str = _option("sweep", "the study's name in the storage")
-    patience: float = _option(60.0, "seconds without a sign of life until another machine's run is taken over")
     retry_failed: bool = _option(False, "do failed runs again")
 
     def __post_init__(self) -> None:
@@ -73,14 +60,10 @@ class SweepOptions:
         self.gammas = _values(self.gammas, "gammas", check_gamma, problems)
         self.taus = _values(self.taus, "taus", check_tau, problems)
         problems += self._problems_of_objectives()
-        for name in ("trials", "workers"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}: expected a whole number of at least 1, got {getattr(self, name)}")
+        if self.trials < 1:
+            problems.append(f"trials: expected a whole number of at least 1, got {self.trials}")
         if not 0 <= self.share <= 1:
             problems.append(f"share: expected a number in [0, 1], got {self.share}")
-        problems += problems_of_patience(self.patience)
-        if not self.study or "/" in self.study:
-            problems.append(f"study: expected a name without a slash, got {self.study!r}")
         if self.sampler == "tpe" and None in self.taus:
             problems.append("taus: expected numbers with --sampler tpe, which draws between them, got none")
         if problems:

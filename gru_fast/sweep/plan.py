@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.jobs.queue import Job
-from gru_fast.jobs.storage import is_of
+from gru_fast.runs.files import differences, read_json, write_json
+from gru_fast.runs.records import Job
 from gru_fast.sweep.options import SweepOptions
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
     from gru_fast.benchmarks.tofu.rows import TofuOptions
     from gru_fast.models.load import ModelOptions
     from gru_fast.unlearn import UnlearnConfig
 
-ORIGINAL = "original"  # the job and the group of the model that unlearning starts from
-SETTINGS, RUNS, LOGS = "settings", "runs", "logs"  # folders of a sweep
-_EVALUATION = "eval.yaml"  # in SETTINGS, beside METHOD.yaml
+ORIGINAL = "original"  # the job of the model that unlearning starts from
+SETTINGS, RUNS = "settings", "runs"  # folders of a sweep
+_EVALUATION, _SETTINGS = "eval.yaml", "sweep.json"  # in SETTINGS, beside METHOD.yaml
 _OWN = ("model", "output_dir", "split", "data", "retain_logs", "from_logs", "overwrite")  # of eval_options, the sweep's
 _OF_MODEL = ("template", "dtype", "attn_implementation", "trust_remote_code")  # an evaluation loads it the same way
 _PER_RUN = ("output_dir", "gamma", "tau")
@@ -44,16 +42,6 @@ class Plan:
     model: ModelOptions
     data: TofuOptions
     configs: Mapping[str, UnlearnConfig]
-
-    @property
-    def address(self) -> str:
-        """Of the storage."""
-        return self.options.storage or f"sqlite:///{self.folder / 'sweep.db'}"
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The studies: the original model, then a method each."""
-        return (ORIGINAL, *self.configs)
 
     @property
     def needs_original(self) -> bool:
@@ -82,10 +70,29 @@ class Plan:
         self.evaluation()
 
     def _is_ours(self) -> bool:
-        """Whether the folder is a sweep's, or one's that has come no further than its database, or empty."""
-        if not self.folder.is_dir():
-            return False
-        return (self.folder / SETTINGS).is_dir() or all(is_of(self.address, path) for path in self.folder.iterdir())
+        """Whether the folder is a sweep's, or empty."""
+        return self.folder.is_dir() and ((self.folder / SETTINGS).is_dir() or not any(self.folder.iterdir()))
+
+    def check_same(self) -> None:
+        """Refuses a folder whose sweep was made with other options.
+
+        Raises:
+            FileExistsError: one of gru_fast 0.1's. ValueError: naming what differs.
+        """
+        if (self.folder / "sweep.db").exists():
+            raise FileExistsError(
+                f"{self.folder}/sweep.db is of gru_fast 0.1, which kept its jobs there: delete it and start the same "
+                "command again, which finds what is whole in runs/ and does the rest"
+            )
+        file = self.folder / SETTINGS / _SETTINGS
+        made = read_json(file) if file.is_file() else {}
+        for group, wanted in self.settings().items():
+            changed = differences(made[group], wanted) if group in made else []
+            if changed:
+                raise ValueError(
+                    f'{self.folder}: "{group}" was made with {"; ".join(changed)}: give the same options, or another '
+                    "--output-dir"
+                )
 
     def evaluation(self) -> dict[str, Any]:
         """Options of gru-fast eval tofu, of every model.
@@ -146,40 +153,30 @@ class Plan:
             found[method] = {**common, **swept, **training}
         return found
 
-    def jobs(self) -> dict[str, list[Job]]:
-        """The jobs of each study."""
+    def jobs(self) -> list[Job]:
+        """The original model's evaluation, then the runs of each method."""
         points = self._grid if self.options.sampler == "grid" else self._slots
-        return {ORIGINAL: [Job(ORIGINAL)], **{method: points(method) for method in self.configs}}
+        return [Job(ORIGINAL), *(job for method in self.configs for job in points(method))]
 
     def _grid(self, method: str) -> list[Job]:
-        from optuna.distributions import CategoricalDistribution
-
-        axes: dict[str, Sequence[float | None]] = {"gamma": self.options.gammas, "tau": self.options.taus}
-        shown: dict[str, BaseDistribution] = {name: CategoricalDistribution(axis) for name, axis in axes.items()}
         return [
-            self._job(method, f"gamma{gamma:g}-tau{'none' if tau is None else f'{tau:g}'}", (gamma, tau), shown)
+            self._job(
+                method, f"gamma{gamma:g}-tau{'none' if tau is None else f'{tau:g}'}", {"gamma": gamma, "tau": tau}
+            )
             for gamma in self.options.gammas
             for tau in self.options.taus
         ]
 
     def _slots(self, method: str) -> list[Job]:
         """Jobs whose gamma and tau are drawn when their turn has come."""
-        return [self._job(method, f"tpe{index:03d}") for index in range(self.options.trials)]
+        return [self._job(method, f"tpe{index:03d}", {"number": index}) for index in range(self.options.trials)]
 
-    def _job(
-        self, method: str, name: str, point: tuple[Any, Any] | None = None, shown: Mapping[str, Any] | None = None
-    ) -> Job:
-        params = {} if point is None else dict(zip(("gamma", "tau"), point, strict=True))
-        return Job(
-            name=f"{method}-{name}",
-            spec={"method": method, **params},
-            needs=(ORIGINAL,) if self.needs_original else (),
-            params=params,
-            distributions=shown or {},
-        )
+    def _job(self, method: str, name: str, spec: Mapping[str, Any]) -> Job:
+        needs = (ORIGINAL,) if self.needs_original else ()
+        return Job(f"{method}-{name}", {"method": method, **spec}, needs)
 
     def write_settings(self) -> None:
-        """The files that the commands of every run start from, METHOD.yaml and eval.yaml."""
+        """The files that commands of every run start from, METHOD.yaml and eval.yaml, and what all was made with."""
         import yaml
 
         from gru_fast.options.flags import config_text
@@ -190,6 +187,8 @@ class Plan:
             own = tuple(f"{name}:" for name in _PER_RUN)
             write_text(self.folder / SETTINGS / f"{method}.yaml", "".join(x for x in lines if not x.startswith(own)))
         write_text(evaluation_file(self.folder), yaml.safe_dump(self.evaluation(), sort_keys=False))
+        file = self.folder / SETTINGS / _SETTINGS
+        write_json(file, {**(read_json(file) if file.is_file() else {}), **self.settings()})
 
 
 def evaluation_file(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from gru_fast.jobs.queue import Claim
+from gru_fast.jobs.doing import Pruned
 
 _BATCH = 32
 _PARTS = 9  # numbers that Model Utility is the harmonic mean of, each at most 1
@@ -21,34 +21,31 @@ class Reach(TrainerCallback):
     The bound is exact for the model as it is then; that the epochs to come will not bring it back is an assumption.
 
     Args:
-        claim: the job; Optuna is told the bound of each epoch.
         run: folder of the run, which names its template.
         evaluation: file with the options of the evaluation: data, which rows and how long.
         least: the Model Utility that must be kept.
     """
 
-    def __init__(self, claim: Claim, run: Path, evaluation: Path, least: float) -> None:
-        self._claim = claim
+    def __init__(self, run: Path, evaluation: Path, least: float) -> None:
+        self.bounds: dict[str, float] = {}  # by epoch
         self._run = run
         self._evaluation = evaluation
         self._least = least
         self._rows: Any = None
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Raises TrialPruned."""
+        """Raises Pruned."""
         if state.global_step >= state.max_steps:
             return
         probability = self._probability(kwargs["model"], kwargs["processing_class"])
         most = utility_bound(probability)
         epoch = round(state.epoch)
-        self._claim.trial.report(most, epoch)
+        self.bounds[str(epoch)] = most
         if most < self._least:
-            from optuna.exceptions import TrialPruned
-
-            self._claim.trial.set_constraint("MU", self._least - most)
-            raise TrialPruned(
+            raise Pruned(
                 f"after epoch {epoch} of {args.num_train_epochs:g} the retain set has Probability {probability:.4f}, "
-                f"so that MU <= {most:.4f}, below the {self._least:.4f} to be kept"
+                f"so that MU <= {most:.4f}, below the {self._least:.4f} to be kept",
+                {"utility_bounds": self.bounds, "missing_utility": self._least - most},
             )
 
     def _probability(self, model: Any, tokenizer: Any) -> float:

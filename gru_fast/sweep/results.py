@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gru_fast.jobs.status import DONE, FAILED, PRUNED, Status
+from gru_fast.runs.records import DONE, FAILED, PRUNED, Status
 from gru_fast.sweep.plan import ORIGINAL
 from gru_fast.sweep.trial import QUALITY, UTILITY
 
@@ -82,7 +82,7 @@ class Results:
 
 
 def collect(status: Mapping[str, Status], share: float) -> Results:
-    """The cells of a queue's jobs."""
+    """The cells of jobs."""
     from gru_fast.unlearn import methods
 
     cells: dict[str, list[Cell]] = {}
@@ -95,17 +95,16 @@ def collect(status: Mapping[str, Status], share: float) -> Results:
 
 
 def _cell(job: Status, title: str) -> Cell:
-    point = {**job.params, **job.spec}
     is_done = job.state == DONE
     return Cell(
         name=job.name,
         method=title,
-        gamma=point.get("gamma"),
-        tau=point.get("tau"),
+        gamma=job.spec.get("gamma"),
+        tau=job.spec.get("tau"),
         state=job.state,
         quality=job.facts.get(QUALITY) if is_done else None,
         utility=job.facts.get(UTILITY) if is_done else None,
-        facts=job.facts,
+        facts=job.facts if is_done else {},
         note=job.reason,
         log=job.log,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gru_fast.jobs.status import DONE, FAILED, PRUNED, RUNNING, WAITING, Status
+from gru_fast.runs.records import DONE, FAILED, PRUNED, RUNNING, WAITING, Status
 from gru_fast.sweep import figures, results
 
 

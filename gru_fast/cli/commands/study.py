@@ -1,15 +1,16 @@
 """Run a paper's worth of unlearning from one recipe: every method plain and with GRU, several seeds, tables, a page.
 
   gru-fast study tofu-tiny --data ../tofu --workers 2         a small model made here; 45 minutes on two cores
-  gru-fast study tofu-phi --devices 0 1 2 3 --workers 4       the paper's settings, a run on each GPU
+  gru-fast study tofu-phi --workers 4                         the paper's settings, a run on each of four GPUs
   gru-fast study tofu-llama2                                  runs that are each spread over 8 GPUs
+  gru-fast study tofu-llama2 --address auto --gpus-per-run 8  on all machines of a Ray cluster
   gru-fast study my.yaml --print-commands                     what would be run, as one would type it
   gru-fast study bench/results/tofu-tiny --report             the report again, from its results.json
 
 Trains or takes the original and the retrained model, unlearns with every method of the recipe, evaluates along the way
 and at the end, calibrates, and does the recipe's ablation, sensitivity and task vectors. Each is an ordinary run folder
-in OUTPUT_DIR. Stopped, or killed, the same command goes on; on several machines that share OUTPUT_DIR, the same command
-shares the work. A run that fails is listed with its log, and the rest goes on.
+in OUTPUT_DIR. Stopped, or killed, the same command goes on. A run that fails is listed with its log, and the rest goes
+on.
 
 Leaves results.json, report.html, report.md, tables/ (Markdown, LaTeX, CSV) and figures/ (PNG, SVG).
 """
@@ -27,13 +28,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gru_fast.jobs.pool import Address
-    from gru_fast.jobs.status import Status
+    from gru_fast.jobs.driver import Cluster
+    from gru_fast.runs.records import Job, Status
     from gru_fast.study.plan import Plan
 
 HELP = "every method plain and with GRU, several seeds: tables, figures, a page"
 
-_JOURNAL = "jobs.journal"
 _RECIPE = "recipe.yaml"
 
 
@@ -43,7 +43,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class StudyOptions:
-    """What is done of a recipe, where, and by how many."""
+    """What is done of a recipe, and where it is kept."""
 
     output_dir: str | None = _option(None, "folder of the study (default: studies/NAME)")
     data: str | None = _option(None, "instead of the recipe's: the benchmark's files, a hub name or a folder")
@@ -51,57 +51,37 @@ class StudyOptions:
     splits: list[str] | None = field(default=None, metadata={"help": "of the recipe's, these alone"})
     methods: list[str] | None = field(default=None, metadata={"help": "of the recipe's, these alone"})
     device: str | None = _option(None, "cpu: not on the accelerator, where there is one")
-    workers: int = _option(1, "jobs at a time on this machine")
-    devices: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "CUDA devices that the workers take turns on, as in CUDA_VISIBLE_DEVICES; by default all. With a "
-            "recipe that has launch, a group for each worker: 0+1+2+3 4+5+6+7"
-        },
-    )
-    storage: str | None = _option(
-        None,
-        "where the jobs are kept: a database's URL as Optuna takes it, or the path of a journal file; by default "
-        f"{_JOURNAL} in --output-dir, which machines with a common folder share",
-    )
-    study: str = _option("study", "name of the study in --storage, which may hold several")
-    patience: float = _option(60.0, "seconds without a sign of life until another machine's job is taken over")
     retry_failed: bool = _option(False, "do failed jobs again")
     keep_models: bool = _option(
         False, "keep the weights of unlearned models; by default they are deleted once evaluated"
     )
 
-    def __post_init__(self) -> None:
-        from gru_fast.jobs.worker import problems_of_patience
-
-        problems = problems_of_patience(self.patience)
-        if self.workers < 1:
-            problems.append(f"workers: expected a whole number of at least 1, got {self.workers}")
-        if not self.study or "/" in self.study:
-            problems.append(f'study: expected a name without "/", got "{self.study}"')
-        if problems:
-            raise ValueError("; ".join(problems))
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from gru_fast.cli import gone
+    from gru_fast.jobs.driver import Cluster
     from gru_fast.options import flags as options
 
+    gone.add(parser)
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a study: gru-fast ls studies")
-    options.add_group(parser, StudyOptions)
+    options.add_group(parser, StudyOptions, Cluster)
     parser.add_argument("--print-commands", action="store_true", help="print the commands of every job, and stop")
     parser.add_argument("--report", action="store_true", help="write the report of what is done so far, and stop")
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast.cli import EXIT_FAILURE
-    from gru_fast.jobs.status import FAILED
+    from gru_fast.cli import EXIT_FAILURE, gone
+    from gru_fast.jobs.driver import Cluster
     from gru_fast.options import flags as options
     from gru_fast.report import figures
+    from gru_fast.runs.records import FAILED
     from gru_fast.study import load
 
-    how: StudyOptions = options.resolve(args, StudyOptions)[0]
+    gone.refuse(args)
+    how: StudyOptions
+    how, cluster = options.resolve(args, StudyOptions, Cluster)
     begun = Path(args.recipe) / _RECIPE
-    is_begun = begun.with_name(_JOURNAL).is_file() and how.output_dir is None
+    is_begun = _is_begun(begun) and how.output_dir is None
     if args.report and not is_begun and _results_of(args.recipe) is not None:
         return _report_again(Path(args.recipe), how)
     file = begun if is_begun else load.find(args.recipe)
@@ -111,9 +91,16 @@ def run(args: argparse.Namespace) -> int:
         _print_commands(jobs, plan.recipe.launch)
         return 0
     figures.require()
-    status = _status(plan, how) if args.report else _work(plan, how, file)
+    status = _status(plan) if args.report else _work(plan, how, cluster, file)
     _report(plan, status, file, args)
     return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) else 0
+
+
+def _is_begun(recipe: Path) -> bool:
+    """Whether a recipe is the one that a study has kept: its jobs are beside it."""
+    from gru_fast.runs.records import RECORDS
+
+    return recipe.is_file() and (recipe.parent / RECORDS).is_dir()
 
 
 def _plan(file: Path, how: StudyOptions, *, is_dry: bool) -> Plan:
@@ -134,7 +121,7 @@ def _plan(file: Path, how: StudyOptions, *, is_dry: bool) -> Plan:
                 file=sys.stderr,
             )
     # The recipe that a study has kept is of that study.
-    folder = file.parent if (file.parent / _JOURNAL).is_file() else Path(f"studies/{file.stem}")
+    folder = file.parent if file.name == _RECIPE and _is_begun(file) else Path(f"studies/{file.stem}")
     return Plan(found, Path(how.output_dir or folder), how.keep_models, is_dry)
 
 
@@ -168,42 +155,36 @@ def _print_commands(jobs: Mapping[str, Any], launch: Mapping[str, str]) -> None:
 # ---- the work --------------------------------------------------------------------------------------------------------
 
 
-def _address(plan: Plan, how: StudyOptions) -> Address:
-    from gru_fast.jobs.pool import Address
-
-    return Address(how.storage or str(plan.folder / _JOURNAL), how.study, plan.groups, how.patience)
-
-
-def _work(plan: Plan, how: StudyOptions, file: Path) -> Mapping[str, Status]:
-    from gru_fast.jobs import pool
-    from gru_fast.jobs.progress import run_shown
-    from gru_fast.jobs.storage import check_folder
+def _work(plan: Plan, how: StudyOptions, cluster: Cluster, file: Path) -> Mapping[str, Status]:
+    from gru_fast.cli import parse
+    from gru_fast.jobs import driver
+    from gru_fast.runs.records import FAILED, Records
     from gru_fast.study import load
-    from gru_fast.study.plan import LOGS
     from gru_fast.study.task import StudyTask
 
     _check_folder(plan.folder)
     _check_launchers(plan)
-    devices = _devices(plan, how)
-    if how.storage:
-        check_folder(how.storage)
-    address = _address(plan, how)
-    made = address.open_made()
-    if made is not None:
-        _check_jobs(plan, how, made.status())
+    _check_jobs(plan)
     _keep_recipe(plan, load.title(file))
-    queue = made or address.open()
-    queue.make({group: {} for group in plan.groups}, plan.jobs())
+    jobs, records = _in_order(plan), Records(plan.folder)
     if how.retry_failed:
-        queue.retry_failed()
-    workers = pool.Workers(StudyTask(plan.recipe.launch), plan.folder / LOGS, how.workers, devices)
-    return run_shown(address, workers, plan.folder, partial(_outcome, plan))
+        records.forget(name for name, job in records.status(jobs).items() if job.state == FAILED)
+    return driver.run(plan.folder, jobs, StudyTask(parse, plan.recipe.launch), cluster, partial(_outcome, plan))
+
+
+def _in_order(plan: Plan) -> list[Job]:
+    return [job for group in plan.jobs().values() for job in group]
 
 
 def _check_folder(folder: Path) -> None:
     """Refuses a folder with something else in it, before anything is written."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _RECIPE).is_file())):
         raise FileExistsError(f"output folder {folder} is not empty, and no study made it; choose another")
+    if (folder / "jobs.journal").exists():
+        raise FileExistsError(
+            f"{folder}/jobs.journal is of gru_fast 0.1, which kept its jobs there: delete it and start the same "
+            "command again, which finds what is whole in the folder and does the rest"
+        )
 
 
 def _check_launchers(plan: Plan) -> None:
@@ -213,26 +194,6 @@ def _check_launchers(plan: Plan) -> None:
             raise FileNotFoundError(
                 f"launch: {name}: no program {program} on PATH; activate its environment, or name its file"
             )
-
-
-def _devices(plan: Plan, how: StudyOptions) -> tuple[str, ...]:
-    """What each worker computes on: a GPU, or a group of them where commands are launched. Empty: as it finds them."""
-    from gru_fast.jobs import pool
-
-    given = tuple(group.replace("+", ",") for group in how.devices or ())
-    if not plan.recipe.launch:
-        if any("," in group for group in given):
-            raise ValueError("devices: expected one GPU for a worker, got a group; groups are for a recipe with launch")
-        return given
-    if how.workers == 1:
-        group = ",".join(given or pool.visible_devices())
-        return (group,) if group else ()
-    if len(given) < how.workers:
-        raise ValueError(
-            f"workers: what {how.workers} of them launch would share GPUs; give --devices a group for each, e.g. "
-            "0+1+2+3 4+5+6+7, or --workers 1"
-        )
-    return given
 
 
 def _keep_recipe(plan: Plan, title: str) -> None:
@@ -247,31 +208,35 @@ def _keep_recipe(plan: Plan, title: str) -> None:
     write_text(plan.folder / _RECIPE, f"# {title}\n{text}")
 
 
-def _check_jobs(plan: Plan, how: StudyOptions, status: Mapping[str, Status]) -> None:
+def _check_jobs(plan: Plan) -> None:
     """Refuses a folder whose jobs were made with other options, or that holds more than the recipe: a report must show
     all that was run. More seeds and methods are jobs of their own, and may come later.
     """
-    from gru_fast.jobs.queue import differences
+    from gru_fast.runs.files import differences
+    from gru_fast.runs.records import Records
     from gru_fast.study.task import settings_of
 
-    instead = "give another --output-dir" + (" and --study" if how.storage else "")
-    wanted = {job.name: job for jobs in plan.jobs().values() for job in jobs}
-    for name, job in status.items():
+    wanted = {job.name: job for job in _in_order(plan)}
+    records = Records(plan.folder)
+    made = {name: record for name in records.names() if (record := records.read(name)) is not None}
+    for name, record in made.items():
         if name not in wanted:
             raise ValueError(
                 f"{plan.folder}: it holds {name}, which this recipe leaves out. A study can grow, not shrink: give "
-                f"what it was begun with as well, or {instead.removeprefix('give ')}"
+                "what it was begun with as well, or another --output-dir"
             )
-        changed = differences(settings_of(job.spec["steps"]), settings_of(wanted[name].spec["steps"]))
+        changed = differences(settings_of(record["spec"]["steps"]), settings_of(wanted[name].spec["steps"]))
         if changed:
-            raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; {instead}")
+            raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; give another --output-dir")
     for name, new in wanted.items():
-        run = None if name in status else _calibrated_run(new.spec["steps"])
+        run = None if name in made else _calibrated_run(new.spec["steps"])
         of = {"do": "delete", "run": run}
-        if run is not None and any(of in status[each].spec["steps"] for each in new.needs if each in status):
+        if run is not None and any(
+            of in made[each]["spec"]["steps"] and records.is_over(each) for each in new.needs if each in made
+        ):
             raise ValueError(
                 f"{plan.folder}: {name} needs the weights of {run}, which its own job deletes when it has evaluated "
-                f"them; {instead}, or begin with --keep-models what calibration may be added to"
+                "them; give another --output-dir, or begin with --keep-models what calibration may be added to"
             )
 
 
@@ -281,13 +246,13 @@ def _calibrated_run(steps: Sequence[Mapping[str, Any]]) -> str | None:
     return str(argv[argv.index("--model") + 1]) if argv[0] == "calibrate" else None
 
 
-def _status(plan: Plan, how: StudyOptions) -> Mapping[str, Status]:
-    queue = _address(plan, how).open_made()
-    if queue is None:
+def _status(plan: Plan) -> Mapping[str, Status]:
+    from gru_fast.runs.records import Records
+
+    if not _is_begun(plan.folder / _RECIPE):
         raise FileNotFoundError(f"{plan.folder}: no study in it; leave --report out to begin it")
-    status = queue.status()
-    _check_jobs(plan, how, status)
-    return status
+    _check_jobs(plan)
+    return Records(plan.folder).status(_in_order(plan))
 
 
 def _outcome(plan: Plan, job: Status) -> str:

@@ -2,13 +2,12 @@
 
   gru-fast sweep --config tofu-phi-forget05 --model runs/tofu-full --retain-logs runs/tofu-retain95
   gru-fast sweep --config tofu-phi-forget05 ... --objectives ga npo --workers 4 --prune
-  gru-fast sweep --config tofu-phi-forget05 ... --storage postgresql://host/db      on as many machines as there are
+  gru-fast sweep --config tofu-phi-forget05 ... --address auto --gpus-per-run 1     on all machines of a Ray cluster
   gru-fast sweep --config tofu-phi-forget05 ... --report      the tables of what is done so far
 
 Every run is an ordinary run folder in OUTPUT_DIR/runs, made by gru-fast unlearn and eval with all other options as
-given here. Stopped, or killed, the same command goes on; on several machines, with the same options and one storage,
-they share the runs. Leaves table.md, results.csv and heat maps. Best is the highest Forget Quality among the runs that
-keep --share of the original model's Model Utility.
+given here. Stopped, or killed, the same command goes on. Leaves table.md, results.csv and heat maps. Best is the
+highest Forget Quality among the runs that keep --share of the original model's Model Utility.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gru_fast.jobs.pool import Address
-    from gru_fast.jobs.status import Status
+    from gru_fast.jobs.driver import Cluster
+    from gru_fast.runs.records import Status
+    from gru_fast.sweep.draw import Draw
     from gru_fast.sweep.plan import Plan
     from gru_fast.sweep.results import Results
 
@@ -30,76 +30,66 @@ _INSTEAD = {"gamma": "--gammas", "tau": "--taus"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from gru_fast.cli import gone
     from gru_fast.options import flags as options
 
+    gone.add(parser)
     options.add(parser, *_classes())
     parser.add_argument("--report", action="store_true", help="write the report of what is done so far, and stop")
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast.cli import EXIT_FAILURE
-    from gru_fast.jobs.status import FAILED
+    from gru_fast.cli import EXIT_FAILURE, gone
     from gru_fast.options import flags as options
     from gru_fast.report import figures
+    from gru_fast.runs.records import FAILED
 
+    gone.refuse(args)
     figures.require()
-    plan, instances = _plan(args)
+    plan, cluster, instances = _plan(args)
     if args.print_config:
         print(options.config_text(instances, args), end="")
         return 0
-    status = _status(plan) if args.report else _work(plan)
+    status = _status(plan) if args.report else _work(plan, cluster)
     _report(plan.folder, status, plan.options.share)
     return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) else 0
 
 
-def _work(plan: Plan) -> Mapping[str, Status]:
+def _work(plan: Plan, cluster: Cluster) -> Mapping[str, Status]:
     """Does what is left to do."""
-    from gru_fast.jobs import pool
-    from gru_fast.jobs.progress import run_shown
-    from gru_fast.jobs.storage import check_folder
-    from gru_fast.sweep.plan import LOGS
+    from gru_fast.jobs import driver
+    from gru_fast.runs.records import FAILED, Records
 
     plan.check()
-    if plan.options.storage:
-        check_folder(plan.address)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    address = _address(plan)
-    queue = address.open()
-    queue.check(plan.settings())
-    plan.write_settings()  # before there are jobs: whoever takes one reads them
-    queue.make(plan.settings(), plan.jobs())
+    plan.check_same()
+    plan.write_settings()
+    jobs, records = plan.jobs(), Records(plan.folder)
     if plan.options.retry_failed:
-        queue.retry_failed()
-    workers = pool.Workers(_task(plan), plan.folder / LOGS, plan.options.workers, tuple(plan.options.devices or ()))
-    return run_shown(address, workers, plan.folder, _outcome)
+        records.forget(name for name, job in records.status(jobs).items() if job.state == FAILED)
+    return driver.run(plan.folder, jobs, _task(plan), cluster, _outcome, _draw(plan))
 
 
 def _status(plan: Plan) -> Mapping[str, Status]:
-    """How the jobs stand; nothing is made or claimed."""
+    """How the jobs stand; nothing is made or begun."""
+    from gru_fast.runs.records import Records
     from gru_fast.sweep.plan import SETTINGS
 
-    queue = _address(plan).open_made() if (plan.folder / SETTINGS).is_dir() else None
-    if queue is None:
+    if not (plan.folder / SETTINGS).is_dir():
         raise FileNotFoundError(f"{plan.folder}: no sweep in it; leave --report out to begin it")
-    queue.check(plan.settings())
-    return queue.status()
-
-
-def _address(plan: Plan) -> Address:
-    from gru_fast.jobs.pool import Address
-
-    return Address(plan.address, plan.options.study, plan.groups, plan.options.patience)
+    plan.check_same()
+    return Records(plan.folder).status(plan.jobs())
 
 
 def _classes() -> tuple[type, ...]:
+    from gru_fast.jobs.driver import Cluster
     from gru_fast.options import commands
     from gru_fast.sweep.options import SweepOptions
 
-    return SweepOptions, *commands.unlearn()
+    return SweepOptions, Cluster, *commands.unlearn()
 
 
-def _plan(args: argparse.Namespace) -> tuple[Plan, Sequence[Any]]:
-    """The sweep, and the options of its first method.
+def _plan(args: argparse.Namespace) -> tuple[Plan, Cluster, Sequence[Any]]:
+    """The sweep, where it is done, and the options of its first method.
 
     The options are resolved once for each method: a config file may have overrides for it.
     """
@@ -116,8 +106,8 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, Sequence[Any]]:
         config = instances[-1]
         config.rectify, config.disable_tqdm = True, True  # a bar is nothing for a log
         found[method] = config
-    sweep, model, data, config = first
-    return Plan(Path(config.output_dir), sweep, model, data, found), first
+    sweep, cluster, model, data, config = first
+    return Plan(Path(config.output_dir), sweep, model, data, found), cluster, first
 
 
 def _fill(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,22 +116,28 @@ def _fill(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task(plan: Plan) -> Any:
+    from gru_fast.cli import parse
     from gru_fast.sweep.trial import SweepTask
 
     named = {"model": plan.model.model, "tokenizer": plan.model.tokenizer, "revision": plan.model.revision}
-    sweep = plan.options
-    taus = [tau for tau in sweep.taus if tau is not None] or [1.0]
     return SweepTask(
+        parse=parse,
         folder=plan.folder,
         split=plan.data.split,
         original=tuple(text for name, value in named.items() if value for text in (f"--{name}", value)),
-        share=sweep.share,
-        prune=sweep.prune,
-        gammas=(sweep.gammas[0], sweep.gammas[-1]),
-        taus=(taus[0], taus[-1]),
-        seed=next(iter(plan.configs.values())).seed,
-        keep_models=sweep.keep_models,
+        share=plan.options.share,
+        prune=plan.options.prune,
+        keep_models=plan.options.keep_models,
     )
+
+
+def _draw(plan: Plan) -> Draw:
+    from gru_fast.sweep.draw import Draw
+
+    sweep = plan.options
+    taus = [tau for tau in sweep.taus if tau is not None] or [1.0]
+    seed = next(iter(plan.configs.values())).seed
+    return Draw((sweep.gammas[0], sweep.gammas[-1]), (taus[0], taus[-1]), sweep.share, seed)
 
 
 def _outcome(job: Status) -> str:

@@ -1,0 +1,175 @@
+"""The driver of a study or sweep: submits to Ray what is not done, waits, and ends what it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gru_fast.jobs.doing import Place, Task, do
+from gru_fast.jobs.progress import Progress
+from gru_fast.runs.files import only_one
+from gru_fast.runs.records import FAILED, RECORDS, Job, Records, Status, can_start
+
+_LOOK_SECONDS = 0.5
+_MAX_DEATHS = 3  # of workers at one job, which then has failed
+_OBJECTS = 80 * 2**20  # bytes of Ray's object store, about its least: jobs hand files on, not objects
+_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "TOKENIZERS_PARALLELISM")
+# No statistics to its makers; memory is the kernel's matter (Ray would kill a job and try it again for ever); a job
+# that has asked for no GPU sees them all, as without Ray.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}  # fmt: skip
+
+
+def _option(text: str) -> Any:
+    return field(default=None, metadata={"help": text})
+
+
+@dataclass
+class Cluster:
+    """Where runs are made, how many at a time, on what."""
+
+    workers: int | None = _option("runs at a time; by default 1, with --address as many as the cluster has room for")
+    gpus_per_run: float | None = _option(
+        "GPUs of each run, 0.5: two share one; by default an equal part of this machine's, with --address none"
+    )
+    address: str | None = _option(
+        "of a Ray cluster whose machines share the output folder: auto, HOST:PORT or ray://...; by default Ray is "
+        "started on this machine, and stopped"
+    )
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.workers is not None and self.workers < 1:
+            problems.append(f"workers: expected a whole number of at least 1, got {self.workers}")
+        gpus = self.gpus_per_run
+        if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+            problems.append(f"gpus_per_run: expected a whole number, or a share below 1, got {gpus:g}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def run(
+    folder: Path,
+    jobs: Sequence[Job],
+    task: Task,
+    cluster: Cluster,
+    outcome: Callable[[Status], str],
+    draw: Callable[[Job, Mapping[str, Status]], Job] = lambda job, status: job,
+) -> dict[str, Status]:
+    """Does the jobs that are not done yet; returns when none is left to do.
+
+    Args:
+        folder: of the study or sweep.
+        task: does a job, in another process: it must be picklable.
+        outcome: a job that is done in a few words, for the line that says so.
+        draw: completes a job that is about to begin for the first time.
+
+    Raises:
+        RuntimeError: another driver works in the folder. KeyboardInterrupt: Ctrl-C, or SIGTERM.
+    """
+    records, most = Records(folder), cluster.workers or (len(jobs) if cluster.address else 1)
+    running: dict[Any, str] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_one(folder / RECORDS / ".driver"))
+        progress = Progress(str(folder), outcome)
+        stack.callback(progress.close)
+        status = records.status(jobs)
+        progress.show(status)
+        if not any(can_start(job, status) for job in status.values()):
+            return status
+        ray = stack.enter_context(_ray(cluster))
+        stack.enter_context(_interruptible(folder))  # now: Ray has put a handler of its own in its place
+        submit = _submitter(ray, cluster, task, folder)
+        while True:
+            status = records.status(jobs, running.values())
+            progress.show(status)
+            if not running and not any(can_start(job, status) for job in status.values()):
+                return status
+            for job in jobs:
+                if len(running) < most and can_start(status[job.name], status):
+                    begun = _begun(job, records, status, draw)
+                    running[submit(begun)] = job.name
+                    status = records.status(jobs, running.values())
+            for ended in ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)[0]:
+                name = running.pop(ended)
+                try:
+                    ray.get(ended)
+                except ray.exceptions.RayError as error:  # its worker has died again and again, or could not begin
+                    job = next(job for job in jobs if job.name == name)
+                    records.end(job, Status(name, job.spec, state=FAILED, reason=_reason(error)))
+
+
+def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Callable[..., Job]) -> Job:
+    """The job with what was drawn for it, now or when it was begun before."""
+    record = records.read(job.name)
+    if record is not None:
+        return Job(job.name, record["spec"], job.needs, record["drawn"])
+    job = draw(job, status)
+    records.begin(job)
+    return job
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    if "died" in str(error) or "crashed" in str(error) or type(error).__name__ == "WorkerCrashedError":
+        return f"its worker has died, {_MAX_DEATHS} times"
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+
+
+# ---- Ray -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _ray(cluster: Cluster) -> Iterator[Any]:
+    """Ray, joined or started; left, or ended with all that it runs."""
+    os.environ |= {name: value for name, value in _QUIET.items() if name not in os.environ}
+    import ray
+
+    where: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        where = {"address": "local", "num_cpus": cluster.workers or 1, "object_store_memory": _OBJECTS}
+        where |= {"include_dashboard": False}
+    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _submitter(ray: Any, cluster: Cluster, task: Task, folder: Path) -> Callable[[Job], Any]:
+    import torch
+
+    gpus, workers = cluster.gpus_per_run, cluster.workers or 1
+    if gpus is None:
+        own = 0.0 if cluster.address else float(ray.cluster_resources().get("GPU", 0)) / workers
+        gpus = own if own < 1 else int(own)
+    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // workers)
+    variables = {name: os.environ[name] for name in (*_VARIABLES, "OMP_NUM_THREADS") if name in os.environ}
+    place = Place(folder.absolute(), os.getcwd(), None if cluster.address else threads, variables)  # noqa: PTH109
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_MAX_DEATHS - 1)(do)
+    return lambda job: remote.options(name=job.name).remote(task, job, place)
+
+
+@contextlib.contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    """SIGTERM, by which a cluster's scheduler asks a job to stop, is Ctrl-C. Either says how to go on."""
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nstopped; the same command goes on in {folder}\n")
+        raise
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
