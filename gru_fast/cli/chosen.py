@@ -21,9 +21,14 @@ def benchmark(args: argparse.Namespace) -> ModuleType:
     content = options.read_config(args.config)[0] if args.config else {}
     name = str(getattr(args, "benchmark", content.get("benchmark", commands.DEFAULT_BENCHMARK)))
     found: ModuleType = benchmarks.get(name)
-    own = {field.name for field in dataclasses.fields(found.Options)}
-    unused = [field.name for field in dataclasses.fields(commands.data_of_all()) if field.name not in own]
+    refuse_others(args, name, found.Options, commands.data_of_all())
+    return found
+
+
+def refuse_others(args: argparse.Namespace, name: str, own: type, every: type) -> None:
+    """Refuses a flag of ``every`` benchmark's options that this one's ``own`` do not have: it would do nothing."""
+    names = {field.name for field in dataclasses.fields(own)}
+    unused = [field.name for field in dataclasses.fields(every) if field.name not in names]
     given = [options.flag(unknown) for unknown in unused if unknown in vars(args)]
     if given:
         raise ValueError(f"{given[0]}: no option of --benchmark {name}; leave it out")
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,29 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite-output-dir", action="store_true", help="clear --output-dir of the run in it")
 
 
-def take_saved_config(args: argparse.Namespace) -> None:
-    """With `--resume` and no `--config`, the run's own options."""
+def take_saved_config(args: argparse.Namespace, is_begun: Callable[[Path], bool] = runs.is_run) -> None:
+    """With `--resume` and no `--config`, the options of what ``is_begun`` in the output folder."""
     folder = getattr(args, "output_dir", None)
-    if args.resume and not args.config and folder and runs.is_run(folder):
+    if args.resume and not args.config and folder and is_begun(Path(folder)):
         args.config = str(Path(folder) / runs.CONFIG)
+
+
+def ready(
+    args: argparse.Namespace, classes: Sequence[type], fill: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> tuple[Any, ...] | None:
+    """The options of a run that is to be trained now; None where they are only printed, or the run has finished.
+
+    Raises:
+        ValueError, FileExistsError: options that cannot be, all at once; a folder that is not empty.
+    """
+    instances = options.resolve(args, *classes, fill=fill)
+    if args.print_config:
+        print(options.config_text(instances, args), end="")
+        return None
+    if already_done(args, instances):
+        return None
+    take_one_device(instances[-1])
+    return instances
 
 
 def already_done(args: argparse.Namespace, instances: Sequence[Any]) -> bool:

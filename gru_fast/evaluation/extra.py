@@ -34,7 +34,7 @@ from gru_fast.evaluation.record_folder import differing, read_settings
 from gru_fast.evaluation.subject import Subject, check_whole, settings_of
 from gru_fast.metrics import extra, scores
 from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
-from gru_fast.runs.files import write_json
+from gru_fast.runs.files import read_lines, write_json
 from gru_fast.runs.processes import on_first
 
 FOLDER = "extra"  # of the records, in that of an evaluation
@@ -271,8 +271,7 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of records; none where there is no file."""
     if not file.is_file():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # the last is empty, or was cut off
+    return [json.loads(line) for line in read_lines(file)[:-1]]  # the last is empty, or was cut off
 
 
 def _load_reference(name: str, subject: Subject, model: Any, tokenizer: Any) -> Any:

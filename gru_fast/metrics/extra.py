@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gru_fast.metrics.mia import auc, privleak
+from gru_fast.metrics.records import rows_of
 from gru_fast.metrics.scores import Metric, TextRecord, TextRecords, get
 
 
@@ -39,12 +40,8 @@ def summarize(
 
 def scores(metric: Metric, records: TextRecords, of: str, whose: str = "") -> list[float]:
     """The score of each text of the set ``of``, in the order of its records. ``whose``: for messages."""
-    rows = records.get(of)
-    if not rows:
-        have = ", ".join(name for name, found in records.items() if found) or "none"
-        raise ValueError(f"{whose}{metric.name} needs the {of} set; the records hold {have}")
     found = []
-    for row in rows:
+    for row in rows_of(records, of, metric.name, whose):
         try:
             found.append(float(metric.score(row)))
         except ValueError as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 from gru_fast.metrics.records import SETS, Record, Records, from_json
 from gru_fast.metrics.tofu import log_truth_ratios
+from gru_fast.runs.files import read_lines, write_json
 
 ORIGINAL_FILE = "eval_log_aggregated.json"
 UNIFIED_FILE = "TOFU_EVAL.json"
@@ -67,8 +68,6 @@ def read_log(path: str | Path, split: str | None = None) -> Records:
 
 def write_log(records: Records, path: str | Path) -> None:
     """Writes records in the original layout, which the original code's aggregation reads. Replaces the file at once."""
-    from gru_fast.runs.files import write_json
-
     content = {_ORIGINAL_SETS[name]: _to_original(name, rows) for name, rows in records.items() if rows}
     write_json(Path(path), content)
 
@@ -95,9 +94,7 @@ def read_records(folder: Path) -> Records:
     for name in SETS:
         file = folder / f"{name}.jsonl"
         if file.is_file():
-            # Not splitlines(): generations hold U+2028 and other separators, which JSON does not escape.
-            lines = file.read_text(encoding="utf-8").split("\n")
-            rows = (_line(line, file, number) for number, line in enumerate(lines, 1) if line)
+            rows = (_line(line, file, number) for number, line in enumerate(read_lines(file), 1) if line)
             found[name] = from_json(rows, str(file))
     return found
 

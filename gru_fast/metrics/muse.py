@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gru_fast.metrics import mia
+from gru_fast.metrics.records import rows_of
 from gru_fast.metrics.rouge import rouge
+from gru_fast.runs.files import read_lines
 
 MIN_KS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # shares of tokens, as published; privleak is of mia.MIN_K
 AUC_FILE = "auc.json"
@@ -113,8 +115,7 @@ def read_records(folder: Path) -> Records:
     for name in SETS:
         file = folder / f"{name}.jsonl"
         if file.is_file():
-            # Not splitlines(): generations hold U+2028 and other separators, which JSON does not escape.
-            lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+            lines = [line for line in read_lines(file) if line]
             kind: Any = Generation if name in GENERATION_SETS else Surprise
             found[name] = _from_json(lines, kind, str(file))
     return found
@@ -257,10 +258,7 @@ def _unified(content: Any) -> dict[str, float]:
 
 
 def _scores(records: Records, name: str, k: float) -> list[float]:
-    rows = records.get(name)
-    if not rows:
-        have = ", ".join(known for known, found in records.items() if found) or "none"
-        raise ValueError(f"PrivLeak needs the {name} set; the records hold {have}")
+    rows = rows_of(records, name, "PrivLeak")
     key = str(float(k))
     for row in rows:
         if key not in row.min_k:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
 
@@ -42,7 +42,17 @@ class Record:
 
 
 Records = dict[str, list[Record]]  # set (SETS) -> its records, by index
+_R = TypeVar("_R")
 _FIELDS = {field.name for field in dataclasses.fields(Record)}
+
+
+def rows_of(records: Mapping[str, Sequence[_R]], name: str, what: str, whose: str = "") -> Sequence[_R]:
+    """The records of a set. ValueError where there are none, by ``what`` needs them and of ``whose`` model they are."""
+    rows = records.get(name)
+    if not rows:
+        have = ", ".join(known for known, found in records.items() if found) or "none"
+        raise ValueError(f"{whose}{what} needs the {name} set; the records hold {have}")
+    return rows
 
 
 def to_json(record: Record) -> dict[str, Any]:

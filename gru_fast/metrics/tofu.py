@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gru_fast.metrics.records import Record, Records
+from gru_fast.metrics.records import Record, Records, rows_of
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ def components(records: Records, kind: str = "geometric") -> dict[str, float]:
     """The nine numbers of Model Utility: {retain, ra, wf}_{prob, rougeL_recall, truth_ratio}, each 0 to 1."""
     found: dict[str, float] = {}
     for name, prefix in _UTILITY_SETS.items():
-        rows = _rows(records, name, "Model Utility")
+        rows = rows_of(records, name, "Model Utility")
         found[f"{prefix}_prob"] = probability(rows, of_choices=name != "retain", where=name)
         found[f"{prefix}_rougeL_recall"] = rouge(rows, where=name)
         found[f"{prefix}_truth_ratio"] = truth_ratio(rows, kind, where=name)
@@ -87,7 +87,7 @@ def harmonic_mean(values: Iterable[float]) -> float:
 
 def forget_scores(records: Records, kind: str = "geometric") -> dict[str, float]:
     """Probability, ROUGE-L recall and mean min(R, 1/R) of the forget set."""
-    rows = _rows(records, "forget", "the forget scores")
+    rows = rows_of(records, "forget", "the forget scores")
     return {
         "prob": probability(rows, where="forget"),
         "rougeL_recall": rouge(rows, where="forget"),
@@ -131,8 +131,8 @@ def forget_quality(
             no questions, its row numbers must match.
     """
     ours, theirs = match_rows(
-        _rows(unlearned, "forget", "Forget Quality"),
-        _rows(retained, "forget", "Forget Quality", "retained model: "),
+        rows_of(unlearned, "forget", "Forget Quality"),
+        rows_of(retained, "forget", "Forget Quality", "retained model: "),
         matching_rows,
     )
     a, b = (log_truth_ratios(rows, kind, where=where) for rows, where in ((ours, "forget"), (theirs, "retained")))
@@ -193,14 +193,6 @@ def _take(rows: Sequence[Record], keys: Any, common: Counter[Any]) -> list[Recor
             left[keys(row)] -= 1
             taken.append(row)
     return taken
-
-
-def _rows(records: Records, name: str, what: str, whose: str = "") -> list[Record]:
-    rows = records.get(name)
-    if not rows:
-        have = ", ".join(known for known, found in records.items() if found) or "none"
-        raise ValueError(f"{whose}{what} needs the {name} set; the records hold {have}")
-    return rows
 
 
 def _column(records: Sequence[Record], field: str, where: str) -> Floats:

@@ -21,6 +21,14 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text, UTF-8, cut at line breaks alone; after the last break, what is left, mostly "".
+
+    Not by splitlines(): JSON does not escape U+2028 and other separators, which generations hold.
+    """
+    return Path(path).read_text(encoding="utf-8").split("\n")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON so that the file is there as a whole or not at all; NaN and infinities as Python's json has them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gru_fast.data.rows import Row, find_folder, load_rows
 from gru_fast.data.templates import Template, encode, encode_rows
+from gru_fast.runs.files import read_lines
 from gru_fast.runs.messages import nearest
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ def idk_answers(data: str | Path = HUB, file: str | Path | None = None) -> list[
         ValueError: a file without answers.
     """
     path = _idk_path(data, file)
-    lines = path.read_text(encoding="utf-8").split("\n")
-    answers = [answer for line in lines if (answer := _idk_answer(line.strip()))]
+    answers = [answer for line in read_lines(path) if (answer := _idk_answer(line.strip()))]
     if not answers:
         raise ValueError(f"{path}: expected answers, one a line, got none; get {_IDK_SOURCE}")
     return answers

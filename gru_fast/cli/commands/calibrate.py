@@ -88,14 +88,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gru_fast import benchmarks
-    from gru_fast.cli import evaluating
+    from gru_fast.cli import chosen, evaluating
     from gru_fast.models.load import ModelOptions
     from gru_fast.options import flags as options
     from gru_fast.runs import processes
 
     name = _chosen(args)
     evaluation = benchmarks.evaluation(name)
-    _refuse_others(args, name, evaluation)
+    chosen.refuse_others(args, name, evaluation.Options, _benchmark_flags())
     classes = (CalibrateOptions, evaluation.Options, ModelOptions)
     instances = options.resolve(args, *classes, fill=lambda values: _fill(evaluation, values))
     instances[0].benchmark = name
@@ -144,17 +144,6 @@ def _chosen(args: argparse.Namespace) -> str:
     given = getattr(args, "benchmark", content.get("benchmark"))
     model = getattr(args, "model", content.get("model"))
     return str(given or (config_of(model) if model else {}).get("benchmark", _DEFAULT))
-
-
-def _refuse_others(args: argparse.Namespace, name: str, evaluation: Any) -> None:
-    """Refuses a flag that is another benchmark's: it would do nothing."""
-    from gru_fast.options import flags as options
-
-    own = {part.name for part in dataclasses.fields(evaluation.Options)}
-    unused = [part.name for part in dataclasses.fields(_benchmark_flags()) if part.name not in own]
-    given = [options.flag(part) for part in unused if part in vars(args)]
-    if given:
-        raise ValueError(f"{given[0]}: no option of --benchmark {name}; leave it out")
 
 
 def _fill(evaluation: Any, values: Mapping[str, Any]) -> dict[str, Any]:

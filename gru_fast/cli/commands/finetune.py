@@ -29,18 +29,13 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.benchmarks.tofu.rows import finetuning_data
     from gru_fast.cli import training
     from gru_fast.options import commands
-    from gru_fast.options import flags as options
     from gru_fast.unlearn.finetune import finetune_trainer
 
     training.take_saved_config(args)
-    instances = options.resolve(args, *commands.finetune(), fill=fill)
+    instances = training.ready(args, commands.finetune(), fill)
+    if instances is None:
+        return 0
     model, data, config = instances
-    if args.print_config:
-        print(options.config_text(instances, args), end="")
-        return 0
-    if training.already_done(args, instances):
-        return 0
-    training.take_one_device(config)
     tokenizer, template = training.load_tokenizer(args, instances)
     rows = finetuning_data(tokenizer, template, data.subset, data.data, data.max_length)
     trainer = finetune_trainer(training.load_model(instances, tokenizer), config, rows, tokenizer)

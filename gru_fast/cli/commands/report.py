@@ -12,10 +12,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 HELP = "tables and figures over runs"
 FORMATS = ("text", "md", "csv")

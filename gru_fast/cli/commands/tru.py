@@ -46,12 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from gru_fast.cli import chosen
+    from gru_fast import runs
+    from gru_fast.cli import chosen, training
     from gru_fast.options import commands
     from gru_fast.options import flags as options
     from gru_fast.runs import processes
 
-    _take_saved_config(args)
+    training.take_saved_config(args, lambda folder: (folder / runs.CONFIG).is_file())
     benchmark = chosen.benchmark(args)
     instances = options.resolve(args, *commands.tru(benchmark), fill=fill)
     model, _, config = instances
@@ -66,15 +67,6 @@ def run(args: argparse.Namespace) -> int:
         processes.on_first(work.check_folder)
         work.run()
     return 0
-
-
-def _take_saved_config(args: argparse.Namespace) -> None:
-    """With `--resume` and no `--config`, the options that the folder was made with."""
-    from gru_fast import runs
-
-    saved = Path(getattr(args, "output_dir", None) or ".") / runs.CONFIG
-    if args.resume and not args.config and "output_dir" in vars(args) and saved.is_file():
-        args.config = str(saved)
 
 
 def fill(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,19 +36,14 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
     """``callbacks``: of a caller in Python, for the trainer."""
     from gru_fast.cli import chosen, training
     from gru_fast.options import commands
-    from gru_fast.options import flags as options
     from gru_fast.unlearn import UnlearnTrainer
 
     training.take_saved_config(args)
     benchmark = chosen.benchmark(args)
-    instances = options.resolve(args, *commands.unlearn(benchmark), fill=fill)
+    instances = training.ready(args, commands.unlearn(benchmark), fill)
+    if instances is None:
+        return 0
     model, data, config = instances
-    if args.print_config:
-        print(options.config_text(instances, args), end="")
-        return 0
-    if training.already_done(args, instances):
-        return 0
-    training.take_one_device(config)
     method = config.make_method()
     config.method_options = dataclasses.asdict(method)  # for the record: defaults too
     tokenizer, template = training.load_tokenizer(args, instances)

@@ -22,7 +22,7 @@ from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import SETS, Record
 from gru_fast.metrics.rouge import rouge
 
-SHARED = Path(os.environ.get("GRU_FAST_SHARED", Path(__file__).parents[2].parent / "shared"))
+SHARED = Path(os.environ.get("GRU_FAST_SHARED", Path(__file__).parents[3].parent / "shared"))
 PHI = TEMPLATES["phi"]
 PLACES = ("Rome", "Oslo", "Lima", "Cairo", "Quito", "Perth", "Delhi")
 TEXT = "Question: Where was author born? \n Answer: She was born in . It is known as a city the world 0 1 2 3 4 5 6 7 8"

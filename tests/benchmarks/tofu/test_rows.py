@@ -30,7 +30,7 @@ from gru_fast.data.templates import TEMPLATES, encode
 
 pytest.importorskip("transformers")
 
-SHARED = Path(os.environ.get("GRU_FAST_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
+SHARED = Path(os.environ.get("GRU_FAST_SHARED", Path(__file__).resolve().parents[3].parent / "shared"))
 TOFU, LOGS = SHARED / "tofu", SHARED / "tofu_eval_logs"
 needs_tofu = pytest.mark.skipif(not TOFU.is_dir(), reason=f"no copy of TOFU in {TOFU}; set GRU_FAST_SHARED")
 needs_logs = pytest.mark.skipif(not LOGS.is_dir(), reason=f"no published logs in {LOGS}; set GRU_FAST_SHARED")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -124,37 +123,6 @@ def test_resume_with_other_options_names_them(tmp_path: Path) -> None:
 def test_resume_of_nothing_is_a_start(tmp_path: Path) -> None:
     assert runs.start(tmp_path / "new", CONFIG, resume=True) is None
     assert runs.is_run(tmp_path / "new")
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "value.json"
-    runs.write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        runs.write_json(path, {"a": object()})
-    with pytest.raises(UnicodeEncodeError):
-        runs.write_text(path, "\ud800")  # fails while it writes
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
-
-
-def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a power cut may leave the name and an empty file."""
-    synced: list[int] = []
-
-    def fsync(file: int) -> None:
-        assert not (tmp_path / "value.txt").exists()
-        synced.append(os.fstat(file).st_size)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    runs.write_text(tmp_path / "value.txt", "abc\n")
-    assert synced == [4]
-    assert (tmp_path / "value.txt").read_text() == "abc\n"
-
-
-def test_written_files_are_as_open_as_others(tmp_path: Path) -> None:
-    runs.write_text(tmp_path / "ours", "")
-    (tmp_path / "plain").write_text("")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_environment_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,59 @@
+"""How a model is asked about a benchmark's rows, and what is kept of it beside the records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sharp
+from sharp import END, Words, sequences
+
+from gru_fast.evaluation.asking import Prompt, Scorer, score_rows
+from gru_fast.evaluation.generation import generate
+from gru_fast.evaluation.record_folder import RowSet
+from gru_fast.evaluation.scoring import gradient_norms, label_log_probs, losses, token_scores
+from gru_fast.models.identity import fingerprint
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer(sharp.model(), Words(), END, batch_size=4)
+
+
+def test_all_are_asked_in_the_same_way(scorer: Scorer) -> None:
+    rows, how = sequences(), {"batch_size": 4, "pad_token_id": END}
+    assert scorer.losses(rows) == losses(scorer.model, rows, **how)
+    by_token = token_scores(scorer.model, rows, **how)
+    for found, expected in (
+        (scorer.log_probs(rows), label_log_probs(scorer.model, rows, **how)),
+        ([one.means for one in scorer.token_scores(rows)], [one.means for one in by_token]),
+    ):
+        assert all(one.equal(other) for one, other in zip(found, expected, strict=True))
+    assert scorer.gradient_norms(rows[:2]) == gradient_norms(scorer.model, rows[:2])
+    written = scorer.write([Prompt([3, 4], 6), Prompt([5], 2)])
+    assert written == generate(scorer.model, Words(), [[3, 4], [5]], [6, 2], batch_size=4)
+    assert len(written[0].split()) > 2 >= len(written[1].split())
+
+
+def test_the_summary_is_told_what_the_records_depend_on(tmp_path: Path, scorer: Scorer) -> None:
+    def work(rows: list[Any]) -> list[dict[str, Any]]:
+        return [{"loss": one.loss} for one in scorer.losses(rows)]
+
+    rows = sequences()
+    sets = [RowSet("some", rows, work, [len(row["input_ids"]) for row in rows])]
+    (tmp_path / "summary.json").write_text("{}")  # of other records
+    seconds, settings = score_rows(scorer, sets, tmp_path, {"split": "a"}, data=tmp_path, progress=False)
+    assert seconds is not None
+    own = {"split": "a", "dtype": "float32", "model": fingerprint(scorer.model)}
+    assert settings == {"model_options": {"model": ""}, "data": str(tmp_path), "batch_size": 4, **own}
+    assert json.loads((tmp_path / "records" / "settings.json").read_text()) == own
+    assert not (tmp_path / "summary.json").exists()
+    lines = [json.loads(line) for line in (tmp_path / "records" / "some.jsonl").read_text().splitlines()]
+    assert {row["index"]: row["loss"] for row in lines} == {i: one.loss for i, one in enumerate(scorer.losses(rows))}
+    asked = {"model": "base", "dtype": "auto"}
+    again = score_rows(scorer, sets, tmp_path, {"split": "a"}, data="here", progress=False, model_options=asked)
+    assert again == (None, {"model_options": asked, "data": "here", "batch_size": 4, **own})
+    with pytest.raises(ValueError, match="split 'a', this evaluation has 'b'"):
+        score_rows(scorer, sets, tmp_path, {"split": "b"}, data="here", progress=False)
