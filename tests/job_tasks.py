@@ -27,7 +27,7 @@ class Scripted:
     def __call__(self, job: Job) -> dict[str, Any]:
         with (self.folder / "done").open("a") as file:
             file.write(f"{job.name} {os.getpid()}\n")
-        print(f"this is {job.name}")
+        print(f"this is {job.name}", flush=True)
         subprocess.run([sys.executable, "-c", "print('from a process below')"], check=True)
         action = job.spec.get("do", "")
         if action == "fail":

@@ -124,7 +124,7 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 # Packages of another extra than [unlearn].
-_EXTRAS = {"optuna": "sweep", "psutil": "sweep", "lm_eval": "wmdp"}
+_EXTRAS = {"filelock": "sweep", "optuna": "sweep", "ray": "sweep", "lm_eval": "wmdp"}
 
 
 def _line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,8 +16,7 @@ from typing import Any
 from gru_fast.runs.processes import logged_to
 from gru_fast.runs.records import DONE, FAILED, PRUNED, Job, Records, Status
 
-_LOCK_SECONDS = 120  # until one who was killed elsewhere has let go of a job
-_LAST_WORD_SECONDS = 1.0  # for Ray to take the answer of a process that ends
+_PATIENCE_SECONDS = 120.0  # until one that was killed, and what it had launched, has let go of a job
 
 
 class Pruned(Exception):  # noqa: N818 no error
@@ -52,50 +50,40 @@ class Place:
 
 def do(task: Task, job: Job, place: Place) -> None:
     """Does a job and keeps its outcome; nothing where it is over already."""
-    from filelock import FileLock
-
     _settle_in(place)
     records = Records(place.records)
-    log = records.log_of(job.name)
-    log.parent.mkdir(parents=True, exist_ok=True)
     # Two processes must not write into one run folder: one whose driver was killed may take a moment to end.
-    with FileLock(log.with_name(f".{job.name}.lock"), timeout=_LOCK_SECONDS):
+    with logged_to(records.log_of(job.name), _PATIENCE_SECONDS):
         if not records.is_over(job.name):
-            records.end(job, _outcome(task, job, log))
+            records.end(job, _outcome(task, job))
 
 
-def _outcome(task: Task, job: Job, log: Path) -> Status:
+def _outcome(task: Task, job: Job) -> Status:
     began, status = time.monotonic(), Status(job.name, job.spec)
-    with logged_to(log):
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        sys.stdout.write(f"--- {job.name}, {now}, process {os.getpid()} on {socket.gethostname()}\n")
-        try:
-            status = replace(status, state=DONE, facts=dict(task(job)))
-        except Pruned as error:
-            status = replace(status, state=PRUNED, reason=str(error), facts=error.facts)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 whatever it is, the others go on
-            traceback.print_exc()
-            reason = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no further word'}"
-            status = replace(status, state=FAILED, reason=reason)
-            _end_if_broken()
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    sys.stdout.write(f"--- {job.name}, {now}, process {os.getpid()} on {socket.gethostname()}\n")
+    try:
+        status = replace(status, state=DONE, facts=dict(task(job)))
+    except Pruned as error:
+        status = replace(status, state=PRUNED, reason=str(error), facts=error.facts)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 whatever it is, the others go on
+        traceback.print_exc()
+        status = replace(status, state=FAILED, reason=f"{type(error).__name__}: {in_line(error)}")
     return replace(status, seconds=round(time.monotonic() - began, 3))
 
 
-def _settle_in(place: Place) -> None:
-    import torch
+def in_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or "no further word"
 
+
+def _settle_in(place: Place) -> None:
     # Ray's own would raise SystemExit in the task, as if that had failed: a worker that is asked to end ends.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(place.cwd)
     os.environ |= place.variables
     if place.threads is not None:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, by the number of cores that a task has asked for
+        import torch
+
         torch.set_num_threads(place.threads)
-
-
-def _end_if_broken() -> None:
-    """Has this process end soon: an error of CUDA stays, and another process should do the rest."""
-    import torch
-
-    if torch.cuda.is_initialized():
-        threading.Timer(_LAST_WORD_SECONDS, os._exit, (0,)).start()

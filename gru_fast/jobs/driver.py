@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gru_fast.jobs.doing import Place, Task, do
-from gru_fast.jobs.progress import Progress
+from gru_fast.jobs.doing import Place, Task, do, in_line
+from gru_fast.report.progress import Progress
 from gru_fast.runs.files import only_one
 from gru_fast.runs.records import FAILED, RECORDS, Job, Records, Status, can_start
 
@@ -22,12 +24,21 @@ _LOOK_SECONDS = 0.5
 _MAX_DEATHS = 3  # of workers at one job, which then has failed
 _OBJECTS = 80 * 2**20  # bytes of Ray's object store, about its least: jobs hand files on, not objects
 _VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "TOKENIZERS_PARALLELISM")
-# No statistics to its makers; memory is the kernel's matter (Ray would kill a job and try it again for ever); a job
-# that has asked for no GPU sees them all, as without Ray.
+# Ray's settings, as it reads them when it is imported; somebody's own stay.
 _QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
-}  # fmt: skip
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a job that has asked for no GPU sees them all, as without Ray
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # with this its daemon's messages stay off the terminal; jobs have logs
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # no stack of C++ at a SIGTERM
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers start as the driver did, not by uv
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_kill_child_processes_on_worker_exit": "false",  # SIGKILL, from which launchers could not end their processes
+    "RAY_memory_monitor_refresh_ms": "0",  # memory is the kernel's matter: Ray would kill a job and try it for ever
+    "RAY_worker_niceness": "0",
+}
+_LOCAL = {
+    "RAY_AUTH_MODE": "token",  # with one of its own: Ray would leave one in the home folder, for other clusters too
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what binds it to the loopback address, on Linux as well
+}
 
 
 def _option(text: str) -> Any:
@@ -120,10 +131,9 @@ def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Calla
 
 
 def _reason(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    if "died" in str(error) or "crashed" in str(error) or type(error).__name__ == "WorkerCrashedError":
+    if type(error).__name__ in {"WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError"}:
         return f"its worker has died, {_MAX_DEATHS} times"
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    return f"{type(error).__name__}: {in_line(error)[:300]}"
 
 
 # ---- Ray -------------------------------------------------------------------------------------------------------------
@@ -132,18 +142,25 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def _ray(cluster: Cluster) -> Iterator[Any]:
     """Ray, joined or started; left, or ended with all that it runs."""
-    os.environ |= {name: value for name, value in _QUIET.items() if name not in os.environ}
+    is_local = cluster.address is None
+    settings = {**_QUIET, **(_LOCAL if is_local else {})}
+    if is_local and "RAY_AUTH_MODE" not in os.environ:
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ |= {name: value for name, value in settings.items() if name not in os.environ}
     import ray
 
-    where: dict[str, Any] = {"address": cluster.address}
-    if cluster.address is None:
-        where = {"address": "local", "num_cpus": cluster.workers or 1, "object_store_memory": _OBJECTS}
-        where |= {"include_dashboard": False}
-    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-    try:
+    with contextlib.ExitStack() as stack:
+        where: dict[str, Any] = {"address": cluster.address}
+        if is_local:
+            # A short path, for sockets, and off /dev/shm, which is small in containers: no objects go through Ray.
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
+            )
+            where = {"address": "local", "num_cpus": cluster.workers or 1, "include_dashboard": False}
+            where |= {"object_store_memory": _OBJECTS, "_temp_dir": folder, "_plasma_directory": folder}
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        stack.callback(ray.shutdown)
         yield ray
-    finally:
-        ray.shutdown()
 
 
 def _submitter(ray: Any, cluster: Cluster, task: Task, folder: Path) -> Callable[[Job], Any]:

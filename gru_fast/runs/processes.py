@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 _T = TypeVar("_T")
 _MEET = timedelta(minutes=10)  # until all have come
+_LOOK = 0.2  # seconds between two looks at a lock
 _WAIT = timedelta(days=7)  # of one process for another's work
 _TOLD = (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)  # what a command says in one line
 
@@ -144,9 +146,28 @@ def _the_others_named(world: int) -> Iterator[None]:
 
 
 @contextmanager
-def logged_to(path: Path) -> Iterator[None]:
-    """What this process writes on stdout and stderr goes to ``path``, libraries in C and C++ included."""
-    with path.open("a", encoding="utf-8") as file:
+def logged_to(path: Path, patience: float) -> Iterator[None]:
+    """What this process writes on stdout and stderr goes to ``path``, libraries in C and C++ included.
+
+    Meanwhile nobody else is in such a block for this path: its lock is held by this process and by every other one that
+    it has started and that still writes there. So who was killed is waited for until what it had launched has ended.
+
+    Raises:
+        TimeoutError: another one has held it for ``patience`` seconds.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{path}: another process still works on this") from None
+                time.sleep(_LOOK)
         sys.stdout.flush()
         sys.stderr.flush()
         before = [os.dup(descriptor) for descriptor in (1, 2)]
@@ -157,6 +178,7 @@ def logged_to(path: Path) -> Iterator[None]:
                 yield
         finally:
             file.flush()
+            fcntl.flock(file, fcntl.LOCK_UN)
             for descriptor, kept in zip((1, 2), before, strict=True):
                 os.dup2(kept, descriptor)
                 os.close(kept)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +18,7 @@ from tofu_folders import save_data
 
 from gru_fast import runs
 from gru_fast.benchmarks import tofu
-from gru_fast.cli import main
-from gru_fast.cli.commands import study as command
+from gru_fast.cli import main, parse
 from gru_fast.study import results, toy
 from gru_fast.study.task import _has_all_strengths, _how
 
@@ -149,26 +147,6 @@ def test_commands_by_a_launcher_and_a_part_that_comes_too_late(
     assert f"forget05-seed0-ga was made with step 1.launch '{start}', not None" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("workers", "devices", "found"),
-    [
-        (1, ["0", "1"], ("0,1",)),
-        (1, ["0+1"], ("0,1",)),
-        (2, ["0+1", "2+3"], ("0,1", "2,3")),
-        (2, ["0+1"], None),
-        (2, None, None),
-    ],
-)
-def test_groups_of_devices_for_what_is_launched(workers: int, devices: list[str] | None, found: Any) -> None:
-    plan: Any = SimpleNamespace(recipe=SimpleNamespace(launch={"eval": "torchrun"}))
-    how = command.StudyOptions(workers=workers, devices=devices)
-    if found is None:
-        with pytest.raises(ValueError, match="workers: what 2 of them launch would share GPUs; give --devices a group"):
-            command._devices(plan, how)
-    else:
-        assert command._devices(plan, how) == found
-
-
 def check_results(found: results.StudyResults, out: Path) -> None:
     by_name = {run.name.removeprefix("forget05-seed0-"): run for run in found.runs}
     assert [*by_name] == [
@@ -218,16 +196,9 @@ def check_files(out: Path) -> None:
         (("--methods", "gaa"), 'has no "gaa"; did you mean "ga"?; it has ga'),
         (("--splits", "forget10"), 'has no "forget10"'),
         (("--seeds", "one"), "seeds: expected a whole number, got 'one'"),
-        (
-            ("--devices", "0+1"),
-            "devices: expected one GPU for a worker, got a group; groups are for a recipe with launch",
-        ),
+        (("--devices", "0+1"), "--devices: no option any more; give --gpus-per-run, and"),
         (("--workers", "0"), "workers: expected a whole number of at least 1, got 0"),
-        (("--patience", "3"), "patience: expected at least 40 seconds, twice the 20 for which a lock"),
-        (
-            ("--storage", "nowhere/jobs.journal"),
-            "storage: cannot open nowhere/jobs.journal: there is no folder nowhere",
-        ),
+        (("--storage", "x"), "--storage: no option any more; machines share a study or sweep as a Ray cluster"),
         (("--report",), "no study in it; leave --report out to begin it"),
     ],
 )
@@ -237,6 +208,16 @@ def test_refused(
     assert main(argv(places, tmp_path / "study", *more)) == 1
     assert text in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_of_an_earlier_version(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("recipe.yaml", "jobs.journal"):
+        (tmp_path / name).touch()
+    assert main(argv(places, tmp_path)) == 1
+    assert (
+        f"{tmp_path}/jobs.journal is of gru_fast 0.1, which kept its jobs there: delete it" in capsys.readouterr().err
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jobs.journal", "recipe.yaml"]
 
 
 def test_a_folder_of_something_else_is_left_alone(
@@ -266,13 +247,13 @@ def test_how_a_command_goes_on(tmp_path: Path) -> None:
 
 def test_task_vectors_whose_models_are_all_there_are_not_computed_again(tmp_path: Path) -> None:
     argv = ["tru", "--model", "m", "--stg", "1", "2.5", "--output-dir", str(tmp_path)]
-    assert not _has_all_strengths(argv, tmp_path)
+    assert not _has_all_strengths(argv, tmp_path, parse)
     for name in ("stg-1", "stg-2.5"):
-        assert not _has_all_strengths(argv, tmp_path)
+        assert not _has_all_strengths(argv, tmp_path, parse)
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text("{}")
-    assert _has_all_strengths(argv, tmp_path)
-    assert not _has_all_strengths(["unlearn"], tmp_path)
+    assert _has_all_strengths(argv, tmp_path, parse)
+    assert not _has_all_strengths(["unlearn"], tmp_path, parse)
 
 
 def test_rows_of_a_toy(places: Path, tmp_path: Path) -> None:

@@ -17,13 +17,9 @@ import yaml
 from tofu_folders import save_data, save_model
 
 from gru_fast import runs
-from gru_fast.cli import main, parse
-from gru_fast.cli.commands import sweep
-from gru_fast.jobs import pool
-from gru_fast.jobs.liveness import Owner
-from gru_fast.jobs.queue import Queue
-from gru_fast.jobs.status import Status
-from gru_fast.jobs.storage import open_storage
+from gru_fast.cli import main
+from gru_fast.jobs import driver
+from gru_fast.runs.records import Job, Records, Status
 
 TRAINING = ("--use-cpu", "--disable-tqdm", "--save-strategy", "no", "--gradient-accumulation-steps", 1)
 
@@ -65,8 +61,8 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def states(out: Path) -> dict[str, str]:
-    queue = Queue(open_storage(f"sqlite:///{out}/sweep.db"), "sweep", ("original", "npo"))
-    return {name: job.state for name, job in queue.status().items()}
+    jobs = [Job(name) for name in ("original", *GRID)]
+    return {name: job.state for name, job in Records(out).status(jobs).items()}
 
 
 GRID = [f"npo-gamma{gamma}-tau{tau}" for gamma in ("0.1", "0.8") for tau in ("1", "none")]
@@ -123,7 +119,7 @@ def test_killed_and_started_again(places: Path, tmp_path: Path, capsys: pytest.C
     assert done.complete
     assert not runs.read_run(out / "runs" / GRID[1]).complete
     found = states(out)
-    assert (found["original"], found[GRID[0]], found[GRID[1]], found[GRID[2]]) == ("done", "done", "running", "waiting")
+    assert (found["original"], found[GRID[0]], found[GRID[1]], found[GRID[2]]) == ("done", "done", "waiting", "waiting")
 
     assert main(argv(places, out, num_train_epochs=200)) == 0
     assert set(states(out).values()) == {"done"}
@@ -157,21 +153,21 @@ def test_failure_is_named_and_the_rest_goes_on(
 
 
 def test_drawn_points_pruning_and_kept_models(places: Path, tmp_path: Path) -> None:
-    """TPE in a journal file, two workers; a run that keeps nothing on the way is given up."""
+    """TPE, two workers; a run that keeps nothing on the way is given up."""
     out = tmp_path / "sweep"
     more = ("--sampler", "tpe", "--trials", 3, "--taus", "0.1", "10", "--prune", "--share", 1, "--keep-models")
-    changed = {"storage": tmp_path / "study.journal", "num_train_epochs": 2, "workers": 2, "learning_rate": 10.0}
-    assert main(argv(places, out, *more, **changed)) == 0
+    assert main(argv(places, out, *more, num_train_epochs=2, workers=2, learning_rate=10.0)) == 0
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert [row["run"] for row in rows] == ["npo-tpe000", "npo-tpe001", "npo-tpe002"]
-    queue = Queue(open_storage(str(tmp_path / "study.journal")), "sweep", ("original", "npo"))
-    utility = queue.status()["original"].facts["MU"]
+    utility = (Records(out).read("original") or {})["facts"]["MU"]
     for row in rows:
         if utility == 0:  # nothing to keep: nothing can be out of reach
             assert row["state"] == "done"
             assert (out / "runs" / row["run"] / "model.safetensors").is_file()
         assert 0.1 <= float(row["gamma"]) <= 0.8
         assert 0.1 <= float(row["tau"]) <= 10
+        assert f"--gamma {row['gamma']} " in runs.read_run(out / "runs" / row["run"]).environment["command"]
+    assert len({row["gamma"] for row in rows}) == 3
 
 
 def test_several_methods_with_a_recipes_overrides(places: Path, tmp_path: Path) -> None:
@@ -190,14 +186,14 @@ def test_several_methods_with_a_recipes_overrides(places: Path, tmp_path: Path) 
 
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
-    """No worker is started; the files of the settings when one would have been."""
+    """Nothing is done; the files of the settings when it would have been."""
     found: list[dict[str, bytes]] = []
 
-    def run(address: pool.Address, workers: pool.Workers, show: Any) -> dict[str, Status]:
-        found.append(settings_of(workers.logs.parent))
-        return address.open().status()
+    def run(folder: Path, jobs: list[Job], *_: Any) -> dict[str, Status]:
+        found.append(settings_of(folder))
+        return Records(folder).status(jobs)
 
-    monkeypatch.setattr(pool, "run", run)
+    monkeypatch.setattr(driver, "run", run)
     return found
 
 
@@ -205,38 +201,11 @@ def settings_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "settings").glob("*")}
 
 
-@pytest.mark.parametrize("left", ["database", "studies", "jobs"])
-def test_killed_before_its_first_run(places: Path, tmp_path: Path, idle: list[dict[str, bytes]], left: str) -> None:
-    """Or joined by a second machine just then: a folder with nothing but the database is the sweep's."""
-    assert main(argv(places, tmp_path / "whole")) == 0
-    out = tmp_path / "sweep"
-    out.mkdir()
-    plan, _ = sweep._plan(parse(argv(places, out)))
-    queue = Queue(open_storage(plan.address), "sweep", plan.groups)
-    if left != "database":
-        queue.make(plan.settings(), plan.jobs() if left == "jobs" else {})
-    (out / "sweep.db-journal").touch()
-    assert main(argv(places, out, "--report")) == 1  # there is none yet, and it leaves nothing
-    assert main(argv(places, out)) == 0
-    assert states(out) == dict.fromkeys(["original", *GRID], "waiting")
-    assert sorted(idle[1]) == ["eval.yaml", "npo.yaml"]
-    assert idle[1] == idle[0]
-
-
-def test_settings_are_there_before_the_jobs(
-    places: Path, tmp_path: Path, idle: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who joins takes a job as soon as there is one."""
-    make, seen = Queue.make, []
-
-    def made(queue: Queue, *args: Any) -> None:
-        seen.append(settings_of(tmp_path / "sweep"))
-        make(queue, *args)
-
-    monkeypatch.setattr(Queue, "make", made)
+def test_settings_are_there_before_the_jobs(places: Path, tmp_path: Path, idle: list[dict[str, bytes]]) -> None:
     assert main(argv(places, tmp_path / "sweep")) == 0
-    assert len(seen[0]) == 2
-    assert seen == idle
+    assert main(argv(places, tmp_path / "sweep")) == 0
+    assert sorted(idle[0]) == ["eval.yaml", "npo.yaml", "sweep.json"]
+    assert idle[1] == idle[0]
 
 
 def test_report_of_what_is_done_so_far(
@@ -248,27 +217,43 @@ def test_report_of_what_is_done_so_far(
     assert not out.exists()
 
     assert main(argv(places, out)) == 0
-    queue = Queue(open_storage(f"sqlite:///{out}/sweep.db"), "sweep", ("original", "npo"))
-    for value in (-30.0, -4.0):
-        claim = queue.claim(Owner.of_this_process())
-        assert claim is not None
-        claim.finish(value, {"FQ (ln p)": value, "MU": 0.5})
-    assert queue.claim(Owner("elsewhere", 1, 0.0)) is not None
+    specs = {"original": {}, GRID[0]: {"method": "npo", "gamma": 0.1, "tau": 1.0}}
+    for (name, spec), value in zip(specs.items(), (-30.0, -4.0), strict=True):
+        status = Status(name, spec, state="done", facts={"FQ (ln p)": value, "MU": 0.5})
+        Records(out).end(Job(name, spec), status)
     before = states(out)
     capsys.readouterr()
     assert main(argv(places, out, "--report", "--retry-failed")) == 0
     assert len(idle) == 1  # no work was done for it
     assert states(out) == before
-    assert list(before.values()) == ["done", "done", "running", "waiting", "waiting"]
+    assert list(before.values()) == ["done", "done", "waiting", "waiting", "waiting"]
     assert "NPO         0.1    1    -4.0000  0.5000  1 of 4" in capsys.readouterr().out
     assert "| NPO | 0.1 | 1 | -4.0000 | 0.5000 | 1 of 4 | 0 | 0 |" in (out / "table.md").read_text()
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
-    assert [row["state"] for row in rows] == ["done", "running", "waiting", "waiting"]
+    assert [row["state"] for row in rows] == ["done", "waiting", "waiting", "waiting"]
     assert (out / "heatmap-npo.png").is_file()
 
     # A report of other options would be of something else.
     assert main(argv(places, out, "--report", "--learning-rate", "0.5")) == 1
     assert "learning_rate 0.01, not 0.5" in said(capsys)
+
+
+def test_a_sweep_of_an_earlier_version_is_taken_over(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its database goes, and what is whole in runs/ is found done: nothing is trained again."""
+    out = tmp_path / "sweep"
+    assert main(argv(places, out)) == 0
+    before, trained = (out / "results.csv").read_text(), runs.read_run(out / "runs" / GRID[0]).result
+    shutil.rmtree(out / "jobs")
+    (out / "sweep.db").touch()
+    capsys.readouterr()
+    assert main(argv(places, out)) == 1
+    assert f"{out}/sweep.db is of gru_fast 0.1, which kept its jobs there: delete it and start the same" in said(capsys)
+    (out / "sweep.db").unlink()
+    assert main(argv(places, out)) == 0
+    assert (out / "results.csv").read_text() == before
+    assert runs.read_run(out / "runs" / GRID[0]).result == trained
 
 
 # ---- wrong uses ------------------------------------------------------------------------------------------------------
@@ -286,8 +271,11 @@ def test_report_of_what_is_done_so_far(
         (["--eval-options", "max_row=3"], 'eval_options: gru-fast eval tofu has no option "max_row"; did you mean'),
         (["--eval-options", "max_rows=many"], "eval_options: --max-rows: expected a whole number, got 'many'"),
         (["--eval-options", "split=forget01"], "eval_options: split is the sweep's to say; leave it out"),
-        (["--storage", "nonsense://x"], "storage: cannot open nonsense://x: "),
-        (["--storage", "sqlite:////nowhere/at/all.db"], "storage: cannot open sqlite:////nowhere/at/all.db: there is"),
+        (["--storage", "sqlite:///x.db"], "--storage: no option any more; machines share a study or sweep as a Ray"),
+        (["--devices", "0", "1"], "--devices: no option any more; give --gpus-per-run"),
+        (["--patience", "60"], "--patience: no option any more; Ray sees to machines that die"),
+        (["--workers", "0"], "workers: expected a whole number of at least 1, got 0"),
+        (["--gpus-per-run", "1.5"], "gpus_per_run: expected a whole number, or a share below 1, got 1.5"),
         (["--model", "/nowhere/model"], "model: no folder or file /nowhere/model"),
         (["--retain-logs", "/nowhere/log"], "/nowhere/log: no such file or folder"),
         (["--learning-rate", "fast"], "--learning-rate: expected a number, got 'fast'"),
@@ -309,10 +297,9 @@ def test_retained_model_must_be_given(places: Path, tmp_path: Path, capsys: pyte
 
 def test_folder_with_something_else(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("")
-    (tmp_path / "sweep.db").touch()
     assert main(argv(places, tmp_path)) == 1
     assert f"output folder {tmp_path} is not empty, and no sweep made it" in said(capsys)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "sweep.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
 
 
 def test_print_config_writes_nothing(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -333,20 +320,23 @@ def test_print_config_writes_nothing(places: Path, tmp_path: Path, capsys: pytes
         (["--sampler", "tpe", "--taus", "1", "2"], "sampler 'grid', not 'tpe'"),
     ],
 )
-def test_study_of_other_settings(
-    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: str
+def test_a_folder_of_other_settings(
+    places: Path,
+    tmp_path: Path,
+    idle: list[dict[str, bytes]],
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    expected: str,
 ) -> None:
     out = tmp_path / "sweep"
-    out.mkdir()
-    plan, _ = sweep._plan(parse(argv(places, out)))
-    Queue(open_storage(plan.address), "sweep", plan.groups).make(plan.settings(), plan.jobs())
-    plan.write_settings()
+    assert main(argv(places, out)) == 0
     files = {path: path.read_bytes() for path in (out / "settings").iterdir()}
     if "--split" in more:  # Forget Quality is only had against the same questions
         more = [*more, "--retain-logs", str(places / "retrained" / "eval" / "tofu-forget05")]
     assert main([*argv(places, out), *more]) == 1
     line = said(capsys)
-    assert 'study "sweep/' in line
+    assert f'{out}: "' in line
     assert expected in line
     assert {path: path.read_bytes() for path in (out / "settings").iterdir()} == files
     assert set(states(out).values()) == {"waiting"}
+    assert len(idle) == 1

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from optuna.exceptions import TrialPruned
 from scipy.stats import hmean
 from tofu_folders import save_data, save_model
 
+from gru_fast.jobs.doing import Pruned
 from gru_fast.sweep.prune import Reach, utility_bound
 
 
@@ -28,18 +28,6 @@ def test_bound_holds_whatever_the_other_numbers_are(probability: float) -> None:
     assert hmean([probability, *[1.0] * 8]) == pytest.approx(utility_bound(probability))
 
 
-class FakeTrial:
-    def __init__(self) -> None:
-        self.reported: dict[int, float] = {}
-        self.constraints: dict[str, float] = {}
-
-    def report(self, value: float, step: int) -> None:
-        self.reported[step] = value
-
-    def set_constraint(self, name: str, value: float) -> None:
-        self.constraints[name] = value
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A run's folder, an evaluation's options, a model, rows."""
@@ -52,37 +40,37 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def look(place: Path, least: float, step: int = 2, model: Any = None) -> FakeTrial:
+def look(place: Path, least: float, step: int = 2, model: Any = None) -> Reach:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    trial: Any = FakeTrial()
-    callback = Reach(SimpleNamespace(trial=trial), place / "run", place / "eval.yaml", least)  # type: ignore[arg-type]
+    callback = Reach(place / "run", place / "eval.yaml", least)
     tokenizer = AutoTokenizer.from_pretrained(place / "model")
     tokenizer.pad_token = tokenizer.eos_token
     model = model or AutoModelForCausalLM.from_pretrained(place / "model")
     state = SimpleNamespace(global_step=step, max_steps=10, epoch=1.0)
     args = SimpleNamespace(num_train_epochs=5.0)
     callback.on_epoch_end(args, state, None, model=model, processing_class=tokenizer)
-    return trial
+    return callback
 
 
 def test_run_in_reach_goes_on(place: Path) -> None:
-    trial = look(place, least=1e-6)
-    assert set(trial.reported) == {1}
+    bounds = look(place, least=1e-6).bounds
+    assert set(bounds) == {"1"}
     probability = 1 / 44  # about: an untrained model of 44 words
-    assert trial.reported[1] == pytest.approx(utility_bound(probability), rel=0.2)
-    assert trial.constraints == {}
+    assert bounds["1"] == pytest.approx(utility_bound(probability), rel=0.2)
 
 
 def test_run_out_of_reach_is_given_up(place: Path) -> None:
     with pytest.raises(
-        TrialPruned, match=r"after epoch 1 of 5 the retain set has Probability 0\.0.*below the 0\.4500 to"
-    ):
+        Pruned, match=r"after epoch 1 of 5 the retain set has Probability 0\.0.*below the 0\.4500 to"
+    ) as caught:
         look(place, least=0.45)
+    (most,) = caught.value.facts["utility_bounds"].values()
+    assert caught.value.facts["missing_utility"] == pytest.approx(0.45 - most)
 
 
 def test_last_epoch_is_evaluated_anyway(place: Path) -> None:
-    assert look(place, least=0.45, step=10).reported == {}
+    assert look(place, least=0.45, step=10).bounds == {}
 
 
 def test_diverged_model_is_out_of_reach(place: Path) -> None:
@@ -92,5 +80,5 @@ def test_diverged_model_is_out_of_reach(place: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(place / "model")
     with torch.no_grad():
         next(iter(model.parameters())).fill_(float("nan"))
-    with pytest.raises(TrialPruned, match=r"Probability 0\.0000, so that MU <= 0\.0000"):
+    with pytest.raises(Pruned, match=r"Probability 0\.0000, so that MU <= 0\.0000"):
         look(place, least=0.45, model=model)

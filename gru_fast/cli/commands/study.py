@@ -293,7 +293,7 @@ def _report_again(given: Path, how: StudyOptions) -> int:
 
 
 def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse.Namespace) -> None:
-    from gru_fast.jobs.progress import failures
+    from gru_fast.report.progress import failures
     from gru_fast.study import collect, load, report, results, verdict
 
     command = shlex.join(["gru-fast", *sys.argv[1:]])

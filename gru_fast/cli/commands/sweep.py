@@ -149,7 +149,7 @@ def _outcome(job: Status) -> str:
 
 
 def _report(folder: Path, status: Mapping[str, Status], share: float) -> None:
-    from gru_fast.jobs.progress import failures
+    from gru_fast.report.progress import failures
     from gru_fast.sweep import results
 
     found = results.collect(status, share)
