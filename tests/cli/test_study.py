@@ -103,7 +103,7 @@ def test_killed_and_gone_on_with(places: Path, tmp_path: Path, capsys: pytest.Ca
 
     # A study does not shrink: its report would not show all that was run. The refusal leaves it as it was.
     assert main(argv(places, out, "--seeds", 1)) == 1
-    assert "it holds toy-seed0, which this recipe leaves out. A study can grow, not shrink" in capsys.readouterr().err
+    assert "-seed0-ga, which this recipe leaves out. A study can grow, not shrink" in capsys.readouterr().err
     assert yaml.safe_load((out / "recipe.yaml").read_text()) == results.read(out).recipe
 
     # Another option for a job that is there is refused.
