@@ -12,8 +12,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import toy
 import torch
+import toy
 
 import gru_fast
 
@@ -41,8 +41,8 @@ def forget(model: Any, forget_rows: list[Any], retain_rows: list[Any], args: arg
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
     """The losses on rows to forget and rows to keep, by run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30, help="of unlearning")
-    parser.add_argument("--learning-rate", type=float, default=0.1)
+    parser.add_argument("--steps", type=int, default=25, help="of unlearning")
+    parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--gamma", type=float, default=0.8, help="weight of the newest gradient in the average")
     parser.add_argument("--tau", type=float, default=1.0, help="largest norm of the gradient")
     args = parser.parse_args(argv)

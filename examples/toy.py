@@ -1,4 +1,4 @@
-"""What both examples need: a tiny Llama made here, and rows that it is taught. In a program of yours they are your own."""
+"""What both examples need: a tiny Llama made here, and rows that it is taught. In a program of yours both are yours."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def teach(student: Any, part: list[dict[str, list[int]]], steps: int) -> None:
 
 @torch.no_grad()
 def loss(student: Any, part: list[dict[str, list[int]]]) -> float:
-    """The mean of -log p over the answers: near 0 for what it knows, log(64) = 4.2 for a guess, more for what it avoids."""
+    """The mean of -log p over the answers: near 0 for what it knows, 4.2 for a guess, more for what it avoids."""
     return float(student(**batch(part)).loss)

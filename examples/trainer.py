@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
     """The losses on rows to forget and rows to keep, by run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="ga", help="ga, npo, simnpo, gd, ...: gru-fast ls methods")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--gamma", type=float, default=0.8, help="weight of the newest gradient in the average")
     parser.add_argument("--tau", type=float, default=1.0, help="largest norm of the gradient")

@@ -155,7 +155,7 @@ def test_command(processes: Processes, tmp_path: Path, fsdp2: bool) -> None:
 
 @pytest.mark.slow
 def test_accelerate_launch(tmp_path: Path) -> None:
-    """Two processes, started with the documentation's configuration for accelerate, in float32, which can be compared."""
+    """Two processes, started with the configuration for accelerate of docs/, in float32, which can be compared."""
     page = (Path(__file__).parents[2] / "docs" / "larger-models.md").read_text(encoding="utf-8")
     found = re.search(r"```yaml\n(compute_environment: .*?)```", page, re.DOTALL)
     assert found is not None
