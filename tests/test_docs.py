@@ -90,7 +90,8 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
         try:
             args = parse(argv)
         except SystemExit as stop:
-            pytest.fail(f"gru-fast {shlex.join(argv)}: exit {stop.code}: {capsys.readouterr().err}")
+            assert stop.code == 0, f"gru-fast {shlex.join(argv)}: {capsys.readouterr().err}"
+            continue  # --help, --version
         config = getattr(args, "config", None)
         if config and "/" not in config:
             flags.read_config(config)
