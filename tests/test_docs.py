@@ -90,8 +90,9 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
         try:
             args = parse(argv)
         except SystemExit as stop:
-            assert stop.code == 0, f"gru-fast {shlex.join(argv)}: {capsys.readouterr().err}"
-            continue  # --help, --version
+            if stop.code == 0:  # --help, --version
+                continue
+            pytest.fail(f"gru-fast {shlex.join(argv)}: {capsys.readouterr().err}")
         config = getattr(args, "config", None)
         if config and "/" not in config:
             flags.read_config(config)
