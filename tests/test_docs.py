@@ -196,6 +196,15 @@ def test_tables_are_whole() -> None:
     assert {name for row in rows for name in INLINE.findall(row.split("|")[1])} == set(methods.names())
 
 
+def test_changelog_knows_all_modules_that_have_moved() -> None:
+    from gru_fast.moved import MOVED
+
+    rows = re.findall(
+        r"^\| `(gru_fast\.[\w.]+)` \| (.+) \|$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {old: tuple(INLINE.findall(new)) for old, new in rows} == MOVED
+
+
 def test_every_page_is_in_the_sites_list() -> None:
     yaml = pytest.importorskip("yaml", reason="needs the extra [unlearn]")
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
