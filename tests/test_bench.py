@@ -368,7 +368,7 @@ def test_profile_step_sees_what_waits(bench: Any) -> None:
     assert bench.profile_step.waiting_calls(calls) == {"cudaStreamSynchronize": 1}
 
 
-def test_readmes_results_are_those_of_the_study() -> None:
+def test_results_page_is_that_of_the_study() -> None:
     pytest.importorskip("matplotlib", reason="needs the extra [unlearn]")
     run = subprocess.run(
         [sys.executable, str(BENCH / "readme_results.py"), "--check"], capture_output=True, text=True, check=False
