@@ -22,6 +22,7 @@ from gru_fast.runs.records import FAILED, RECORDS, Job, Records, Status, can_sta
 
 _LOOK_SECONDS = 0.5
 _MAX_DEATHS = 3  # of workers at one job, which then has failed
+_ENDED = {"LocalRayletDiedError", "RpcError", "OwnerDiedError"}  # of ray.exceptions: the cluster is gone
 _OBJECTS = 80 * 2**20  # bytes of Ray's object store, about its least: jobs hand files on, not objects
 _VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "TOKENIZERS_PARALLELISM")
 # Ray's settings, as it reads them when it is imported; somebody's own stay.
@@ -116,6 +117,8 @@ def run(
                 try:
                     ray.get(ended)
                 except ray.exceptions.RayError as error:  # its worker has died again and again, or could not begin
+                    if type(error).__name__ in _ENDED:  # no fault of the job, which waits for the next driver
+                        raise RuntimeError(f"Ray has ended: {in_line(error)[:300]}") from error
                     job = next(job for job in jobs if job.name == name)
                     records.end(job, Status(name, job.spec, state=FAILED, reason=_reason(error)))
 
@@ -131,7 +134,7 @@ def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Calla
 
 
 def _reason(error: Exception) -> str:
-    if type(error).__name__ in {"WorkerCrashedError", "NodeDiedError", "LocalRayletDiedError"}:
+    if type(error).__name__ in {"WorkerCrashedError", "NodeDiedError"}:
         return f"its worker has died, {_MAX_DEATHS} times"
     return f"{type(error).__name__}: {in_line(error)[:300]}"
 
