@@ -60,7 +60,7 @@ def commands(page: Path) -> Iterator[list[str]]:
     """The arguments of every `gru-fast` command of a page, in blocks and in running text."""
     inline = INLINE.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))
     for line in [*shell_lines(page), *inline]:
-        for part in re.split(r"&&|\|\||[|;]", line):
+        for part in re.split(r"&&|\|\||[|;&]", line):
             text = part.strip()
             if text.startswith("gru-fast "):
                 text = text.removeprefix("gru-fast ")
