@@ -11,14 +11,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gru_fast.jobs.doing import Place, Task, do, in_line
 from gru_fast.report.progress import Progress
 from gru_fast.runs.files import only_one
-from gru_fast.runs.records import FAILED, RECORDS, Job, Records, Status, can_start
+from gru_fast.runs.records import FAILED, RECORDS, RUNNING, Job, Records, Status, can_start
 
 _LOOK_SECONDS = 0.5
 _MAX_DEATHS = 3  # of workers at one job, which then has failed
@@ -76,7 +76,8 @@ def run(
     task: Task,
     cluster: Cluster,
     outcome: Callable[[Status], str],
-    draw: Callable[[Job, Mapping[str, Status]], Job] = lambda job, status: job,
+    draw: Callable[[Job, Mapping[str, Status]], Job] | None = None,
+    retry_failed: bool = False,
 ) -> dict[str, Status]:
     """Does the jobs that are not done yet; returns when none is left to do.
 
@@ -84,51 +85,60 @@ def run(
         folder: of the study or sweep.
         task: does a job, in another process: it must be picklable.
         outcome: a job that is done in a few words, for the line that says so.
-        draw: completes a job that is about to begin for the first time.
+        draw: completes a job that is about to begin for the first time. Then no more jobs begin than the cluster has
+            room for at the moment: the later one is drawn, the more is known.
+        retry_failed: jobs that have failed are done again, with what was drawn for them.
 
     Raises:
-        RuntimeError: another driver works in the folder. KeyboardInterrupt: Ctrl-C, or SIGTERM.
+        ValueError: no machine has the GPUs that a job is to have. RuntimeError: another driver works in the folder. KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
-    records, most = Records(folder), cluster.workers or (len(jobs) if cluster.address else 1)
-    running: dict[Any, str] = {}
+    records = Records(folder)
+    running: dict[Any, Job] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_one(folder / RECORDS / ".driver"))
         progress = Progress(str(folder), outcome)
         stack.callback(progress.close)
         status = records.status(jobs)
+        if retry_failed:
+            records.forget(name for name, job in status.items() if job.state == FAILED)
+            status = records.status(jobs)
         progress.show(status)
         if not any(can_start(job, status) for job in status.values()):
             return status
         ray = stack.enter_context(_ray(cluster))
         stack.enter_context(_interruptible(folder))  # now: Ray has put a handler of its own in its place
-        submit = _submitter(ray, cluster, task, folder)
+        gpus = _gpus(ray, cluster)
+        submit = _submitter(ray, cluster, gpus, task, folder)
         while True:
-            status = records.status(jobs, running.values())
+            names = {job.name for job in running.values()}
+            status = records.status(jobs, names)
             progress.show(status)
+            most = _most(ray, cluster, gpus, None if draw else len(jobs))
             if not running and not any(can_start(job, status) for job in status.values()):
                 return status
             for job in jobs:
                 if len(running) < most and can_start(status[job.name], status):
                     begun = _begun(job, records, status, draw)
-                    running[submit(begun)] = job.name
-                    status = records.status(jobs, running.values())
+                    running[submit(begun)] = begun
+                    spec = {**begun.spec, **begun.drawn}
+                    status[job.name] = replace(status[job.name], spec=spec, state=RUNNING)
             for ended in ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)[0]:
-                name = running.pop(ended)
+                job = running.pop(ended)
                 try:
                     ray.get(ended)
                 except ray.exceptions.RayError as error:  # its worker has died again and again, or could not begin
                     if type(error).__name__ in _ENDED:  # no fault of the job, which waits for the next driver
                         raise RuntimeError(f"Ray has ended: {in_line(error)[:300]}") from error
-                    job = next(job for job in jobs if job.name == name)
-                    records.end(job, Status(name, job.spec, state=FAILED, reason=_reason(error)))
+                    if not records.is_over(job.name):  # it may have died on its way out
+                        records.end(job, Status(job.name, job.spec, state=FAILED, reason=_reason(error)))
 
 
-def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Callable[..., Job]) -> Job:
+def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Callable[..., Job] | None) -> Job:
     """The job with what was drawn for it, now or when it was begun before."""
     record = records.read(job.name)
     if record is not None:
-        return Job(job.name, record["spec"], job.needs, record["drawn"])
-    job = draw(job, status)
+        return Job(job.name, job.spec, job.needs, record["drawn"])
+    job = draw(job, status) if draw else job
     records.begin(job)
     return job
 
@@ -161,22 +171,58 @@ def _ray(cluster: Cluster) -> Iterator[Any]:
             )
             where = {"address": "local", "num_cpus": cluster.workers or 1, "include_dashboard": False}
             where |= {"object_store_memory": _OBJECTS, "_temp_dir": folder, "_plasma_directory": folder}
-        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        # Ray puts the current folder on the workers' path, where a checkout would hide the package that is installed.
+        before = os.getcwd()  # noqa: PTH109
+        os.chdir("/")
+        try:
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        finally:
+            os.chdir(before)
         stack.callback(ray.shutdown)
         yield ray
 
 
-def _submitter(ray: Any, cluster: Cluster, task: Task, folder: Path) -> Callable[[Job], Any]:
+def _gpus(ray: Any, cluster: Cluster) -> float:
+    """How many GPUs a job gets; refused where it would wait for them for ever."""
+    of_nodes = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+    total, most = float(sum(of_nodes)), max(of_nodes, default=0)
+    gpus = cluster.gpus_per_run
+    if gpus is None:
+        if cluster.address and total:
+            raise ValueError(
+                f"--gpus-per-run: the cluster at {cluster.address} has {total:g} GPUs; say how many a run gets, or 0"
+            )
+        own = total / (cluster.workers or 1)
+        return own if own < 1 else int(own)
+    if gpus > most:
+        found = f"--gpus-per-run {gpus:g}: no machine has so many, the largest has {most:g}"
+        if not cluster.address:
+            raise ValueError(f"{found}; ask for fewer")
+        sys.stderr.write(f"{found}; runs wait until one joins the cluster\n")
+    return gpus
+
+
+def _most(ray: Any, cluster: Cluster, gpus: float, jobs: int | None) -> int:
+    """How many jobs are given to Ray at once, all at most (``jobs``; None: as many as there is room for)."""
+    if cluster.workers or not cluster.address:
+        return cluster.workers or 1
+    if jobs is not None:
+        return jobs
+    there = ray.cluster_resources()
+    room = min(there.get("CPU", 0), there.get("GPU", 0) / gpus if gpus else float("inf"))
+    return max(1, int(room))
+
+
+def _submitter(ray: Any, cluster: Cluster, gpus: float, task: Task, folder: Path) -> Callable[[Job], Any]:
     import torch
 
-    gpus, workers = cluster.gpus_per_run, cluster.workers or 1
-    if gpus is None:
-        own = 0.0 if cluster.address else float(ray.cluster_resources().get("GPU", 0)) / workers
-        gpus = own if own < 1 else int(own)
+    workers = cluster.workers or 1
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // workers)
     variables = {name: os.environ[name] for name in (*_VARIABLES, "OMP_NUM_THREADS") if name in os.environ}
     place = Place(folder.absolute(), os.getcwd(), None if cluster.address else threads, variables)  # noqa: PTH109
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_MAX_DEATHS - 1)(do)
+    # Where there are GPUs, a process does one job: an error of CUDA stays in it.
+    calls = 1 if ray.cluster_resources().get("GPU") else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_MAX_DEATHS - 1, max_calls=calls)(do)
     return lambda job: remote.options(name=job.name).remote(task, job, place)
 
 

@@ -90,9 +90,13 @@ class Records:
         write_json(self._path(job.name), {**kept, "spec": job.spec, "drawn": job.drawn})
 
     def forget(self, names: Iterable[str]) -> None:
-        """These jobs are to be done again."""
+        """These jobs are to be done again, with what was drawn for them: their run folders hold a part of that run."""
         for name in names:
-            self._path(name).unlink(missing_ok=True)
+            record = self.read(name)
+            if record is not None and record["drawn"]:
+                self.begin(Job(name, record["spec"], (), record["drawn"]))
+            else:
+                self._path(name).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """The jobs that have a record."""

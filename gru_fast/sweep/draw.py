@@ -5,6 +5,7 @@ The driver asks it, and tells it what records say; nothing else is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -71,7 +72,8 @@ class Draw:
     def _tell(self, study: Study, trial: Trial, job: Status, status: Mapping[str, Status]) -> None:
         from optuna.trial import TrialState
 
-        if job.state == DONE:
+        known = [job.facts.get(name) for name in (UTILITY, QUALITY)]
+        if job.state == DONE and all(value is not None and math.isfinite(value) for value in known):
             least = self.share * next(s.facts[UTILITY] for s in status.values() if "method" not in s.spec)
             trial.set_constraint(UTILITY, least - job.facts[UTILITY])
             study.tell(trial, job.facts[QUALITY])

@@ -158,7 +158,6 @@ def _print_commands(jobs: Mapping[str, Any], launch: Mapping[str, str]) -> None:
 def _work(plan: Plan, how: StudyOptions, cluster: Cluster, file: Path) -> Mapping[str, Status]:
     from gru_fast.cli import parse
     from gru_fast.jobs import driver
-    from gru_fast.runs.records import FAILED, Records
     from gru_fast.study import load
     from gru_fast.study.task import StudyTask
 
@@ -166,10 +165,9 @@ def _work(plan: Plan, how: StudyOptions, cluster: Cluster, file: Path) -> Mappin
     _check_launchers(plan)
     _check_jobs(plan)
     _keep_recipe(plan, load.title(file))
-    jobs, records = _in_order(plan), Records(plan.folder)
-    if how.retry_failed:
-        records.forget(name for name, job in records.status(jobs).items() if job.state == FAILED)
-    return driver.run(plan.folder, jobs, StudyTask(parse, plan.recipe.launch), cluster, partial(_outcome, plan))
+    task = StudyTask(parse, plan.recipe.launch)
+    outcome = partial(_outcome, plan)
+    return driver.run(plan.folder, _in_order(plan), task, cluster, outcome, retry_failed=how.retry_failed)
 
 
 def _in_order(plan: Plan) -> list[Job]:

@@ -58,15 +58,12 @@ def run(args: argparse.Namespace) -> int:
 def _work(plan: Plan, cluster: Cluster) -> Mapping[str, Status]:
     """Does what is left to do."""
     from gru_fast.jobs import driver
-    from gru_fast.runs.records import FAILED, Records
 
     plan.check()
     plan.check_same()
     plan.write_settings()
-    jobs, records = plan.jobs(), Records(plan.folder)
-    if plan.options.retry_failed:
-        records.forget(name for name, job in records.status(jobs).items() if job.state == FAILED)
-    return driver.run(plan.folder, jobs, _task(plan), cluster, _outcome, _draw(plan))
+    again = plan.options.retry_failed
+    return driver.run(plan.folder, plan.jobs(), _task(plan), cluster, _outcome, _draw(plan), again)
 
 
 def _status(plan: Plan) -> Mapping[str, Status]:
