@@ -90,7 +90,8 @@ def run(
         retry_failed: jobs that have failed are done again, with what was drawn for them.
 
     Raises:
-        ValueError: no machine has the GPUs that a job is to have. RuntimeError: another driver works in the folder. KeyboardInterrupt: Ctrl-C, or SIGTERM.
+        ValueError: no machine has the GPUs that a job is to have. RuntimeError: another driver works in the folder.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
     records = Records(folder)
     running: dict[Any, Job] = {}
@@ -123,14 +124,7 @@ def run(
                     spec = {**begun.spec, **begun.drawn}
                     status[job.name] = replace(status[job.name], spec=spec, state=RUNNING)
             for ended in ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)[0]:
-                job = running.pop(ended)
-                try:
-                    ray.get(ended)
-                except ray.exceptions.RayError as error:  # its worker has died again and again, or could not begin
-                    if type(error).__name__ in _ENDED:  # no fault of the job, which waits for the next driver
-                        raise RuntimeError(f"Ray has ended: {in_line(error)[:300]}") from error
-                    if not records.is_over(job.name):  # it may have died on its way out
-                        records.end(job, Status(job.name, job.spec, state=FAILED, reason=_reason(error)))
+                _see_to(ray, ended, running.pop(ended), records)
 
 
 def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Callable[..., Job] | None) -> Job:
@@ -141,6 +135,17 @@ def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Calla
     job = draw(job, status) if draw else job
     records.begin(job)
     return job
+
+
+def _see_to(ray: Any, ended: Any, job: Job, records: Records) -> None:
+    """Notes the end of a job that could not do so itself."""
+    try:
+        ray.get(ended)
+    except ray.exceptions.RayError as error:  # its worker has died again and again, or could not begin
+        if type(error).__name__ in _ENDED:  # no fault of the job, which waits for the next driver
+            raise RuntimeError(f"Ray has ended: {in_line(error)[:300]}") from error
+        if not records.is_over(job.name):  # it may have died on its way out
+            records.end(job, Status(job.name, job.spec, state=FAILED, reason=_reason(error)))
 
 
 def _reason(error: Exception) -> str:

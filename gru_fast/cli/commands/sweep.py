@@ -62,8 +62,8 @@ def _work(plan: Plan, cluster: Cluster) -> Mapping[str, Status]:
     plan.check()
     plan.check_same()
     plan.write_settings()
-    again = plan.options.retry_failed
-    return driver.run(plan.folder, plan.jobs(), _task(plan), cluster, _outcome, _draw(plan), again)
+    draw = _draw(plan) if plan.options.sampler == "tpe" else None
+    return driver.run(plan.folder, plan.jobs(), _task(plan), cluster, _outcome, draw, plan.options.retry_failed)
 
 
 def _status(plan: Plan) -> Mapping[str, Status]:
