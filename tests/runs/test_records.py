@@ -70,3 +70,11 @@ def test_a_second_process_is_refused_and_told_of_the_first(tmp_path: Path) -> No
 def test_differences() -> None:
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b 1, not 3"]
     assert differences({"a": 1}, {}) == ["a 1, not None"]
+
+
+def test_a_job_to_be_done_again_keeps_what_was_drawn(tmp_path: Path) -> None:
+    records, job = Records(tmp_path), Job("b", {"x": 1}, ("a",), {"gamma": 0.5})
+    records.end(job, Status("b", job.spec, state=FAILED, reason="why"))
+    records.forget(["b"])
+    found = records.status([Job("a"), job])["b"]
+    assert (found.state, found.spec) == (WAITING, {"x": 1, "gamma": 0.5})
