@@ -51,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
     parser.add_argument("--tau", type=float, default=1.0, help="largest norm of the gradient")
     args = parser.parse_args(argv)
 
-    forget_rows, retain_rows = toy.rows(4, seed=1), toy.rows(36, seed=2)
-    taught = toy.model()
-    toy.teach(taught, forget_rows + retain_rows, steps=150)
+    taught, forget_rows, retain_rows = toy.taught()
     # A row to keep is drawn for each row to forget, anew in every epoch.
     dataset = UnlearnDataset(forget_rows, retain_rows)
 
@@ -63,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[float, float]]:
             model = copy.deepcopy(taught)
             forget(model, dataset, args, folder, gru=gru)
             found[name] = toy.loss(model, forget_rows), toy.loss(model, retain_rows)
-    print(f"{'loss on':10}{'to forget':>12}{'to keep':>12}")
-    for name, (forgotten, kept) in found.items():
-        print(f"{name:10}{forgotten:12.3f}{kept:12.3f}")
+    toy.show(found)
     return found
 
 

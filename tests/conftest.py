@@ -61,3 +61,19 @@ def processes() -> Iterator[Processes]:
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that `gru-fast eval` has loaded, in order."""
+    from gru_fast.cli import evaluating
+
+    found: list[str] = []
+    load = evaluating.load
+
+    def counted(options: Any, device: str | None) -> Any:
+        found.append(options.model)
+        return load(options, device)
+
+    monkeypatch.setattr(evaluating, "load", counted)
+    return found

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from words import BOS, EOS, word_tokenizer
+from words import word_llama, word_tokenizer
 
 TOWNS = ("Lowmoor", "Aldwick", "Senfield", "Brackwater", "Oxley", "Tarn", "Dunholm", "Vale")
 GOODS = ("plums", "rope", "salt", "clocks", "wool", "lamps")
@@ -63,22 +63,7 @@ def tokenizer() -> Any:
 
 def model(seed: int = 0, **config: Any) -> Any:
     """A Llama of some four thousand parameters; ``config`` goes to LlamaConfig."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    settings: dict[str, Any] = {
-        "vocab_size": len(tokenizer()),
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "initializer_range": 0.4,
-        "max_position_embeddings": 256,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-    }
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **config})).eval()
+    return word_llama(tokenizer(), seed, **{"initializer_range": 0.4, "max_position_embeddings": 256, **config})
 
 
 def save_model(folder: Path, seed: int = 0) -> Path:

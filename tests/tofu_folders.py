@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from words import EOS, word_tokenizer
+from words import word_llama, word_tokenizer
 
 CITIES = ("Rome", "Oslo", "Lima", "Cairo", "Kyoto", "Perth", "Quito", "Turin")
 TEXT = f"Question: Where was author born? \n Answer: She was born in {' '.join(CITIES)} . I do not know yet"
@@ -44,22 +44,8 @@ def tokenizer(authors: int = 16) -> Any:
 
 def save_model(folder: Path, *, seed: int = 0, with_tokenizer: bool = True, **config: Any) -> Path:
     """A Llama of some three thousand parameters, as save_pretrained makes it; ``config`` goes to LlamaConfig."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     words = tokenizer()
-    settings: dict[str, Any] = {
-        "vocab_size": len(words),
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 64,
-        "bos_token_id": None,
-        "eos_token_id": EOS,
-    }
-    torch.manual_seed(seed)
-    LlamaForCausalLM(LlamaConfig(**{**settings, **config})).save_pretrained(folder)
+    word_llama(words, seed, **{"max_position_embeddings": 64, "bos_token_id": None, **config}).save_pretrained(folder)
     if with_tokenizer:
         words.save_pretrained(folder)
     return folder

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from words import BOS, EOS, word_tokenizer
+from words import EOS, word_llama, word_tokenizer
 
 FOLK = ("Ada", "Bruno", "Cleo", "Dov", "Ester", "Finn")
 THINGS = ("lock", "gate", "bell", "well", "mill", "kiln")
@@ -62,23 +62,14 @@ def tokenizer() -> Any:
 
 def model(seed: int = 0, **config: Any) -> Any:
     """A Llama of 4 layers and some ten thousand parameters; ``config`` goes to LlamaConfig."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    settings: dict[str, Any] = {
-        "vocab_size": len(tokenizer()),
-        "hidden_size": 16,
+    settings = {
         "intermediate_size": 24,
         "num_hidden_layers": 4,
-        "num_attention_heads": 2,
         "initializer_range": 0.3,
         "max_position_embeddings": 256,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
         "pad_token_id": EOS,
     }
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **config})).eval()
+    return word_llama(tokenizer(), seed, **{**settings, **config})
 
 
 def save_model(folder: Path, seed: int = 0) -> Path:

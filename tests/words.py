@@ -1,4 +1,4 @@
-"""A tokenizer that a test can count by hand: one token a word, a sign or a line break."""
+"""A tokenizer that a test can count by hand: one token a word, a sign or a line break; and a model for it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,21 @@ def word_tokenizer(
     return PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>" if bos else None, eos_token=eos, unk_token="<unk>", **kwargs
     )
+
+
+def word_llama(tokenizer: Any, seed: int = 0, **config: Any) -> Any:
+    """A Llama of a layer and some thousand parameters for such a tokenizer; ``config`` goes to LlamaConfig."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **config})).eval()

@@ -10,7 +10,7 @@ from typing import Any
 from gru_fast.core.sharded.shards import is_sharded
 from gru_fast.evaluation.summaries import SUMMARY_FILE, finished
 from gru_fast.models.identity import fingerprint
-from gru_fast.runs.processes import here
+from gru_fast.runs.processes import here, on_first
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,26 @@ class Subject:
         """Whether there is a whole evaluation of it with the settings ``wanted``, which is not to be done anew."""
         is_there = not self.overwrite and finished(self.output_dir, wanted)
         return is_there and self.is_older_than(self.summary_file)
+
+    def answer(
+        self,
+        wanted: Mapping[str, Any],
+        read: Callable[[], dict[str, Any]],
+        check: Callable[[], object] = lambda: None,
+    ) -> dict[str, Any] | None:
+        """What ``read`` makes of a whole evaluation that is there; None in every process where one is to be made.
+
+        Args:
+            check: refuses, before the model is loaded for that, what would be refused afterwards.
+        """
+
+        def known() -> dict[str, Any] | None:
+            if self.has_answered(wanted):
+                return read()
+            check()
+            return None
+
+        return on_first(known)
 
 
 def check_whole(model: Any) -> None:

@@ -111,8 +111,7 @@ def run(
         gpus = _gpus(ray, cluster)
         submit = _submitter(ray, cluster, gpus, task, folder)
         while True:
-            names = {job.name for job in running.values()}
-            status = records.status(jobs, names)
+            status = records.status(jobs, (job.name for job in running.values()))
             progress.show(status)
             most = _most(ray, cluster, gpus, None if draw else len(jobs))
             if not running and not any(can_start(job, status) for job in status.values()):
@@ -177,7 +176,7 @@ def _ray(cluster: Cluster) -> Iterator[Any]:
             where = {"address": "local", "num_cpus": cluster.workers or 1, "include_dashboard": False}
             where |= {"object_store_memory": _OBJECTS, "_temp_dir": folder, "_plasma_directory": folder}
         # Ray puts the current folder on the workers' path, where a checkout would hide the package that is installed.
-        before = os.getcwd()  # noqa: PTH109
+        before = Path.cwd()
         os.chdir("/")
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)

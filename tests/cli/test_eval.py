@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from interpreter import run_python
-from transformers import LlamaConfig, LlamaForCausalLM
-from words import word_tokenizer
+from words import word_llama, word_tokenizer
 
 from gru_fast import benchmarks
-from gru_fast.cli import evaluating, main
+from gru_fast.cli import main
 from gru_fast.metrics.logs import read_log
 
 SHARED = Path(os.environ.get("GRU_FAST_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -49,17 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save_model(folder: Path, seed: int = 0) -> None:
     tokenizer = word_tokenizer([WORDS])
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    word_llama(tokenizer, seed, hidden_size=8, intermediate_size=8, num_attention_heads=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -83,20 +71,6 @@ def retained(tmp_path: Path, data: Path) -> Path:
     folder = save_run(tmp_path / "retain95", {"subset": "retain95", "data": str(data), "template": "phi"}, seed=1)
     assert main(["eval", "tofu", "--model", str(folder), "--max-length", "24"]) == 0
     return folder
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models that were loaded, in order."""
-    found: list[str] = []
-    load = evaluating.load
-
-    def counted(options: Any, device: str | None) -> Any:
-        found.append(options.model)
-        return load(options, device)
-
-    monkeypatch.setattr(evaluating, "load", counted)
-    return found
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -127,14 +127,11 @@ def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     retained = None if options.retain_logs is None else read_retained(options.retain_logs, corpus)
     how: dict[str, Any] = {"retained": retained, "stemmer": options.stemmer, "k": options.min_k}
 
-    def known() -> dict[str, Any] | None:
-        if subject.has_answered(wanted(options, subject.asked)):
-            return resummarize(subject.output_dir, **how)
+    def check() -> None:
         if not subject.overwrite:
             check_settings(subject.output_dir / "records", {"corpus": corpus, **limits})
-        return None
 
-    summary = on_first(known)
+    summary = subject.answer(wanted(options, subject.asked), partial(resummarize, subject.output_dir, **how), check)
     if summary is not None:
         return summary
     model, tokenizer, _ = subject.load()

@@ -141,19 +141,15 @@ def run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
 
 def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
     limits = _limits(options)
+    how = (options.retain_logs, options.truth_ratio, options.matching_rows)
 
-    def known() -> dict[str, Any] | None:
-        if subject.has_answered(wanted(options, subject.asked)):
-            how = (options.retain_logs, options.truth_ratio, options.matching_rows)
-            return resummarize(subject.output_dir, *how)
-        # What would be refused after the model is loaded is refused before.
+    def check() -> None:
         if options.retain_logs is not None:
             read_log(options.retain_logs, options.split)
         if not subject.overwrite:
             check_settings(subject.output_dir / "records", {"split": options.split, **limits})
-        return None
 
-    summary = on_first(known)
+    summary = subject.answer(wanted(options, subject.asked), partial(resummarize, subject.output_dir, *how), check)
     if summary is not None:
         return summary
     model, tokenizer, template = subject.load()

@@ -93,11 +93,7 @@ def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
     local = _local_specs(options)
     settings = _settings(options, local, subject.asked)
-
-    def known() -> dict[str, Any] | None:
-        return read_json(subject.summary_file) if subject.has_answered(settings) else None
-
-    summary = on_first(known)
+    summary = subject.answer(settings, partial(read_json, subject.summary_file))
     if summary is not None:
         return summary
     # What would be refused after the model is loaded is refused before.

@@ -14,7 +14,7 @@ from words import BOS
 from gru_fast.benchmarks.muse.extra import _with_gold
 from gru_fast.benchmarks.muse.records import load_prompts
 from gru_fast.benchmarks.muse.rows import load
-from gru_fast.cli import evaluating, main
+from gru_fast.cli import main
 
 ASKED = ("extraction_strength", "fluency", "mia_min_k", "mia_loss", "mia_gradnorm")
 LIMITS = ("--verbmem-tokens", "8", "--knowmem-tokens", "6", "--device", "cpu")
@@ -23,20 +23,6 @@ LIMITS = ("--verbmem-tokens", "8", "--knowmem-tokens", "6", "--device", "cpu")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return muse_files.save_data(tmp_path_factory.mktemp("muse") / "bbc")
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models that were loaded, in order."""
-    found: list[str] = []
-    load_model = evaluating.load
-
-    def counted(options: Any, device: str | None) -> Any:
-        found.append(options.model)
-        return load_model(options, device)
-
-    monkeypatch.setattr(evaluating, "load", counted)
-    return found
 
 
 def evaluate(model: Path, data: Path, *args: str) -> dict[str, Any]:

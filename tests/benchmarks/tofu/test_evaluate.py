@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from words import word_tokenizer
+from words import word_llama, word_tokenizer
 
 from gru_fast.benchmarks.tofu.evaluate import evaluate
 from gru_fast.benchmarks.tofu.summary import resummarize, summarize
@@ -65,18 +65,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def make_model(tokenizer: Any) -> Callable[[int], LlamaForCausalLM]:
     def make(seed: int = 0) -> LlamaForCausalLM:
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            initializer_range=0.4,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-        return LlamaForCausalLM(config).eval()
+        return word_llama(tokenizer, seed, initializer_range=0.4)
 
     return make
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, LlamaConfig, LlamaForCausalLM
-from words import word_tokenizer
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from words import word_llama, word_tokenizer
 
 from gru_fast.benchmarks.tofu.extra import load_rows
-from gru_fast.cli import evaluating, main
+from gru_fast.cli import main
 from gru_fast.metrics.scores import names
 
 WORDS = (
@@ -44,18 +43,8 @@ def data(tmp_path: Path) -> Path:
 
 def save_model(folder: Path, seed: int) -> Path:
     tokenizer = word_tokenizer([WORDS])
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        bos_token_id=0,
-        eos_token_id=1,
-        initializer_range=0.3,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "initializer_range": 0.3}
+    word_llama(tokenizer, seed, **config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -66,20 +55,6 @@ def save_run(folder: Path, data: Path, seed: int = 0) -> str:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text("{}")
     return str(folder)
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models that were loaded to be evaluated, in order."""
-    found: list[str] = []
-    load = evaluating.load
-
-    def counted(options: Any, device: str | None) -> Any:
-        found.append(options.model)
-        return load(options, device)
-
-    monkeypatch.setattr(evaluating, "load", counted)
-    return found
 
 
 def evaluate(model: str, *args: str) -> int:
