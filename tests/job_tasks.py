@@ -60,7 +60,8 @@ def main(folder: Path, *specs: str) -> None:
     from gru_fast.jobs import driver
 
     jobs = [Job("abcdefgh"[at], {"do": text}) for at, text in enumerate(specs)]
-    driver.run(folder / "study", jobs, Scripted(folder), driver.Cluster(workers=2), outcome)
+    with driver.alone(folder / "study"):
+        driver.run(folder / "study", jobs, Scripted(folder), driver.Cluster(workers=2), outcome)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -38,24 +39,29 @@ class Place:
     Args:
         records: folder of the study or sweep.
         cwd: working directory.
-        threads: of torch; None: as OMP_NUM_THREADS says.
+        threads: of torch.
         variables: of the driver's environment, those that count.
     """
 
     records: Path
     cwd: str
-    threads: int | None
+    threads: int
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def do(task: Task, job: Job, place: Place) -> None:
-    """Does a job and keeps its outcome; nothing where it is over already."""
+def do(task: Task, job: Job, place: Place) -> bool:
+    """Does a job and keeps its outcome, unless it is over already. False: another process works on it all the while."""
     _settle_in(place)
     records = Records(place.records)
-    # Two processes must not write into one run folder: one whose driver was killed may take a moment to end.
-    with logged_to(records.log_of(job.name), _PATIENCE_SECONDS):
+    with contextlib.ExitStack() as stack:
+        # Two processes must not write into one run folder: one whose driver was killed may take a moment to end.
+        try:
+            stack.enter_context(logged_to(records.log_of(job.name), _PATIENCE_SECONDS))
+        except TimeoutError:
+            return False
         if not records.is_over(job.name):
             records.end(job, _outcome(task, job))
+    return True
 
 
 def _outcome(task: Task, job: Job) -> Status:
@@ -81,9 +87,8 @@ def _settle_in(place: Place) -> None:
     # Ray's own would raise SystemExit in the task, as if that had failed: a worker that is asked to end ends.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(place.cwd)
+    os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, by the number of cores that a task has asked for
     os.environ |= place.variables
-    if place.threads is not None:
-        os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, by the number of cores that a task has asked for
-        import torch
+    import torch
 
-        torch.set_num_threads(place.threads)
+    torch.set_num_threads(place.threads)  # it has read that variable already

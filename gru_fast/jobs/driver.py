@@ -20,9 +20,12 @@ from gru_fast.report.progress import Progress
 from gru_fast.runs.files import only_one
 from gru_fast.runs.records import FAILED, RECORDS, RUNNING, Job, Records, Status, can_start
 
+_DRIVER = ".driver"  # in the folder of records: who drives, or drove last
 _LOOK_SECONDS = 0.5
 _MAX_DEATHS = 3  # of workers at one job, which then has failed
-_ENDED = {"LocalRayletDiedError", "RpcError", "OwnerDiedError"}  # of ray.exceptions: the cluster is gone
+_ENDED = {"LocalRayletDiedError", "OwnerDiedError", "RaySystemError", "RpcError"}  # of ray.exceptions: it is gone
+_THREADS = "OMP_NUM_THREADS"
+_CLUSTER_THREADS = 1  # a run's, unless _THREADS says otherwise: it asks Ray for one core
 _OBJECTS = 80 * 2**20  # bytes of Ray's object store, about its least: jobs hand files on, not objects
 _VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "TOKENIZERS_PARALLELISM")
 # Ray's settings, as it reads them when it is imported; somebody's own stay.
@@ -70,6 +73,23 @@ class Cluster:
             raise ValueError("; ".join(problems))
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """RuntimeError while another driver works in the folder. To be held over :func:`run`, and over what is written for
+    its jobs beforehand.
+    """
+    with only_one(folder / RECORDS / _DRIVER):
+        yield
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder is not there or empty, but for the lock of a driver that ended before it wrote anything."""
+    if not folder.is_dir():
+        return not folder.exists()
+    there = [*folder.iterdir(), *(folder / RECORDS).glob("*")]
+    return all(path.name == RECORDS or path.name.startswith(_DRIVER) for path in there)
+
+
 def run(
     folder: Path,
     jobs: Sequence[Job],
@@ -82,7 +102,7 @@ def run(
     """Does the jobs that are not done yet; returns when none is left to do.
 
     Args:
-        folder: of the study or sweep.
+        folder: of the study or sweep; the caller is :func:`alone` in it.
         task: does a job, in another process: it must be picklable.
         outcome: a job that is done in a few words, for the line that says so.
         draw: completes a job that is about to begin for the first time. Then no more jobs begin than the cluster has
@@ -90,13 +110,12 @@ def run(
         retry_failed: jobs that have failed are done again, with what was drawn for them.
 
     Raises:
-        ValueError: no machine has the GPUs that a job is to have. RuntimeError: another driver works in the folder.
+        ValueError: no machine has the GPUs that a job is to have. RuntimeError: Ray has ended.
         KeyboardInterrupt: Ctrl-C, or SIGTERM.
     """
     records = Records(folder)
     running: dict[Any, Job] = {}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(only_one(folder / RECORDS / ".driver"))
         progress = Progress(str(folder), outcome)
         stack.callback(progress.close)
         status = records.status(jobs)
@@ -106,8 +125,8 @@ def run(
         progress.show(status)
         if not any(can_start(job, status) for job in status.values()):
             return status
+        stack.enter_context(_interruptible(folder))
         ray = stack.enter_context(_ray(cluster))
-        stack.enter_context(_interruptible(folder))  # now: Ray has put a handler of its own in its place
         gpus = _gpus(ray, cluster)
         submit = _submitter(ray, cluster, gpus, task, folder)
         while True:
@@ -122,8 +141,15 @@ def run(
                     running[submit(begun)] = begun
                     spec = {**begun.spec, **begun.drawn}
                     status[job.name] = replace(status[job.name], spec=spec, state=RUNNING)
+            _check(ray)
             for ended in ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)[0]:
                 _see_to(ray, ended, running.pop(ended), records)
+
+
+def _check(ray: Any) -> None:
+    """RuntimeError where no machine is left: Ray itself would wait for one to come."""
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise RuntimeError("Ray has ended: no machine is left; start the same command again")
 
 
 def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Callable[..., Job] | None) -> Job:
@@ -139,12 +165,15 @@ def _begun(job: Job, records: Records, status: Mapping[str, Status], draw: Calla
 def _see_to(ray: Any, ended: Any, job: Job, records: Records) -> None:
     """Notes the end of a job that could not do so itself."""
     try:
-        ray.get(ended)
+        is_done = ray.get(ended)
     except ray.exceptions.RayError as error:  # its worker has died again and again, or could not begin
         if type(error).__name__ in _ENDED:  # no fault of the job, which waits for the next driver
-            raise RuntimeError(f"Ray has ended: {in_line(error)[:300]}") from error
+            raise
         if not records.is_over(job.name):  # it may have died on its way out
             records.end(job, Status(job.name, job.spec, state=FAILED, reason=_reason(error)))
+    else:
+        if not is_done:
+            sys.stderr.write(f"{job.name}: another process still works on it, of a driver before this one; it waits\n")
 
 
 def _reason(error: Exception) -> str:
@@ -178,12 +207,18 @@ def _ray(cluster: Cluster) -> Iterator[Any]:
         # Ray puts the current folder on the workers' path, where a checkout would hide the package that is installed.
         before = Path.cwd()
         os.chdir("/")
+        stack.callback(ray.shutdown)
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        except SystemExit:  # a SIGTERM: Ray has put a handler of its own in the place of ours
+            raise KeyboardInterrupt from None
         finally:
             os.chdir(before)
-        stack.callback(ray.shutdown)
-        yield ray
+        _hear_sigterm()
+        try:
+            yield ray
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"Ray has ended: {in_line(error)[:300]}") from error
 
 
 def _gpus(ray: Any, cluster: Cluster) -> float:
@@ -221,9 +256,11 @@ def _submitter(ray: Any, cluster: Cluster, gpus: float, task: Task, folder: Path
     import torch
 
     workers = cluster.workers or 1
-    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // workers)
-    variables = {name: os.environ[name] for name in (*_VARIABLES, "OMP_NUM_THREADS") if name in os.environ}
-    place = Place(folder.absolute(), os.getcwd(), None if cluster.address else threads, variables)  # noqa: PTH109
+    variables = {name: os.environ[name] for name in (*_VARIABLES, _THREADS) if name in os.environ}
+    threads = torch.get_num_threads()
+    if _THREADS not in os.environ:  # else what is said there holds for each
+        threads = _CLUSTER_THREADS if cluster.address else max(1, threads // workers)
+    place = Place(folder.absolute(), os.getcwd(), threads, variables)  # noqa: PTH109 Path.cwd() follows links
     # Where there are GPUs, a process does one job: an error of CUDA stays in it.
     calls = 1 if ray.cluster_resources().get("GPU") else 0
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_MAX_DEATHS - 1, max_calls=calls)(do)
@@ -233,13 +270,21 @@ def _submitter(ray: Any, cluster: Cluster, gpus: float, task: Task, folder: Path
 @contextlib.contextmanager
 def _interruptible(folder: Path) -> Iterator[None]:
     """SIGTERM, by which a cluster's scheduler asks a job to stop, is Ctrl-C. Either says how to go on."""
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
+    before = signal.getsignal(signal.SIGTERM)
+    is_ours = _hear_sigterm()
     try:
         yield
     except KeyboardInterrupt:
         sys.stderr.write(f"\nstopped; the same command goes on in {folder}\n")
         raise
     finally:
-        if here:
+        if is_ours:
             signal.signal(signal.SIGTERM, before)
+
+
+def _hear_sigterm() -> bool:
+    """Whether it could be done: signals are the main thread's."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return True

@@ -55,10 +55,12 @@ class Plan:
             ValueError, FileNotFoundError, FileExistsError: no such model or log, evaluation options that cannot be, a
                 folder with something else in it.
         """
+        from gru_fast.jobs.driver import is_free
         from gru_fast.metrics.logs import read_log
         from gru_fast.models.load import find
 
-        if self.folder.exists() and not self._is_ours():
+        self.check_version()
+        if not (self.folder / SETTINGS).is_dir() and not is_free(self.folder):
             raise FileExistsError(f"output folder {self.folder} is not empty, and no sweep made it; choose another")
         if self.options.retain_logs is None:
             raise ValueError(
@@ -69,21 +71,16 @@ class Plan:
         read_log(self.options.retain_logs, self.data.split)
         self.evaluation()
 
-    def _is_ours(self) -> bool:
-        """Whether the folder is a sweep's, or empty."""
-        return self.folder.is_dir() and ((self.folder / SETTINGS).is_dir() or not any(self.folder.iterdir()))
-
-    def check_same(self) -> None:
-        """Refuses a folder whose sweep was made with other options.
-
-        Raises:
-            FileExistsError: one of gru_fast 0.1's. ValueError: naming what differs.
-        """
+    def check_version(self) -> None:
+        """Refuses a folder of gru_fast 0.1: FileExistsError."""
         if (self.folder / "sweep.db").exists():
             raise FileExistsError(
                 f"{self.folder}/sweep.db is of gru_fast 0.1, which kept its jobs there: delete it and start the same "
                 "command again, which finds what is whole in runs/ and does the rest"
             )
+
+    def check_same(self) -> None:
+        """Refuses a folder whose sweep was made with other options: ValueError, naming what differs."""
         file = self.folder / SETTINGS / _SETTINGS
         made = read_json(file) if file.is_file() else {}
         for group, wanted in self.settings().items():

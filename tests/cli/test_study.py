@@ -19,6 +19,8 @@ from tofu_folders import save_data
 from gru_fast import runs
 from gru_fast.benchmarks import tofu
 from gru_fast.cli import main, parse
+from gru_fast.jobs import driver
+from gru_fast.runs.records import Records
 from gru_fast.study import results, toy
 from gru_fast.study.task import _has_all_strengths, _how
 
@@ -218,6 +220,49 @@ def test_a_study_of_an_earlier_version(places: Path, tmp_path: Path, capsys: pyt
         f"{tmp_path}/jobs.journal is of gru_fast 0.1, which kept its jobs there: delete it" in capsys.readouterr().err
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["jobs.journal", "recipe.yaml"]
+
+
+def test_a_second_driver_is_refused_and_changes_nothing(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], idle: None
+) -> None:
+    out = tmp_path / "study"
+    with driver.alone(out):
+        assert main(argv(places, out)) == 1
+    assert "works here already; wait for it, or stop it" in capsys.readouterr().err
+    assert not (out / "recipe.yaml").exists()
+    main(argv(places, out))
+    begun = (out / "recipe.yaml").read_text()
+    with driver.alone(out):
+        assert main(argv(places, out, "--seeds", 0, 1)) == 1
+    assert (out / "recipe.yaml").read_text() == begun
+
+
+def test_other_launchers_than_those_it_was_begun_with(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], idle: None
+) -> None:
+    """By the number of processes the rows of a step differ, and so do the numbers."""
+    out = tmp_path / "study"
+
+    def study(launch: dict[str, str]) -> str:
+        file = tmp_path / "launched.yaml"
+        file.write_text(f"# One\n{yaml.safe_dump({**RECIPE, 'launch': launch}, sort_keys=False)}")
+        main([str(file) if text.endswith("small.yaml") else text for text in argv(places, out)])
+        return capsys.readouterr().err
+
+    assert study({"unlearn": "env torchrun --nproc-per-node 2 -m"}) == ""
+    begun = (out / "recipe.yaml").read_text()
+    assert study({"unlearn": "env torchrun --nproc-per-node 2 -m"}) == ""
+    said = study({"unlearn": "env torchrun --nproc-per-node 4 -m"})
+    assert f"{out}: it was begun with launch.unlearn 'env torchrun --nproc-per-node 2 -m', not" in said
+    assert (out / "recipe.yaml").read_text() == begun
+    (out / "recipe.yaml").write_text(begun.replace("node 2", "node 4"))  # by hand, as the message says
+    assert study({"unlearn": "env torchrun --nproc-per-node 4 -m"}) == ""
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is done."""
+    monkeypatch.setattr(driver, "run", lambda folder, jobs, *_, **__: Records(folder).status(jobs))
 
 
 def test_a_folder_of_something_else_is_left_alone(

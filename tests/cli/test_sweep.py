@@ -208,6 +208,22 @@ def test_settings_are_there_before_the_jobs(places: Path, tmp_path: Path, idle: 
     assert idle[1] == idle[0]
 
 
+def test_a_second_driver_is_refused_and_changes_nothing(
+    places: Path, tmp_path: Path, idle: list[dict[str, bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    with driver.alone(out):  # not even begun
+        assert main(argv(places, out)) == 1
+    assert "works here already; wait for it, or stop it" in said(capsys)
+    assert not settings_of(out)
+    assert main(argv(places, out)) == 0
+    begun = settings_of(out)
+    with driver.alone(out):
+        assert main(argv(places, out, "--objectives", "ga")) == 1
+    assert settings_of(out) == begun
+    assert len(idle) == 1
+
+
 def test_report_of_what_is_done_so_far(
     places: Path, tmp_path: Path, idle: list[dict[str, bytes]], capsys: pytest.CaptureFixture[str]
 ) -> None:

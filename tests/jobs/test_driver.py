@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,19 +13,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import job_tasks
 import pytest
 import torch
 
-from gru_fast.jobs import driver
+from gru_fast.jobs import doing, driver
 from gru_fast.runs.records import BLOCKED, DONE, FAILED, PRUNED, Job, Records, Status
 
 
 def run(tmp_path: Path, jobs: list[Job], workers: int = 2) -> dict[str, Status]:
     task = job_tasks.Scripted(tmp_path)
-    return driver.run(tmp_path / "study", jobs, task, driver.Cluster(workers), job_tasks.outcome)
+    with driver.alone(tmp_path / "study"):
+        return driver.run(tmp_path / "study", jobs, task, driver.Cluster(workers), job_tasks.outcome)
 
 
 def begun(tmp_path: Path) -> Counter[str]:
@@ -156,6 +160,21 @@ def test_a_driver_that_is_stopped_leaves_nothing_running_and_goes_on(
     assert begun(tmp_path) == {"a": 1, "b": 1, "c": 2}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_driver_whose_ray_has_died_says_so(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    """It would wait for ever; the job has not failed."""
+    process = start("wait once")
+    wait_for(lambda: begun(tmp_path)["a"])
+    mark = f"OF_DRIVER={process.pid}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        if mark in read(folder / "environ").split(b"\0") and b"raylet/raylet\0" in read(folder / "cmdline"):
+            os.kill(int(folder.name), signal.SIGKILL)
+    printed, _ = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "RuntimeError: Ray has ended: " in printed
+    assert not Records(tmp_path / "study").is_over("a")
+
+
 def test_two_drivers_do_not_share_a_folder(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     first = start("wait once")
     wait_for(lambda: begun(tmp_path)["a"])
@@ -218,7 +237,131 @@ def test_what_was_drawn_stays(tmp_path: Path) -> None:
     records = Records(tmp_path / "study")
     records.begin(Job("a", {}, (), {"x": 7}))
     where = driver.Cluster(1)
-    jobs = [Job("a"), Job("b")]
+    jobs = [Job("a"), Job("b"), Job("c", {"do": "die"})]
     found = driver.run(tmp_path / "study", jobs, job_tasks.Scripted(tmp_path), where, job_tasks.outcome, draw)
-    assert drawn == ["b"]
-    assert [job.spec for job in found.values()] == [{"x": 7}, {"x": 1}]
+    assert drawn == ["b", "c"]
+    assert [job.spec for job in found.values()] == [{"x": 7}, {"x": 1}, {"do": "die", "x": 2}]
+    assert (found["c"].state, records.read("c")["drawn"]) == (FAILED, {"x": 2})  # also where it could not end itself
+
+
+class FakeRay(SimpleNamespace):
+    """A cluster of machines, each with its resources; what a task returns, or raises."""
+
+    def __init__(self, *machines: dict[str, float], result: Any = True) -> None:
+        class RayError(Exception): ...
+
+        super().__init__(exceptions=SimpleNamespace(RayError=RayError))
+        self.machines, self.result = machines, result
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": resources} for resources in self.machines]
+
+    def cluster_resources(self) -> dict[str, float]:
+        return dict(sum((Counter(resources) for resources in self.machines), Counter()))
+
+    def get(self, ended: Any) -> Any:
+        if self.result is True or self.result is False:
+            return self.result
+        raise self.exceptions.RayError(self.result)
+
+
+@pytest.mark.parametrize(
+    ("machines", "cluster", "gpus"),
+    [
+        ([{"CPU": 8}], {}, 0),
+        ([{"CPU": 8, "GPU": 4}], {"workers": 2}, 2),  # an equal part of this machine's
+        ([{"CPU": 8, "GPU": 1}], {"workers": 4}, 0.25),
+        ([{"CPU": 8, "GPU": 8}], {"gpus_per_run": 8}, 8),
+        ([{"GPU": 8}, {"GPU": 8}], {"address": "auto", "gpus_per_run": 8}, 8),
+        ([{"CPU": 8}, {"CPU": 8}], {"address": "auto"}, 0),
+    ],
+)
+def test_gpus_of_a_run(machines: list[dict[str, float]], cluster: dict[str, Any], gpus: float) -> None:
+    assert driver._gpus(FakeRay(*machines), driver.Cluster(**cluster)) == gpus
+
+
+def test_gpus_that_no_machine_has(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused here; a cluster may grow."""
+    with pytest.raises(ValueError, match="--gpus-per-run 2: no machine has so many, the largest has 1; ask for fewer"):
+        driver._gpus(FakeRay({"GPU": 1}), driver.Cluster(gpus_per_run=2))
+    with pytest.raises(ValueError, match="--gpus-per-run: the cluster at auto has 16 GPUs; say how many a run gets"):
+        driver._gpus(FakeRay({"GPU": 8}, {"GPU": 8}), driver.Cluster(address="auto"))
+    assert driver._gpus(FakeRay({"GPU": 8}, {"GPU": 8}), driver.Cluster(address="auto", gpus_per_run=16)) == 16
+    assert "no machine has so many, the largest has 8; runs wait until one joins" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cluster", "gpus", "jobs", "most"),
+    [
+        ({}, 0, None, 1),
+        ({"workers": 3}, 0, None, 3),
+        ({"address": "auto"}, 0, 50, 50),  # all of them: Ray has a queue
+        ({"address": "auto"}, 0, None, 8),  # drawn late, so as many as there are cores
+        ({"address": "auto"}, 0.5, None, 4),  # or GPUs
+        ({"address": "auto"}, 8, None, 1),  # never none
+        ({"address": "auto", "workers": 3}, 0.5, None, 3),
+    ],
+)
+def test_jobs_begun_at_a_time(cluster: dict[str, Any], gpus: float, jobs: int | None, most: int) -> None:
+    ray = FakeRay({"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1})
+    assert driver._most(ray, driver.Cluster(**cluster), gpus, jobs) == most
+
+
+def test_a_worker_that_dies_on_its_way_out_has_done_its_job(tmp_path: Path) -> None:
+    records, job = Records(tmp_path), Job("a")
+    records.end(job, Status("a", {}, state=DONE, facts={"x": 1}))
+    driver._see_to(FakeRay(result="died"), None, job, records)
+    assert records.read("a")["state"] == DONE
+    driver._see_to(FakeRay(result="died"), None, Job("b"), records)
+    assert (records.read("b")["state"], records.read("b")["reason"]) == (FAILED, "RayError: died")
+
+
+def test_a_job_that_somebody_still_works_on_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process of a driver before this one, cut off from it, say: the job has not failed."""
+    monkeypatch.setattr(doing, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(doing, "_settle_in", lambda place: None)
+    records, place = Records(tmp_path / "study"), doing.Place(tmp_path / "study", str(tmp_path), 1)
+    job, task = Job("a"), job_tasks.Scripted(tmp_path)
+    with locked(records.log_of("a")):
+        assert not doing.do(task, job, place)
+    assert records.read("a") is None
+    driver._see_to(FakeRay(result=False), None, job, records)
+    assert capsys.readouterr().err.startswith("a: another process still works on it")
+    assert records.read("a") is None
+    assert doing.do(task, job, place)
+    assert records.read("a")["state"] == DONE
+
+
+@contextlib.contextmanager
+def locked(log: Path) -> Iterator[None]:
+    log.parent.mkdir(parents=True)
+    with log.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("given", [None, "3"])
+def test_threads_of_a_run(given: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An equal share here, one on a cluster, where a run asks for one core; OMP_NUM_THREADS says otherwise."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: int(given or 8))
+    places: list[Any] = []
+
+    class Ray(FakeRay):
+        def remote(self, *given: Any, **options: Any) -> Any:
+            if options:
+                return lambda function: self
+            places.append(given[-1])
+            return None
+
+        def options(self, **_: Any) -> Any:
+            return self
+
+    for cluster in (driver.Cluster(workers=2), driver.Cluster(workers=2, address="auto")):
+        driver._submitter(Ray({"CPU": 8}), cluster, 0, job_tasks.Scripted(tmp_path), tmp_path)(Job("a"))
+    assert [place.threads for place in places] == ([3, 3] if given else [4, 1])
+    assert [place.variables.get("OMP_NUM_THREADS") for place in places] == [given, given]

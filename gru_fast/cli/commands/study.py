@@ -163,11 +163,13 @@ def _work(plan: Plan, how: StudyOptions, cluster: Cluster, file: Path) -> Mappin
 
     _check_folder(plan.folder)
     _check_launchers(plan)
-    _check_jobs(plan)
-    _keep_recipe(plan, load.title(file))
     task = StudyTask(parse, plan.recipe.launch)
     outcome = partial(_outcome, plan)
-    return driver.run(plan.folder, _in_order(plan), task, cluster, outcome, retry_failed=how.retry_failed)
+    with driver.alone(plan.folder):
+        _check_jobs(plan)
+        _check_launch(plan)
+        _keep_recipe(plan, load.title(file))
+        return driver.run(plan.folder, _in_order(plan), task, cluster, outcome, retry_failed=how.retry_failed)
 
 
 def _in_order(plan: Plan) -> list[Job]:
@@ -176,7 +178,9 @@ def _in_order(plan: Plan) -> list[Job]:
 
 def _check_folder(folder: Path) -> None:
     """Refuses a folder with something else in it, before anything is written."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _RECIPE).is_file())):
+    from gru_fast.jobs.driver import is_free
+
+    if not (folder / _RECIPE).is_file() and not is_free(folder):
         raise FileExistsError(f"output folder {folder} is not empty, and no study made it; choose another")
     if (folder / "jobs.journal").exists():
         raise FileExistsError(
@@ -192,6 +196,22 @@ def _check_launchers(plan: Plan) -> None:
             raise FileNotFoundError(
                 f"launch: {name}: no program {program} on PATH; activate its environment, or name its file"
             )
+
+
+def _check_launch(plan: Plan) -> None:
+    """Refuses other launchers than those the study was begun with: by the number of their processes the rows of a step
+    differ.
+    """
+    from gru_fast.runs.files import differences
+    from gru_fast.study import load
+
+    kept = plan.folder / _RECIPE
+    changed = differences(load.read(kept).launch, plan.recipe.launch, "launch") if _is_begun(kept) else []
+    if changed:
+        raise ValueError(
+            f"{plan.folder}: it was begun with {changed[0]}; give another --output-dir, or, if the number of processes "
+            f"is the same, write the new line into {kept} too"
+        )
 
 
 def _keep_recipe(plan: Plan, title: str) -> None:

@@ -60,10 +60,11 @@ def _work(plan: Plan, cluster: Cluster) -> Mapping[str, Status]:
     from gru_fast.jobs import driver
 
     plan.check()
-    plan.check_same()
-    plan.write_settings()
     draw = _draw(plan) if plan.options.sampler == "tpe" else None
-    return driver.run(plan.folder, plan.jobs(), _task(plan), cluster, _outcome, draw, plan.options.retry_failed)
+    with driver.alone(plan.folder):
+        plan.check_same()
+        plan.write_settings()
+        return driver.run(plan.folder, plan.jobs(), _task(plan), cluster, _outcome, draw, plan.options.retry_failed)
 
 
 def _status(plan: Plan) -> Mapping[str, Status]:
@@ -71,6 +72,7 @@ def _status(plan: Plan) -> Mapping[str, Status]:
     from gru_fast.runs.records import Records
     from gru_fast.sweep.plan import SETTINGS
 
+    plan.check_version()
     if not (plan.folder / SETTINGS).is_dir():
         raise FileNotFoundError(f"{plan.folder}: no sweep in it; leave --report out to begin it")
     plan.check_same()
