@@ -298,6 +298,14 @@ py::dict build_info() {
   return out;
 }
 
+std::string cuda_problem() {
+#ifdef GRU_FAST_HAS_CUDA
+  return cuda::problem();
+#else
+  return kNoCudaReason;
+#endif
+}
+
 // Element by element the very same objects. What `all(a is b ...)` is in Python, at a fiftieth of its time.
 bool same_objects(py::list a, py::list b) {
   const Py_ssize_t size = PyList_GET_SIZE(a.ptr());
@@ -317,9 +325,12 @@ py::list gradients(py::list params) {
   py::object descriptor;
   descrgetfunc get = nullptr;
   for (Py_ssize_t i = 0; i < size; ++i) {
-    PyObject* const param = PyList_GET_ITEM(params.ptr(), i);
-    if (Py_TYPE(param) != type) {
-      type = Py_TYPE(param);
+    // A "grad" written in Python may do anything, also shorten the list: IndexError then.
+    PyObject* const item = PyList_GetItem(params.ptr(), i);
+    if (item == nullptr) throw py::error_already_set();
+    const auto param = py::reinterpret_borrow<py::object>(item);
+    if (Py_TYPE(item) != type) {
+      type = Py_TYPE(item);
       // Of a type that looks its attributes up in a way of its own, or has no descriptor of data, each object is asked.
       descriptor = py::reinterpret_steal<py::object>(PyObject_GetAttr(reinterpret_cast<PyObject*>(type), name));
       PyErr_Clear();
@@ -327,8 +338,8 @@ py::list gradients(py::list params) {
                             Py_TYPE(descriptor.ptr())->tp_descr_set != nullptr;
       get = is_plain ? Py_TYPE(descriptor.ptr())->tp_descr_get : nullptr;
     }
-    PyObject* const grad = get != nullptr ? get(descriptor.ptr(), param, reinterpret_cast<PyObject*>(type))
-                                          : PyObject_GetAttr(param, name);
+    PyObject* const grad =
+        get != nullptr ? get(descriptor.ptr(), item, reinterpret_cast<PyObject*>(type)) : PyObject_GetAttr(item, name);
     if (grad == nullptr) throw py::error_already_set();
     PyList_SET_ITEM(out.ptr(), i, grad);
   }
@@ -406,6 +417,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("CUDA_ARCHITECTURES") = kCudaArchitectures;  // constants: asking for them wakes no driver
   m.attr("VERSION") = kVersion;
   m.def("build_info", &build_info, "How this module was built and what it runs on.");
+  m.def("cuda_problem", &cuda_problem, "Why the CUDA kernels run on no device here; empty if they do.");
   m.def("same_objects", &same_objects, "Whether two lists hold the very same objects.", arg("a"), arg("b"));
   m.def("gradients", &gradients, "The .grad of each parameter, None where it has none.", arg("params"));
   m.def("use_vector_level", &use_vector_level, "Choose the CPU kernels' vector level (tests, benchmarks).",

@@ -130,12 +130,36 @@ def test_cli_report_names_the_reason_for_no_cuda() -> None:
     from gru_fast.cli.commands.info import report
 
     info = gru_fast.build_info()
-    info["cuda"] = {"version": None, "architectures": [], "reason": "nvcc was not found at build", "device_count": 0}
+    info["cuda"] = {
+        "version": None,
+        "architectures": [],
+        "reason": "nvcc was not found at build",
+        "device_count": 0,
+        "problem": None,
+    }
     info["devices"].append({"device": "cuda:0", "name": "Some GPU", "backend": "reference"})
     text = report(info)
     assert "no kernels: nvcc was not found at build" in text
     assert "GRU_FAST_CUDA=pip pip install" in text
     assert "cuda:0  reference  Some GPU" in text
+
+
+def test_cli_report_names_the_reason_why_kernels_cannot_run() -> None:
+    from gru_fast.cli.commands.info import report
+
+    info = gru_fast.build_info()
+    reason = "the driver knows CUDA up to 12.6, the kernels are of 13.0"
+    info["cuda"] = {"version": "13.0", "architectures": ["90"], "reason": None, "device_count": 0, "problem": reason}
+    info["devices"].append({"device": "cuda:0", "name": "Some GPU", "backend": "reference"})
+    text = report(info)
+    assert f"CUDA      13.0 for 90\n          they run on no device here: {reason}\n" in text
+    assert "To build the CUDA kernels, in a checkout: " in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_kernels_say_why_they_run_on_no_device() -> None:
+    assert core.cuda_problem()
+    assert gru_fast.build_info()["cuda"]["problem"] == (core.cuda_problem() if core.HAS_CUDA else None)
 
 
 def test_cli_version_and_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:

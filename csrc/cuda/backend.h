@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 #include "../chunk_plan.h"
 #include "../pipeline.h"
@@ -27,6 +28,7 @@ void probe(const Plan& plan, bool full, const Context& context);
 
 PlanLimits limits();
 PlanLimits vector_limits();
-int device_count();  // 0 without a driver or a device; never throws
+int device_count();     // 0 without a driver or a device; never throws
+std::string problem();  // why the CUDA that is linked in runs on no device; empty if it does
 
 }  // namespace gru_fast::cuda

@@ -58,11 +58,32 @@ static_assert(sizeof(VectorTable) == kTableHeaderBytes + kMaxRows<VectorRow> * s
 
 // ---- errors and devices ---------------------------------------------------------------------------------------------
 
+// Whether an error is of a kernel that runs, or ran: whoever calls CUDA next is told, whatever it does.
+inline bool is_of_a_kernel(cudaError_t status) {
+  switch (status) {
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorMisalignedAddress:
+      return true;
+    default:
+      return false;
+  }
+}
+
 inline void check(cudaError_t status, const char* doing) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // not left for the caller's next check to trip over
+  const char* whose = is_of_a_kernel(status)
+                          ? "; perhaps of an earlier kernel, not of gru_fast: CUDA_LAUNCH_BLOCKING=1 shows which"
+                          : "";
   throw std::runtime_error(std::string("gru_fast: CUDA error while ") + doing + ": " + cudaGetErrorName(status) + " (" +
-                           cudaGetErrorString(status) + ")");
+                           cudaGetErrorString(status) + whose + ")");
 }
 
 class DeviceGuard {

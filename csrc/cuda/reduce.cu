@@ -294,4 +294,22 @@ int device_count() {
   return 0;
 }
 
+std::string problem() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess && count > 0) return "";
+  cudaGetLastError();
+  if (status != cudaErrorInsufficientDriver) {
+    return status == cudaSuccess ? "it finds no device" : cudaGetErrorString(status);
+  }
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  const auto readable = [](int version) {
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  };
+  return driver == 0
+             ? "there is no driver"
+             : "the driver knows CUDA up to " + readable(driver) + ", the kernels are of " + readable(CUDART_VERSION);
+}
+
 }  // namespace gru_fast::cuda

@@ -33,6 +33,7 @@ def build_info() -> dict[str, Any]:
             "version": built["cuda_version"] or None,
             "architectures": [name for name in built["cuda_architectures"].split(",") if name],
             "reason": built["no_cuda_reason"] or None,  # why there are no CUDA kernels
+            "problem": (core.cuda_problem() or None) if core.HAS_CUDA else None,  # why they cannot run here
             "device_count": built["cuda_device_count"],  # as the CUDA linked into the kernels sees them
         },
         "devices": _devices(),

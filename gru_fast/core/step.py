@@ -84,8 +84,9 @@ class StepInProgress:
         """Inside, every gradient goes into e as backward gives it; outside, ``.grad`` is what it was."""
         if self.gamma is not None and self.gamma != gamma:
             raise ValueError(f"gamma: expected {self.gamma} as earlier in this step, got {gamma}")
-        self._enter("stream", scale)
         average = self._average
+        average.sharded.check_streams()
+        self._enter("stream", scale)
         if self.gamma is None:
             self.gamma = gamma
             self._folded = [False] * len(average.params)

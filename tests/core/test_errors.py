@@ -34,6 +34,27 @@ def parameter(grad: Tensor | None, *, value: Tensor | None = None) -> nn.Paramet
     return param
 
 
+def test_a_list_that_gets_shorter_while_it_is_read() -> None:
+    """By a ``grad`` that is written in Python: an error, no read past its end."""
+
+    class Shortens:
+        def __init__(self, params: list[Any]) -> None:
+            self.params = params
+
+        @property
+        def grad(self) -> None:
+            del self.params[1:]
+
+        @grad.setter
+        def grad(self, value: None) -> None: ...
+
+    params: list[Any] = []
+    params += [Shortens(params) for _ in range(50)]
+    with pytest.raises(IndexError):
+        core.gradients(params)
+    assert core.gradients([Shortens([1]), Shortens([])]) == [None, None]
+
+
 def assert_one_line(error: BaseException) -> None:
     text = str(error)
     assert "\n" not in text, f"a message of {text.count(chr(10)) + 1} lines: {text[:300]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import gru_fast
-from gru_fast.core.backends import choice, native, parts, passes_for
+from gru_fast.core.backends import choice, library, native, parts, passes_for
 from gru_fast.core.backends.parts import Part, Work, run_step
 from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.vectors import accumulate_task_vector_
@@ -117,6 +118,22 @@ def test_sixteen_bit_ema_needs_a_rounding_step() -> None:
     assert all(e.any() for e in ema)
 
 
+@pytest.mark.parametrize("name", ["reduce_", "rectify_"])
+def test_a_rounding_step_counts_on_its_own_device_alone(name: str) -> None:
+    """Elsewhere e would be rounded by step 0 for ever. Refused before anything is written."""
+    grads, retain, ema = ([t.bfloat16() for t in tensors] for tensors in problem())
+    before = [t.clone() for t in grads]
+    ema[1] = ema[1].to("meta")
+    step = torch.zeros(1, dtype=torch.int64)
+    tau = [1.0] if name == "rectify_" else []
+    op = {"reduce_": library._reduce_op, "rectify_": library._rectify_op}[name]  # torch itself would call the fake
+    with pytest.raises(ValueError, match=r"ema\[1\]: expected torch.bfloat16 on cpu, where .* got it on meta"):
+        op(grads, retain, ema, 0.5, *tau, rounding_step=step)
+    assert all(map(torch.equal, grads, before))
+    assert not any(e.any() for row, e in enumerate(ema) if row != 1)
+    assert step.item() == 0
+
+
 def test_empty_lists() -> None:
     step = gru_fast.Rectification(torch.ops.gru_fast.rectify_([], [], [], 0.5, 1.0))
     assert (step.norm_before, step.conflict, step.clipped, step.alpha) == (0.0, False, False, 1.0)
@@ -185,6 +202,30 @@ def test_warns_once_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) 
         torch.ops.gru_fast.rectify_(grads, retain, ema, 0.5, 1.0)
     torch.ops.gru_fast.reduce_(grads, retain, ema, 0.5)  # warnings are errors in this suite: no second one
     torch.testing.assert_close(torch.cat([g.reshape(-1) for g in grads]).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_kernels_that_cannot_run_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built with CUDA 13, say, beside a torch with CUDA 12 on a driver that knows no more: torch's path, and why."""
+    reason = "the driver knows CUDA up to 12.6, the kernels are of 13.0"
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(native, "core", SimpleNamespace(HAS_CUDA=True, CUDA_ARCHITECTURES="90"))
+    monkeypatch.setattr(native, "HAS_CUDA", True)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(native, "cuda_problem", lambda: "")
+    assert native.serves(cuda)
+    monkeypatch.setattr(native, "cuda_problem", lambda: reason)
+    monkeypatch.setattr(choice, "_warned_devices", set())
+    assert not native.serves(cuda)
+    with pytest.warns(RuntimeWarning, match=f"no compiled kernels for cuda .*they cannot run here: {reason}; for"):
+        choice.warn_of_fallback(cuda)
+
+
+def test_how_to_build_kernels_for_the_cuda_of_torch() -> None:
+    """nvidia-cuda-nvcc-cu12 12.9.86, the last of its line on PyPI, has ptxas and no nvcc."""
+    assert choice.mend_cuda("13.0").startswith("GRU_FAST_CUDA=pip pip install")
+    assert choice.mend_cuda(None).startswith("GRU_FAST_CUDA=pip pip install")
+    assert choice.mend_cuda("12.6").startswith("CUDACXX=/usr/local/cuda-12.6/bin/nvcc GRU_FAST_CUDA=on pip install")
 
 
 # ---- what waits for the device ---------------------------------------------------------------------------------------

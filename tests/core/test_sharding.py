@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import layouts
@@ -12,6 +13,8 @@ import pytest
 import torch
 from processes import Processes
 
+from gru_fast.core.sharded import rows as sharded_rows
+from gru_fast.core.sharded.rows import ShardedRows, hooks_wait_for_copies
 from gru_fast.core.sharded.shards import check_param
 
 WORLDS = {
@@ -212,3 +215,41 @@ def test_parameters_that_others_keep_are_refused() -> None:
     flat._is_flat_param = True
     with pytest.raises(TypeError, match="expected one parameter, got FSDP's FlatParameter of many; FSDP2"):
         check_param(flat, "params[0]")
+
+
+# ---- streams of offloaded shards -------------------------------------------------------------------------------------
+
+
+def offloaded(device_type: str, is_pinned: bool) -> ShardedRows:
+    """A parameter whose shards lie on the host, computed with on another device: here there is none."""
+    shard = SimpleNamespace(is_pinned=lambda: is_pinned)
+    found = ShardedRows([], ["layer.weight"])
+    found._sharded = {0: SimpleNamespace(device_mesh=SimpleNamespace(device_type=device_type), to_local=lambda: shard)}  # type: ignore[dict-item]
+    return found
+
+
+def test_streams_of_gradients_that_are_still_on_their_way_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2 of torch 2.10 and 2.11 calls hooks while the copy to pinned memory goes on (pytorch 180666)."""
+    monkeypatch.setattr(sharded_rows, "hooks_wait_for_copies", lambda: False)
+    with pytest.raises(RuntimeError, match=r'stream\(\): params\[0\] "layer.weight" is offloaded .* collect\(\)'):
+        offloaded("cuda", is_pinned=True).check_streams()
+    offloaded("cuda", is_pinned=False).check_streams()
+    offloaded("cpu", is_pinned=True).check_streams()
+    monkeypatch.setattr(sharded_rows, "hooks_wait_for_copies", lambda: True)
+    offloaded("cuda", is_pinned=True).check_streams()
+
+
+def test_whether_hooks_wait_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    if version >= (2, 13) or version < (2, 12):
+        assert hooks_wait_for_copies() == (version >= (2, 13))
+
+    def foreach_reduce(param: Any) -> None:
+        param.grad = param.grad.to("cpu", non_blocking=True)
+        for hook in param._post_accumulate_grad_hooks.values():
+            hook(param)
+
+    monkeypatch.setattr(_fsdp_collectives, "foreach_reduce", foreach_reduce)
+    assert not hooks_wait_for_copies.__wrapped__()

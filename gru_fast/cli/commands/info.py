@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 def report(info: dict[str, Any]) -> str:
     """The content of `build_info` for people to read."""
-    from gru_fast.core.backends import MEND_CUDA
+    from gru_fast.core.backends import mend_cuda
 
     cpu, cuda = info["cpu"], info["cuda"]
     levels = ", ".join(cpu["available_levels"])
@@ -40,8 +40,11 @@ def report(info: dict[str, Any]) -> str:
         lines.append(f"CUDA      {cuda['version']} for {', '.join(cuda['architectures'])}")
     else:
         lines.append(f"CUDA      no kernels: {cuda['reason']}")
+    if cuda["problem"]:
+        lines.append(f"          they run on no device here: {cuda['problem']}")
     lines.append("devices")
     lines += [f"  {found['device']:<7} {found['backend']:<10} {found['name']}" for found in info["devices"]]
-    if not cuda["version"] and any(found["device"].startswith("cuda") for found in info["devices"]):
-        lines.append(f"To build the CUDA kernels, in a checkout: {MEND_CUDA}")
+    useless = not cuda["version"] or cuda["problem"]
+    if useless and any(found["device"].startswith("cuda") for found in info["devices"]):
+        lines.append(f"To build the CUDA kernels, in a checkout: {mend_cuda()}")
     return "\n".join(lines)

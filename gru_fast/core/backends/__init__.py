@@ -8,6 +8,6 @@ parts.py      one step over several devices and processes
 library.py    the step as torch.library ops
 """
 
-from gru_fast.core.backends.choice import MEND_CUDA, backend_name, passes_for, warn_of_fallback
+from gru_fast.core.backends.choice import backend_name, mend_cuda, passes_for, warn_of_fallback
 
-__all__ = ["MEND_CUDA", "backend_name", "passes_for", "warn_of_fallback"]
+__all__ = ["backend_name", "mend_cuda", "passes_for", "warn_of_fallback"]

@@ -37,11 +37,19 @@ def _args(gamma: float, loss_scale: float, tau: float, seed: int) -> StepArgs:
 
 
 def _check_rounding(ema: Sequence[Tensor], rounding_step: Tensor | None) -> None:
-    if rounding_step is None and any(e.dtype != torch.float32 for e in ema):
-        raise ValueError(
-            "rounding_step: expected an int64 tensor of one element beside a 16-bit ema, got None; without it every "
-            "call would round with the same bits"
-        )
+    for row, e in enumerate(ema):
+        if e.dtype == torch.float32:
+            continue
+        if rounding_step is None:
+            raise ValueError(
+                "rounding_step: expected an int64 tensor of one element beside a 16-bit ema, got None; without it "
+                "every call would round with the same bits"
+            )
+        if e.device != rounding_step.device:
+            raise ValueError(
+                f"ema[{row}]: expected {e.dtype} on {rounding_step.device}, where rounding_step counts, got it on "
+                f"{e.device}; call the op for each device, or use gru_fast.RetainEMA, which keeps a count on each"
+            )
 
 
 def _reduce_op(

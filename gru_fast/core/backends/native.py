@@ -22,9 +22,17 @@ def serves(device: torch.device) -> bool:
     """Whether this build has kernels for ``device``."""
     if device.type == "cpu":
         return True
-    if device.type != "cuda" or not core.HAS_CUDA or torch.version.cuda is None:
+    if device.type != "cuda" or not core.HAS_CUDA or torch.version.cuda is None or cuda_problem():
         return False
     return runs_on(torch.cuda.get_device_capability(device), core.CUDA_ARCHITECTURES)
+
+
+@functools.cache
+def cuda_problem() -> str:
+    """Why the CUDA kernels run on no device here, such as a driver older than the CUDA they were built with, which may
+    not be torch's; empty if they do.
+    """
+    return core.cuda_problem()
 
 
 @functools.cache

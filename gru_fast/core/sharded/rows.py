@@ -5,6 +5,8 @@ Every step looks at every gradient, so what is as it should be costs two compari
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,6 +70,18 @@ class ShardedRows:
             parts[row] = part_of(tensor)  # type: ignore[arg-type]  # in place, and so a DTensor
         return parts
 
+    def check_streams(self) -> None:
+        """Refuses to stream what FSDP2 copies from a device to the host while it calls the hooks already."""
+        if not self._sharded or hooks_wait_for_copies():
+            return
+        for row, param in self._sharded.items():
+            if param.device_mesh.device_type != "cpu" and part_of(param).is_pinned():
+                raise RuntimeError(
+                    f"stream(): {self.label('params', row)} is offloaded to the CPU, and FSDP2 of torch "
+                    f"{torch.__version__} calls hooks before a gradient has come there (pytorch 180666); take "
+                    "collect(), a newer torch, or CPUOffloadPolicy(pin_memory=False)"
+                )
+
     def rounding_keys(self, ema: Sequence[Tensor]) -> list[int]:
         """What the rounding bits of each 16-bit e are drawn by: its place, and for a shard which one it is."""
         keys = list(range(self._count))
@@ -92,6 +106,18 @@ class ShardedRows:
         """The same of a block that has taken ``count`` gradients of sharded parameters."""
         if self._sharded and count == 0:
             raise RuntimeError(f"{where}: {_NOTHING_CAME}")
+
+
+@functools.cache
+def hooks_wait_for_copies() -> bool:
+    """Whether FSDP2 copies a gradient to the host in full before it calls hooks with it, if there are any.
+
+    No call says so, and only a race on a GPU shows it. Where it does, its reduction looks at the hooks twice: before
+    the copy, and to call them.
+    """
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+
+    return inspect.getsource(_fsdp_collectives.foreach_reduce).count("_post_accumulate_grad_hooks") > 1
 
 
 def _version_here(grad: Any) -> int:
