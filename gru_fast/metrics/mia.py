@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gru_fast.metrics.exact import exact_mean
 from gru_fast.metrics.scores import TextRecord, attack, but_last, need
 
 Floats = NDArray[np.float64]
@@ -25,7 +26,8 @@ _LEAST_VARIANCE = 1e-6  # of log p over the vocabulary: a distribution on one to
 def auc(forget: ArrayLike, holdout: ArrayLike) -> float:
     """P(h > f) + P(h = f) / 2 for a score f of ``forget`` and h of ``holdout``, each drawn at random: the ROC AUC.
 
-    Exact (Mann-Whitney): equal scores count half, whatever the order of rows.
+    Exact (Mann-Whitney): equal scores count half, whatever the order of rows. So a model that gives all texts one score
+    has 1/2; the scores here are exact means (:func:`~gru_fast.metrics.exact.exact_mean`), equal where their terms are.
 
     Args:
         forget, holdout: scores, one per text, at least one each, no NaN (Inf is ordered as a number).
@@ -59,7 +61,7 @@ def min_k(log_probs: ArrayLike, k: float = MIN_K) -> float:
         raise ValueError(f"k: expected a share of tokens above 0 and at most 1, got {k}")
     values = _scores(log_probs, "log_probs")
     count = max(1, int(len(values) * k))
-    return -float(np.partition(values, count - 1)[:count].mean())
+    return -exact_mean(np.partition(values, count - 1)[:count])
 
 
 def privleak(unlearned: float, retained: float) -> float:
@@ -87,7 +89,7 @@ def privleak(unlearned: float, retained: float) -> float:
 @attack("mia_loss", "membership by loss: AUC (1/2: not told from text never seen; 1: known)", "log_probs")
 def loss_score(record: TextRecord) -> float:
     """Mean of -log p over the label tokens; Yeom et al. 2018 (arXiv 1709.01604)."""
-    return -float(_scores(need(record, "log_probs"), "log_probs").mean())
+    return -exact_mean(_scores(need(record, "log_probs"), "log_probs"))
 
 
 @attack("mia_min_k", "membership by Min-K%: AUC of the 40% least probable tokens' loss", "log_probs")

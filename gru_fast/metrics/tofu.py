@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gru_fast.metrics.exact import exact_mean
 from gru_fast.metrics.records import Record, Records, rows_of
 
 Floats = NDArray[np.float64]
@@ -30,7 +31,7 @@ def probability(records: Sequence[Record], *, of_choices: bool = False, where: s
     if not of_choices:
         return float(np.exp(-answer).mean())
     choices = np.column_stack([answer, _perturbed(records, where)])
-    return float(np.exp(-answer - _log_sum_exp(-choices)).mean())
+    return float(np.exp(-answer - _log_mean_exp(-choices)).mean()) / choices.shape[1]
 
 
 def rouge(records: Sequence[Record], *, where: str = "records") -> float:
@@ -48,8 +49,8 @@ def log_truth_ratios(records: Sequence[Record], kind: str = "geometric", *, wher
         raise ValueError(f'truth_ratio: expected one of {", ".join(TRUTH_RATIOS)}, got "{kind}"')
     paraphrase, wrong = _column(records, "paraphrase_loss", where), _perturbed(records, where)
     if kind == "geometric":
-        return paraphrase - wrong.mean(axis=1)
-    return paraphrase + _log_sum_exp(-wrong) - math.log(wrong.shape[1])
+        return paraphrase - np.asarray([exact_mean(row) for row in wrong])
+    return paraphrase + _log_mean_exp(-wrong)
 
 
 def truth_ratio(records: Sequence[Record], kind: str = "geometric", *, where: str = "records") -> float:
@@ -230,7 +231,7 @@ def _check_finite(values: Floats, records: Sequence[Record], field: str, where: 
         raise ValueError(f"{where}: row {row}: {field} is NaN or Inf ({int((~finite).sum())} rows in all)")
 
 
-def _log_sum_exp(table: Floats) -> Floats:
-    """log sum_j exp(table[:, j]), without overflow."""
+def _log_mean_exp(table: Floats) -> Floats:
+    """log mean_j exp(table[:, j]), without overflow; of equal numbers exactly the number."""
     top = table.max(axis=1)
-    return top + np.log(np.exp(table - top[:, None]).sum(axis=1))
+    return top + np.log(np.exp(table - top[:, None]).mean(axis=1))

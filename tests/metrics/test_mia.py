@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from gru_fast.metrics import mia, scores
+from gru_fast.metrics.exact import exact_mean
+from gru_fast.metrics.extra import summarize
 from gru_fast.metrics.scores import TextRecord
 
 SCORES = st.lists(st.integers(-3, 3) | st.floats(allow_nan=False), min_size=1, max_size=12)
@@ -111,3 +115,27 @@ def test_a_known_text_scores_low() -> None:
         metric = scores.get(name)
         if metric.is_attack:
             assert metric.score(known) < metric.score(unknown), name
+
+
+@pytest.mark.parametrize("constant", [-4.6051702, -3.0145678, -10.373491])  # of 7 digits, as records hold them
+def test_a_model_that_gives_every_token_the_same_tells_nothing(constant: float) -> None:
+    """Whatever the lengths of the texts: a mean of equal numbers is that number, to the last bit."""
+
+    def texts(lengths: range) -> list[TextRecord]:
+        return [
+            TextRecord(i, (constant,) * n, "0" * n, (constant,) * n, (0.3,) * n, 50, 1.0, -constant)
+            for i, n in enumerate(lengths)
+        ]
+
+    records = {"forget": texts(range(2, 40)), "holdout": texts(range(37, 70))}
+    attacks = [name for name in scores.names() if scores.get(name).is_attack]
+    found = summarize(attacks, records)
+    assert {name: row["auc"] for name, row in found.items()} == dict.fromkeys(attacks, 0.5)
+
+
+@given(st.lists(st.floats(-100, 0), min_size=1, max_size=20), st.randoms())
+def test_means_do_not_depend_on_the_order(values: list[float], draw: random.Random) -> None:
+    exact = float(sum(map(Fraction, values), Fraction(0)) / len(values))
+    assert exact_mean(values) == exact
+    shuffled = draw.sample(values, len(values))
+    assert mia.loss_score(TextRecord(0, tuple(shuffled))) == mia.min_k(values, 1.0) == -exact

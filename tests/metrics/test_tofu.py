@@ -106,6 +106,17 @@ def test_truth_ratio_by_hand() -> None:
     assert tofu.truth_ratio_min(rows) == pytest.approx((math.exp(-2) + math.exp(-1)) / 2)
 
 
+@pytest.mark.parametrize("kind", tofu.TRUTH_RATIOS)
+def test_a_model_that_prefers_nothing_has_a_truth_ratio_of_1_in_every_row(kind: str) -> None:
+    """Exactly, or ranks would be by rounding: two such models are then as far apart as can be, and not the same."""
+    losses = [0.1, 3.0145678, 4.6051702, 10.373491, 7.3]
+    rows = [row(i, paraphrase_loss=loss, perturbed_losses=(loss,) * 5) for i, loss in enumerate(losses)]
+    assert tofu.log_truth_ratios(rows, kind).tolist() == [0.0] * 5
+    others = [row(i, paraphrase_loss=2.7, perturbed_losses=(2.7,) * 5) for i in range(5)]
+    quality = tofu.forget_quality({"forget": rows}, {"forget": others}, kind)
+    assert (quality.p, quality.statistic) == (1.0, 0.0)
+
+
 def test_the_arithmetic_truth_ratio_averages_probabilities() -> None:
     mean = (math.exp(-3) + math.exp(-5)) / 2
     assert tofu.log_truth_ratios([row()], "arithmetic") == pytest.approx([math.log(mean / math.exp(-2))])
