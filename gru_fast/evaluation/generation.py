@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gru_fast.data.sequences import SequenceCollator
-from gru_fast.models.forward import Autocast, by_length, to_device
+from gru_fast.models.batching import Together, together
+from gru_fast.models.forward import Autocast, by_length, dtype_of, to_device
 from gru_fast.models.frozen import frozen
 
 
@@ -22,8 +27,10 @@ def generate(
 ) -> list[str]:
     """Continuation of each prompt by greedy decoding, without special tokens; ends before the first end-of-sequence.
 
-    Pure greedy: sampling and penalties of the model's own generation config are not applied. Padding is on the left,
-    and each row has its own limit, so that in exact arithmetic the text does not depend on the batch.
+    Pure greedy: sampling and penalties of the model's own generation config are not applied. In exact arithmetic the
+    text does not depend on the batch: padding is on the left, each row has its own limit, and a model that does not
+    leave padding, or the rows beside a row, out of account is given prompts that it can run together (see
+    :func:`gru_fast.models.batching.together`, which tries that with two tokens written after a prompt).
 
     Args:
         model: a causal LM with ``generate``; eval mode and no gradients meanwhile.
@@ -42,20 +49,48 @@ def generate(
     ends = _end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     collate = SequenceCollator(pad, padding_side="left")
+
+    def run(some: Sequence[Sequence[int]], most: int, **settings: Any) -> Any:
+        batch = to_device(collate([{"input_ids": ids} for ids in some]), model)
+        with autocast():
+            return model.generate(**batch, generation_config=_greedy(most, sorted(ends), pad), **settings)
+
     writable = [i for i, limit in enumerate(limits) if limit > 0]
     with frozen(model):
-        for some in by_length([len(prompts[i]) for i in writable], batch_size):
+        choice = _together(
+            model, [prompts[i] for i in writable], max(limits, default=0), run, ends, batch_size, autocast
+        )
+        for some in by_length([len(prompts[i]) for i in writable], batch_size, choice):
             rows = [writable[i] for i in some]
-            batch = to_device(collate([{"input_ids": prompts[i]} for i in rows]), model)
-            with autocast():
-                output = model.generate(
-                    **batch, generation_config=_greedy(max(limits[i] for i in rows), sorted(ends), pad)
-                )
-            written = output[:, batch["input_ids"].shape[1] :].tolist()
+            output = run([prompts[i] for i in rows], max(limits[i] for i in rows))
+            written = output[:, max(len(prompts[i]) for i in rows) :].tolist()
             for i, ids in zip(rows, written, strict=True):
                 end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
                 texts[i] = tokenizer.decode(ids[: min(end, limits[i])], skip_special_tokens=True)
     return texts
+
+
+def _together(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    limit: int,
+    run: Any,
+    ends: set[int],
+    batch_size: int,
+    autocast: Autocast,
+) -> Together:
+    """Which prompts may share a batch, by the logits of the first token written and of one that reads the cache."""
+    # The same token is written everywhere: where two are as probable, the batch decides by its rounding.
+    token = next(token for token in (*chain(*prompts[:1]), *range(len(ends) + 1)) if token not in ends)
+    # A prompt may be as long as the model can read, if one token is all that is to be written.
+    most, what = (2, "continued") if limit > 1 else (1, "continued by one token")
+
+    def sample(some: list[Sequence[int]]) -> list[Tensor]:
+        settings = {"output_logits": True, "return_dict_in_generate": True}
+        logits = run(some, most, **settings, prefix_allowed_tokens_fn=lambda row, ids: [token]).logits
+        return list(torch.stack(logits, dim=1))
+
+    return together(model, what, prompts, sample, batch_size=batch_size, dtype=dtype_of(model, autocast))
 
 
 def _greedy(max_new_tokens: int, ends: list[int], pad: int) -> Any:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gru_fast.data.sequences import Encoded, SequenceCollator
+from gru_fast.models.batching import Together, together
 from gru_fast.models.frozen import frozen
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 _T = TypeVar("_T")
+_POSITIONS = 16  # of a row, evenly spaced, by which it is seen whether the batch matters
 
 
 def of_each_row(
@@ -28,6 +32,9 @@ def of_each_row(
 ) -> list[_T]:
     """What ``read`` makes of a model's logits, row by row, in the order of ``rows``.
 
+    Not of the batch: a model that makes a row depend on those beside it is given rows that it can run together, see
+    :func:`gru_fast.models.batching.together`.
+
     Args:
         model: a causal LM; run in eval mode without gradients, its modes come back.
         rows: tokens and labels, -100 where nothing is scored; in any order, longest are run first.
@@ -40,11 +47,21 @@ def of_each_row(
     """
     found: dict[int, _T] = {}
     collate = SequenceCollator(pad_token_id)
+
+    def run(some: Sequence[Mapping[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = to_device(collate(some), model)
+        with autocast():
+            return logits_of(model, batch), batch
+
+    def sample(some: list[Sequence[int]]) -> list[Tensor]:
+        logits, _ = run([{"input_ids": ids} for ids in some])
+        return [one[torch.linspace(0, len(ids) - 1, _POSITIONS).long()] for one, ids in zip(logits, some, strict=True)]
+
     with frozen(model):
-        for some in by_length([len(row["input_ids"]) for row in rows], batch_size):
-            batch = to_device(collate([rows[i] for i in some]), model)
-            with autocast():
-                logits = logits_of(model, batch)
+        ids = [row["input_ids"] for row in rows]
+        choice = together(model, "scored", ids, sample, batch_size=batch_size, dtype=dtype_of(model, autocast))
+        for some in by_length(list(map(len, ids)), batch_size, choice):
+            logits, batch = run([rows[i] for i in some])
             # Offloaded shards are elsewhere than what they compute.
             found.update(zip(some, read(logits, batch["labels"].to(logits.device)), strict=True))
             advance(len(some))
@@ -64,10 +81,22 @@ def to_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def dtype_of(model: nn.Module, autocast: Autocast) -> torch.dtype:
+    """What the model computes in: the autocast's dtype, else that of its first floating-point parameter."""
+    param = next(param for param in model.parameters() if param.is_floating_point())
+    with autocast():
+        kind = param.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else param.dtype
+
+
+def by_length(lengths: Sequence[int], batch_size: int, choice: Together = Together.ANY) -> Iterator[list[int]]:
     """Rows in batches, longest first: little padding, and a batch that does not fit in memory shows at once."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if choice is Together.NONE:
+        batch_size = 1
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    groups = [list(of) for _, of in groupby(order, lengths.__getitem__)] if choice is Together.EQUAL_LENGTH else [order]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]

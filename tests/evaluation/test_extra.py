@@ -34,9 +34,13 @@ class Ids:
 
 
 class Counted:
-    """Counts the forward passes of a model, and breaks down at the one it is told to."""
+    """Counts the forward passes of a model, and breaks down at the one it is told to.
+
+    Not those by which it is tried which rows can share a batch: that has been done when the counting begins.
+    """
 
     def __init__(self, model: Any, stop_at: int | None = None) -> None:
+        token_scores(model, [row for rows in SEQUENCES.values() for row in rows], batch_size=2, pad_token_id=0)
         self.calls, self.stop_at = 0, stop_at
         model.register_forward_pre_hook(self)
 

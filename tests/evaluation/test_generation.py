@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 import sharp
 import torch
 from sharp import END, Words, sequences
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from gru_fast.evaluation.generation import generate
 
@@ -82,3 +86,72 @@ def test_wrong_prompts_are_named(model: LlamaForCausalLM) -> None:
         generate(model, Words(), [[3], []], 3, batch_size=2)
     with pytest.raises(ValueError, match="max_new_tokens: expected one number or 2, got 1"):
         generate(model, Words(), [[3], [4]], [3], batch_size=2)
+
+
+# ---- families --------------------------------------------------------------------------------------------------------
+
+_SIZES = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "bos_token_id": 0, "eos_token_id": END,
+}  # fmt: skip
+# Model type -> its settings, and what is said of a batch; None: any rows can share one.
+FAMILIES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "rwkv": ({"attention_hidden_size": 32, "context_length": 64}, "one at a time"),  # its cache mixes the rows
+    "minimax": (
+        {"layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 2, "head_dim": 8},
+        "only rows of equal length",
+    ),
+    "xlstm": ({"hidden_size": 128, "num_heads": 4}, "only rows of equal length"),
+    "mamba": ({}, None),
+    "qwen3_next": (
+        {
+            "layer_types": ["linear_attention", "full_attention"], "num_key_value_heads": 2, "head_dim": 8,
+            "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+            "shared_expert_intermediate_size": 8,
+        },
+        None,
+    ),
+    "gpt2": ({"n_embd": 32, "n_layer": 2, "n_head": 4}, None),
+    "opt": ({"ffn_dim": 32, "word_embed_proj_dim": 32}, None),
+}  # fmt: skip
+
+
+def family(name: str) -> Any:
+    """A tiny model of it, with weights that make its answers depend on all of the prompt."""
+    kind = CONFIG_MAPPING[name]
+    known = kind().to_dict()
+    torch.manual_seed(0)
+    config = kind(**{key: value for key, value in _SIZES.items() if key in known} | FAMILIES[name][0])
+    model = AutoModelForCausalLM.from_config(config)
+    for param in model.parameters():
+        if param.ndim > 1:
+            param.data.mul_(10.0)
+    return model.float()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_do_not_depend_on_the_batch(name: str) -> None:
+    """Held against the model without its cache, one prompt at a time."""
+    model, expected = family(name), FAMILIES[name][1]
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(2, 40, (n,), generator=draw).tolist() for n in (5, 21, 9, 5, 14, 9, 12, 5)]
+    model.eval()
+    by_hand = [" ".join(map(str, greedy_by_hand(model, prompt, 8))) for prompt in prompts]
+    assert len(set(by_hand)) > 4
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for batch_size in (1, 3, 8):
+            assert generate(model, Words(), prompts, 8, batch_size=batch_size) == by_hand, batch_size
+    messages = [str(each.message) for each in said if "in one batch" in str(each.message)]
+    assert len(messages) == (expected is not None)
+    for message in messages:
+        assert f"{type(model).__name__}: rows of up to 21 tokens that are continued" in message
+        assert str(expected) in message
+
+
+def test_a_prompt_may_fill_all_positions_where_one_token_is_to_be_written() -> None:
+    model = family("gpt2")
+    most = model.config.n_positions
+    texts = generate(model, Words(), [[3] * most, [4] * 3], 1, batch_size=2)
+    assert [len(text.split()) for text in texts] == [1, 1]
