@@ -37,19 +37,20 @@ _IN_WORDS = {
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError)
 _LEAST_TOLERANCE = 2e-3  # of the probability: what TF32 makes of float32
 
-# Model -> what was asked of it -> the longest row that it was tried with, and what was found.
-_tried: WeakKeyDictionary[nn.Module, dict[str, tuple[int, Together]]] = WeakKeyDictionary()
+# Model -> what was asked of it -> length of the longest row that it was tried with -> what was found.
+_tried: WeakKeyDictionary[nn.Module, dict[str, dict[int, Together]]] = WeakKeyDictionary()
 
 
 def together(
     model: nn.Module, what: str, rows: Sequence[Sequence[int]], run: Run, *, batch_size: int, dtype: torch.dtype
 ) -> Together:
-    """The widest choice of rows that may share a batch; tried with the first rows of a model, then remembered.
+    """The widest choice of rows that may share a batch; tried when rows of such a length first come, then remembered.
 
     The longest row and the last quarter of it, run as a padded pair, must give what each gives alone; if they do not,
     the longest and its reverse, which need no padding. "The same": on average over positions at most sqrt(eps) of the
     probability moves to other tokens, half the digits of ``dtype``, and 0.002 is always allowed. Rounding takes less,
-    and a mask that is not seen more. What was found holds for rows up to that length; a longer one is tried anew.
+    and a mask that is not seen more. What longer rows may share a batch, shorter ones may: most models are tried once,
+    and what is found depends on the rows that are asked for, not on those before them.
 
     Args:
         model: in the state in which the rows will be run.
@@ -63,20 +64,21 @@ def together(
     """
     if batch_size == 1 or len(rows) < 2:
         return Together.ANY
-    tried = _tried.setdefault(model, {})
-    length, known = tried.get(what, (0, Together.ANY))
+    tried = _tried.setdefault(model, {}).setdefault(what, {})
     longest = max(rows, key=len)
-    if len(longest) <= length or known is Together.NONE:
-        return known
+    widest = min((found for length, found in tried.items() if length <= len(longest)), default=Together.ANY)
+    narrowest = max((found for length, found in tried.items() if length >= len(longest)), default=Together.NONE)
+    if narrowest >= widest:
+        return widest
     found, why = _widest(longest, run, max(torch.finfo(dtype).eps ** 0.5, _LEAST_TOLERANCE))
-    if found < known:
+    if found < min(tried.values(), default=Together.ANY):
         warnings.warn(
             f"{type(model).__name__}: rows of up to {len(longest)} tokens that are {what} in one batch do not get what "
             f"each gets alone ({why}); so {_IN_WORDS[found]}, which takes longer",
             stacklevel=3,
         )
-    tried[what] = len(longest), min(found, known)
-    return tried[what][1]
+    tried[len(longest)] = found
+    return found
 
 
 def _widest(longest: Sequence[int], run: Run, tolerance: float) -> tuple[Together, str]:

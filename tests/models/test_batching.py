@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -97,23 +98,36 @@ def test_a_model_that_has_diverged_is_not_blamed_for_it() -> None:
     assert ask(lambda rows: [torch.full((1, 3), torch.nan) for _ in rows]) is Together.ANY
 
 
-def test_a_model_is_tried_once_for_rows_up_to_a_length() -> None:
+def test_what_has_been_found_is_not_tried_again() -> None:
+    model, run = nn.Linear(1, 1), Told()
+    assert ask(run, model) is Together.ANY
+    assert ask(run, model, [row[1:] for row in ROWS]) is Together.ANY  # shorter: nothing new
+    assert len(run.batches) == 3
+    assert ask(run, model, [[*ROWS[0], 9], [1]]) is Together.ANY
+    assert len(run.batches) == 6
+    assert ask(Told(), nn.Linear(1, 1)) is Together.ANY
+    # As long as these two, or between them, it is known; the warning is one for all.
     model, run = nn.Linear(1, 1), Told(padded=0.5)
-    with pytest.warns(UserWarning, match="up to 8 tokens"):
-        assert ask(run, model) is Together.EQUAL_LENGTH
-    tried = len(run.batches)
+    with pytest.warns(UserWarning, match="up to 4 tokens"):
+        assert ask(run, model, [[1] * 4, [1]]) is Together.EQUAL_LENGTH
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it has been said
-        assert ask(run, model, [row[1:] for row in ROWS]) is Together.EQUAL_LENGTH
+        warnings.simplefilter("error")
+        assert ask(run, model, [[1] * 9, [1]]) is Together.EQUAL_LENGTH
+        tried = len(run.batches)
+        assert ask(run, model, [[1] * 6, [1]]) is Together.EQUAL_LENGTH
         assert len(run.batches) == tried
-        assert ask(run, model, [[*ROWS[0], 9], [1]]) is Together.EQUAL_LENGTH
-        assert len(run.batches) == 2 * tried
-    with pytest.warns(UserWarning, match="up to 8 tokens"):
-        assert ask(run, nn.Linear(1, 1)) is Together.EQUAL_LENGTH
-    # What was found of short rows need not hold for long ones, but what fails for these fails.
     with pytest.warns(UserWarning, match="up to 10 tokens"):
         assert ask(Told(0.5, 0.5), model, [[*range(10)], [1]]) is Together.NONE
     assert ask(Told(), model, [[*range(20)], [1]]) is Together.NONE
+
+
+@pytest.mark.filterwarnings("ignore:Linear")
+@pytest.mark.parametrize("order", list(itertools.permutations((3, 8, 9, 20))))
+def test_what_is_found_does_not_depend_on_the_rows_before(order: tuple[int, ...]) -> None:
+    """Several processes each meet with some of the rows, and give them what one process does."""
+    model, by_length = nn.Linear(1, 1), {3: Told(), 8: Told(), 9: Told(padded=1.0), 20: Told(padded=1.0)}
+    found = {length: ask(by_length[length], model, [[1] * length, [1]]) for length in order}
+    assert found == {3: Together.ANY, 8: Together.ANY, 9: Together.EQUAL_LENGTH, 20: Together.EQUAL_LENGTH}
 
 
 def test_rows_that_share_no_batch_are_not_tried() -> None:
