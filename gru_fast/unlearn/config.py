@@ -139,6 +139,8 @@ def errors_of_training(config: TrainingArguments) -> list[str]:
         if "use_cpu" in str(error):  # transformers refuses bf16 by "your setup"
             return ["bf16: no accelerator here computes in it; add --use-cpu to train on the CPU, or --bf16 false"]
         return [str(error)]
+    if config.fp16 and config.device.type == "cpu":  # accelerate leaves it out without a word
+        return ["fp16: a CPU does not compute in it; give --bf16, or leave it out"]
     launched = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if launched > 1 and config.world_size == 1:  # transformers only warns, and every process would train the whole run
         alone = "without an accelerator here transformers has each train alone, in the same folder"
@@ -223,6 +225,11 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
             errors.append(f"kl_positions: expected one of {', '.join(KL_POSITIONS)}, got {self.kl_positions!r}")
         if self.remove_unused_columns:
             errors.append("remove_unused_columns: expected False, since a batch holds its parts, not a model's inputs")
+        if self.label_smoothing_factor:
+            errors.append(
+                f"label_smoothing_factor: expected 0, since the objectives are of the labels as they are, got "
+                f"{self.label_smoothing_factor!r}"
+            )
         if self.stream and self.fp16:
             errors.append(
                 "stream: not with fp16, where an overflow could not be taken back out of the moving average; use bf16, "

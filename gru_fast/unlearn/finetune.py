@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from gru_fast.data.sequences import Encoded, SequenceCollator
 from gru_fast.unlearn.config import errors_of_training, raise_all
+from gru_fast.unlearn.lost_steps import LostSteps
 from gru_fast.unlearn.resuming import WholeCheckpoints
 
 _inherited = {field.name: field for field in dataclasses.fields(TrainingArguments)}
@@ -71,10 +72,12 @@ def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded]
     """
     if not rows:
         raise ValueError("rows: expected at least one row to fine-tune on, got an empty set")
-    return FinetuneTrainer(
+    trainer = FinetuneTrainer(
         model=model,
         args=config,
         train_dataset=rows,
         data_collator=SequenceCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
     )
+    trainer.add_callback(LostSteps(trainer.log))
+    return trainer

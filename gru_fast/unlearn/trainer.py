@@ -16,6 +16,7 @@ from gru_fast.data.pairs import PairCollator, UnlearnDataset
 from gru_fast.models.identity import fingerprint
 from gru_fast.unlearn.config import UnlearnConfig
 from gru_fast.unlearn.engines.fsdp import sharded_modules
+from gru_fast.unlearn.lost_steps import LostSteps
 from gru_fast.unlearn.mixin import GRUMixin
 from gru_fast.unlearn.objective import ObjectiveTrainer
 from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel
@@ -70,6 +71,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
                 "DDP, or a method on the model's output, for example npo_gd"
             )
         self.add_callback(_UnlearnCallback(self._begin_unlearning))
+        self.add_callback(LostSteps(self.log))
 
     def retain_share_of(self, inputs: Mapping[str, Any]) -> float:
         """The weight of the retain NLL in the objective."""
@@ -109,6 +111,14 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         if isinstance(self.eval_dataset, Mapping):
             found |= {"eval_dataset": None, **{f'eval_dataset["{k}"]': v for k, v in self.eval_dataset.items()}}
         return {name: dataset for name, dataset in found.items() if dataset is not None}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Trainer's; what goes by length goes by that of the rows to forget."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        by_length = self.args.train_sampling_strategy in {"group_by_length", "batch_rebalance"}
+        return super()._get_train_sampler(
+            dataset.forget if by_length and isinstance(dataset, UnlearnDataset) else dataset
+        )
 
     def _check_parts(self, name: str, dataset: Any) -> None:
         if self.method.reference_log_probs and not isinstance(dataset, UnlearnDataset):

@@ -82,7 +82,7 @@ def test_all_wrong_settings_are_named_at_once() -> None:
         ({"method_options": [1]}, r"^method_options: expected name: value pairs"),
         ({"method_options": "{beta"}, r"^method_options: expected name: value pairs"),
         ({"remove_unused_columns": True}, r"^remove_unused_columns: expected False"),
-        ({"rectify": True, "stream": True, "fp16": True}, r"^stream: not with fp16"),
+        ({"label_smoothing_factor": 0.1}, r"^label_smoothing_factor: expected 0, .* got 0.1"),
     ],
 )
 def test_one_wrong_setting_is_one_line(settings: dict[str, Any], match: str) -> None:
@@ -91,12 +91,25 @@ def test_one_wrong_setting_is_one_line(settings: dict[str, Any], match: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is for a GPU")
+@pytest.mark.parametrize("config", [UnlearnConfig, FinetuneConfig])
+def test_fp16_without_an_accelerator(config: Any) -> None:
+    """It would be left out without a word."""
+    with pytest.raises(ValueError, match=r"^fp16: a CPU does not compute in it; give --bf16, or leave it out$"):
+        config("unused", fp16=True, use_cpu=True)
+
+
 @pytest.mark.parametrize("config", [UnlearnConfig, FinetuneConfig])
 def test_bf16_without_an_accelerator_says_what_to_do(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.training_args, "is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(ValueError, match=r"^bf16: no accelerator here .* add --use-cpu .*, or --bf16 false$"):
         config("unused", bf16=True)
     assert config("unused", bf16=True, use_cpu=True).bf16
+
+
+def test_streaming_goes_with_no_loss_scale() -> None:
+    with pytest.raises(ValueError, match="stream: not with fp16, where an overflow could not be taken back"):
+        make(rectify=True, stream=True, fp16=True)
 
 
 def test_method_options_reach_the_method_as_mapping_or_json() -> None:

@@ -661,3 +661,14 @@ def test_the_work_done_is_counted_over_all_parts(tmp_path: Path) -> None:
     trainer, batches = recorded(tmp_path, method="ga", max_steps=1)
     tokens = sum(part["input_ids"].numel() for b in batches[:2] for part in b.values())
     assert trainer.state.total_flos == 6 * tokens * trainer.model.num_parameters(exclude_embeddings=True)
+
+
+@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
+def test_sampling_by_length_goes_by_the_rows_to_forget(tmp_path: Path, strategy: str) -> None:
+    """Rows of one step are of like length; each row comes once."""
+    trainer, batches = recorded(tmp_path, train_sampling_strategy=strategy)
+    sampler = trainer._get_train_sampler()
+    lengths = [len(row["input_ids"]) for row in trainer.train_dataset.forget]
+    assert list(sampler.lengths) == lengths
+    seen = sorted(row.tolist() for batch in batches for row in batch["forget"]["attention_mask"].sum(dim=1))
+    assert seen == sorted(lengths)
