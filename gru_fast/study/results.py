@@ -20,6 +20,7 @@ ORIGINAL, RETRAINED, UNLEARNED, VECTOR = "original", "retrained", "unlearned", "
 PLAIN, CLIPPED, GRU = "plain", "clipped", "gru"
 # What a run is in a study for; one run may serve several.
 COMPARISON, ABLATION, SENSITIVITY = "comparison", "ablation", "sensitivity"
+CALIBRATION = "calibration"  # what is done with runs of the comparison
 # Logged in each optimizer step; kept here.
 STEP_VALUES = ("forget_loss", "retain_loss", "cos", "angle_before", "angle_after")
 

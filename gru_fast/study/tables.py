@@ -6,13 +6,14 @@ recipe has no runs for is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gru_fast.study import overview, paper
 from gru_fast.study.render import Cell, Column, Score, Table, last_if_none, score_column, setting, without_empty
 from gru_fast.study.results import (
     ABLATION,
+    CALIBRATION,
     CLIPPED,
     COMPARISON,
     GRU,
@@ -32,7 +33,7 @@ _HEADINGS = {
     "wmdp": ("WMDP Bio", "WMDP Cyber", "MMLU"),
     "muse": ("VerbMem forget", "KnowMem forget", "KnowMem retain", "PrivLeak"),
 }
-_NUMBERS = {"tofu": "Tables 1 and 2", "wmdp": "Table 3", "muse": "Table 4"}
+_NUMBERS = {"tofu": "Tables 1 and 2", "wmdp": "Tables 3 and 5", "muse": "Table 4"}
 _MEANS = "Mean ± standard deviation over seeds; n: runs with scores, of those in the recipe."
 
 
@@ -59,19 +60,27 @@ def comparison(results: StudyResults, split: str) -> Table:
     for kind in (ORIGINAL, RETRAINED):
         runs = list(results.find(kind=kind, split=split))
         if runs:
-            known = paper.find(COMPARISON, results.backbone, split, runs[0].title)
+            known = _paper(results, COMPARISON, split, runs)
             rows.append((runs[0].title, "", _scores(runs, shown), known, _count(runs)))
     unlearned = _by_method(results.find(kind=UNLEARNED, use=COMPARISON, split=split))
     for title, runs in unlearned.items():
         rows += _variants(results, split, title, runs, (PLAIN, GRU), shown)
     strengths = list(_strengths(results, split))
     for title, strength, runs in strengths:
-        rows.append((title, f"strength {strength:g}", _scores(runs, shown), {}, _count(runs)))
-    if not unlearned and not strengths:
+        known = _paper(results, COMPARISON, split, runs)
+        rows.append((title, f"strength {strength:g}", _scores(runs, shown), known, _count(runs)))
+    there = {*unlearned, *(title for title, *_ in strengths)}
+    for entry in paper.not_stated(COMPARISON, results.backbone, split):
+        if entry.method in there:
+            how = ", ".join(filter(None, (VARIANTS.get(entry.variant), entry.lacks)))
+            place = max(i for i, row in enumerate(rows) if row[0] == entry.method) + 1
+            rows.insert(place, (entry.method, how, _scores([], shown), entry, None))
+    if not there:
         rows = []
     numbers = _NUMBERS.get(results.benchmark)
     shape = f"In the shape of the paper's {numbers}. " if numbers else ""
     return _with_paper(
+        results,
         f"comparison-{split}",
         f"{_named(results)} {split}: every method plain and with GRU",
         f"{shape}Bold: the better mean of plain and w/ GRU. {_MEANS}",
@@ -98,6 +107,7 @@ def ablation(results: StudyResults, split: str) -> Table:
     for title, runs in _by_method(results.find(kind=UNLEARNED, use=ABLATION, split=split)).items():
         rows += _variants(results, split, title, runs, (PLAIN, CLIPPED, GRU), shown, ABLATION)
     return _with_paper(
+        results,
         f"ablation-{split}",
         f"{_named(results)} {split}: is it the clipping?",
         f"In the shape of the paper's Table 8. Bold: the best mean of a method. {_MEANS}",
@@ -113,16 +123,21 @@ def calibration(results: StudyResults, split: str) -> Table:
     targets = sorted({each.target for run in chosen for each in run.calibrated})
     shown = (results.removal, results.retention)
     rows: list[list[Cell]] = []
+    beside: list[paper.Entry | None] = []
     for title, runs in _by_method(results.find(kind=UNLEARNED, use=COMPARISON, split=split)).items():
         for variant in (PLAIN, GRU) if targets else ():
             members = [run for run in runs if run.variant == variant and (run.calibrated or run.is_lacking)]
             row: list[Cell] = [title, VARIANTS[variant]]
             for target in targets:
                 found = [each for run in members for each in run.calibrated if run.is_done and each.target == target]
-                known = paper.find("calibration", results.backbone, split, title, variant, target=target)
+                known = _paper(results, CALIBRATION, split, members, target=target)
+                beside.append(known)
                 values = [_known(each.scores.get(heading) for each in found) for heading in shown]
                 row += [Score(part, places(heading)) for part, heading in zip(values, shown, strict=True)]
-                row += [Score(_known(each.alpha for each in found), 2), *(known.get(heading) for heading in shown)]
+                row += [
+                    Score(_known(each.alpha for each in found), 2),
+                    *(known and known.shown(heading) for heading in shown),
+                ]
             if members:
                 rows.append([*row, _count([run for run in members if run.calibrated], len(members))])
     columns = [Column("Method", number=False), Column("Variant", number=False)]
@@ -134,7 +149,8 @@ def calibration(results: StudyResults, split: str) -> Table:
             f"calibration-{split}",
             f"{_named(results)} {split}: {results.removal} at equal {results.retention} (UWC)",
             "In the shape of the paper's Tables 9 and 10. Each run is mixed with the original model, α of it and 1 − α "
-            f"of the original, until it keeps the share of the original's {results.retention}. {_MEANS}",
+            f"of the original, until it keeps the share of the original's {results.retention}. {_MEANS} "
+            + _remark(results, beside),
             [*columns, Column("n")],
             _with_best(rows, [2 + 5 * i for i in range(len(targets))], results.removal),
         )
@@ -157,7 +173,33 @@ def vectors(results: StudyResults, split: str) -> Table:
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
-_Row = tuple[str, str, Sequence[Score], Mapping[str, str], Cell]
+_Row = tuple[str, str, Sequence[Score], paper.Entry | None, Cell]
+_SETTINGS = {GRU: ("gamma", "tau"), CLIPPED: ("tau",)}  # of a variant: what the paper's rows must share
+
+
+def _paper(
+    results: StudyResults, use: str, split: str, runs: Sequence[StudyRun], **more: paper.Setting
+) -> paper.Entry | None:
+    """What the paper has for runs of one method, variant and setting; nothing where their settings differ."""
+    if not runs:
+        return None
+    names = ("strength",) if runs[0].kind == VECTOR else _SETTINGS.get(runs[0].variant, ())
+    if len({tuple(getattr(run, name) for name in names) for run in runs}) > 1:
+        return None
+    own = {name: getattr(runs[0], name) for name in names}
+    title, variant = runs[0].title, runs[0].variant
+    return paper.find(use, results.backbone, split, title, variant, **own, **_corpus(results), **more)
+
+
+def _corpus(results: StudyResults) -> dict[str, paper.Setting]:
+    """Of MUSE, whose two corpora have splits of the same names."""
+    from gru_fast.benchmarks import muse
+
+    return {"corpus": muse.corpus_of(results.recipe.get("data") or muse.HUB)} if results.benchmark == "muse" else {}
+
+
+def _remark(results: StudyResults, beside: Iterable[paper.Entry | None]) -> str:
+    return paper.remark(results.backbone, [entry for entry in beside if entry])
 
 
 def _variants(
@@ -174,7 +216,7 @@ def _variants(
     filled = {variant: members for variant, members in members_of.items() if members}
     marked = _best([_scores(members, shown) for members in filled.values()], shown)
     return [
-        (title, VARIANTS[variant], scores, paper.find(use, results.backbone, split, title, variant), _count(members))
+        (title, VARIANTS[variant], scores, _paper(results, use, split, members), _count(members))
         for (variant, members), scores in zip(filled.items(), marked, strict=True)
     ]
 
@@ -188,21 +230,21 @@ def _sensitivity(results: StudyResults, split: str, name: str, fixed: str, numbe
     varied = {key: runs for key, runs in found.items() if len({getattr(run, name) for run in runs}) > 1}
     values = sorted({getattr(run, name) for runs in varied.values() for run in runs}, key=last_if_none)
     rows: list[list[Cell]] = []
+    beside: list[paper.Entry | None] = []
     for (title, held), members in varied.items():
         at = {value: [run for run in members if getattr(run, name) == value] for value in values}
+        known = [_paper(results, SENSITIVITY, split, at[value]) for value in values]
+        beside += known
         for heading in (results.removal, results.retention):
             scores = [Score(_known(score_of(run, heading) for run in at[value]), places(heading)) for value in values]
             rows.append([title, setting(held), heading, *scores, _count(members)])
-            known = [
-                paper.find(SENSITIVITY, results.backbone, split, title, GRU, **{name: value, fixed: held}).get(heading)
-                for value in values
-            ]
             if any(known):
-                rows.append([title, setting(held), f"{heading}, paper", *known, None])
+                printed = (entry and entry.shown(heading) for entry in known)
+                rows.append([title, setting(held), f"{heading}, paper", *printed, None])
     return Table(
         f"over-{name}-{split}",
         f"{_named(results)} {split}: with GRU, over {name} at fixed {fixed}",
-        f"In the shape of the paper's {number}. {_MEANS}",
+        f"In the shape of the paper's {number}. {_MEANS} {_remark(results, beside)}",
         [
             Column("Method", number=False),
             Column(_GREEK[fixed]),
@@ -218,10 +260,16 @@ _GREEK = {"tau": "τ", "gamma": "γ"}
 
 
 def _with_paper(
-    name: str, title: str, note: str, first: Sequence[Column], shown: Sequence[str], rows: Sequence[_Row]
+    results: StudyResults,
+    name: str,
+    title: str,
+    note: str,
+    first: Sequence[Column],
+    shown: Sequence[str],
+    rows: Sequence[_Row],
 ) -> Table:
     """A table whose scores have the paper's beside them, where it has any."""
-    from_paper = [heading for heading in shown if any(heading in known for *_, known, _ in rows)]
+    from_paper = [heading for heading in shown if any(known and heading in known.scores for *_, known, _ in rows)]
     columns = [*first]
     for heading in shown:
         columns += [score_column(heading), *([Column(f"paper: {heading}")] if heading in from_paper else [])]
@@ -229,10 +277,9 @@ def _with_paper(
     for method, how, scores, known, count in rows:
         cells: list[Cell] = [method, how]
         for heading, score in zip(shown, scores, strict=True):
-            cells += [score, *([known.get(heading)] if heading in from_paper else [])]
+            cells += [score, *([known and known.shown(heading)] if heading in from_paper else [])]
         made.append([*cells, count])
-    if any(paper.FOREIGN in shown for *_, known, _ in rows for shown in known.values()):
-        note += f" {paper.FOREIGN} not from the paper: {paper.foreign_sources()}."
+    note = f"{note} {_remark(results, (known for *_, known, _ in rows))}"
     return Table(name, title, note, [*columns, Column("n")], made)
 
 
