@@ -136,7 +136,7 @@ def calibration(results: StudyResults, split: str) -> Table:
                 row += [Score(part, places(heading)) for part, heading in zip(values, shown, strict=True)]
                 row += [
                     Score(_known(each.alpha for each in found), 2),
-                    *(known and known.shown(heading) for heading in shown),
+                    *(_printed(known, heading) for heading in shown),
                 ]
             if members:
                 rows.append([*row, _count([run for run in members if run.calibrated], len(members))])
@@ -198,6 +198,10 @@ def _corpus(results: StudyResults) -> dict[str, paper.Setting]:
     return {"corpus": muse.corpus_of(results.recipe.get("data") or muse.HUB)} if results.benchmark == "muse" else {}
 
 
+def _printed(entry: paper.Entry | None, heading: str) -> str | None:
+    return None if entry is None else entry.shown(heading)
+
+
 def _remark(results: StudyResults, beside: Iterable[paper.Entry | None]) -> str:
     return paper.remark(results.backbone, [entry for entry in beside if entry])
 
@@ -239,7 +243,7 @@ def _sensitivity(results: StudyResults, split: str, name: str, fixed: str, numbe
             scores = [Score(_known(score_of(run, heading) for run in at[value]), places(heading)) for value in values]
             rows.append([title, setting(held), heading, *scores, _count(members)])
             if any(known):
-                printed = (entry and entry.shown(heading) for entry in known)
+                printed = (_printed(entry, heading) for entry in known)
                 rows.append([title, setting(held), f"{heading}, paper", *printed, None])
     return Table(
         f"over-{name}-{split}",
@@ -277,7 +281,7 @@ def _with_paper(
     for method, how, scores, known, count in rows:
         cells: list[Cell] = [method, how]
         for heading, score in zip(shown, scores, strict=True):
-            cells += [score, *([known and known.shown(heading)] if heading in from_paper else [])]
+            cells += [score, *([_printed(known, heading)] if heading in from_paper else [])]
         made.append([*cells, count])
     note = f"{note} {_remark(results, (known for *_, known, _ in rows))}"
     return Table(name, title, note, [*columns, Column("n")], made)
