@@ -118,7 +118,8 @@ class ObjectiveTrainer(Trainer):
         if not any(trained):
             raise ValueError(
                 f"{self.method.name}: expected some of the model's trainable parameters to be among those it trains, "
-                f"got none of {len(named)} ({', '.join(n for n, _ in named[:3])}, ...); name them in method_options"
+                f"got none of {len(named)} ({', '.join(n for n, _ in named[:3])}, ...); "
+                + self.method.what_to_train([name for name, _ in named], layers)
             )
         for (_, param), is_trained in zip(named, trained, strict=True):
             param.requires_grad_(is_trained)

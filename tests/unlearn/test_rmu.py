@@ -176,6 +176,78 @@ def test_trained_are_the_mlp_outputs_of_three_layers(name: str) -> None:
     assert trained == [FAMILIES[name].format(layer) for layer in (1, 2, 3)]
 
 
+LIKE_LLAMA = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+OTHERS = {
+    "gptj": ({"n_embd": 32, "n_layer": 3, "n_head": 2, "rotary_dim": 8}, "transformer.h.{}.mlp.fc_out.weight"),
+    "codegen": ({"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4}, "transformer.h.{}.mlp.fc_out.weight"),
+    "mpt": ({"d_model": 32, "n_layers": 3, "n_heads": 2}, "transformer.blocks.{}.ffn.down_proj.weight"),
+    "bloom": ({"hidden_size": 32, "n_layer": 3, "n_head": 2}, "transformer.h.{}.mlp.dense_4h_to_h.weight"),
+    "gpt_neo": (
+        {"hidden_size": 32, "num_layers": 3, "num_heads": 2, "attention_types": [[["global"], 3]]},
+        "transformer.h.{}.mlp.c_proj.weight",
+    ),
+    "opt": (
+        {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
+        "model.decoder.layers.{}.fc2.weight",
+    ),
+    "falcon_h1": (
+        {**LIKE_LLAMA, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "head_dim": 16},
+        "model.layers.{}.feed_forward.down_proj.weight",
+    ),
+    "lfm2": (LIKE_LLAMA, "model.layers.{}.feed_forward.w2.weight"),
+    "mixtral": ({**LIKE_LLAMA, "num_local_experts": 2}, "model.layers.{}.mlp.experts.down_proj"),
+    "gpt_oss": ({**LIKE_LLAMA, "num_local_experts": 2, "head_dim": 16}, "model.layers.{}.mlp.experts.down_proj"),
+    "rwkv": ({"hidden_size": 32, "num_hidden_layers": 3}, "rwkv.blocks.{}.feed_forward.value.weight"),
+}
+
+
+def other_family(name: str, settings: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, vocab_size=64, **settings))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_trained_in_families_with_other_names(name: str) -> None:
+    settings, expected = OTHERS[name]
+    method = make("rmu", {"layer": 2})
+    trained = [param for param, _ in other_family(name, settings).named_parameters() if method.trains(param, 3)]
+    assert trained == [expected.format(layer) for layer in (0, 1, 2)]
+
+
+def test_all_experts_and_what_they_share_are_trained() -> None:
+    """Half of Jamba's layers have experts; Qwen2-MoE's have one more that all tokens take."""
+    settings = {"num_experts": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "head_dim": 16}
+    model = other_family("qwen2_moe", {**{k: v for k, v in SIZES.items() if k != "vocab_size"}, **settings})
+    found = [name for name, _ in model.named_parameters() if make("rmu", {"layer": 0}).trains(name, 4)]
+    assert found == ["model.layers.0.mlp.experts.down_proj", "model.layers.0.mlp.shared_expert.down_proj.weight"]
+    settings = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+    more = {"num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 8, "use_mamba_kernels": False}
+    sizes = {k: v for k, v in SIZES.items() if k != "vocab_size"}
+    model = other_family("jamba", {**sizes, "intermediate_size": 48, "num_key_value_heads": 2, **settings, **more})
+    found = [name for name, _ in model.named_parameters() if make("rmu", {"layer": 1}).trains(name, 4)]
+    assert found == ["model.layers.0.feed_forward.down_proj.weight", "model.layers.1.feed_forward.experts.down_proj"]
+
+
+def test_a_model_whose_layers_have_no_mlp_is_told_what_to_give() -> None:
+    """Mamba: its mixer is the whole layer. What the message gives as an example works."""
+    model = other_family("mamba", {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 4, "conv_kernel": 4})
+    names = [name for name, _ in model.named_parameters()]
+    method = make("rmu", {"layer": 2})
+    assert not any(method.trains(name, 3) for name in names)
+    advice = method.what_to_train(names, 3)
+    example = r"backbone\.layers\.(0|1|2)\.mixer\.out_proj\.weight"
+    assert advice == f"no MLP's output has a name that is known; give trained, such as {example}"
+    given = make("rmu", {"trained": example})
+    expected = [f"backbone.layers.{layer}.mixer.out_proj.weight" for layer in (0, 1, 2)]
+    assert [name for name in names if given.trains(name, 3)] == expected
+    assert method.what_to_train(["lm_head.weight"], 3) == "give a regular expression of names as trained"
+
+
 def test_trained_parameters_can_be_named() -> None:
     # The unified framework's own expression; as there it must fit the whole name.
     method = make("rmu", {"trained": r"model\.layers\.(5|6|7)\.mlp\.down_proj\.weight"})

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
@@ -61,6 +61,10 @@ class Method(ABC):
         """Whether the parameter ``name`` (as in ``named_parameters()``) is trained; asked of methods that read hidden
         states. Whatever is frozen stays frozen."""
         return True
+
+    def what_to_train(self, names: Sequence[str], num_layers: int) -> str:
+        """What to do where it trains none of the parameters ``names``, those of the model that are trainable."""
+        return "name them in method_options"
 
 
 def hyper(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -14,10 +15,13 @@ from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.methods.base import Method, hyper, register
 
 _NUM_TRAINED = 3  # layers: the steered one and the two before it
-# The weight that ends a layer's MLP, as the model families call it: Llama, Mistral, Qwen, Gemma, Phi-3; Phi, OPT;
-# GPT-NeoX, Falcon; GPT-2. With adapters, theirs.
-_MLP_OUTPUT = r"(?:mlp\.)?(?:down_proj|fc2|dense_4h_to_h)|mlp\.c_proj"
-_OF_LAYER = re.compile(rf"(?:.*\.)?(\d+)\.(?:{_MLP_OUTPUT})\.(?:weight|lora_.*)")
+# The weight that ends a layer's MLP, as the model families call it: Llama and most since, also all experts as one
+# tensor; Phi, OPT; GPT-J, CodeGen; GPT-NeoX, Falcon, BLOOM; GPT-2, whose attention has one of that name too; LFM2;
+# xLSTM; RWKV.
+_MLP_OUTPUT = r"down_proj|fc2|fc_out|dense_4h_to_h|c_proj|w2|proj_down|feed_forward\.value"
+_NOT_IN = r"(?!.*(?:attn|attention|mamba|mixer))"
+# With adapters, theirs.
+_OF_LAYER = re.compile(rf"(?:.*?\.)?(\d+)\.{_NOT_IN}(?:[^.]+\.)*?(?:{_MLP_OUTPUT})(?:\.weight|\.lora_.*)?")
 
 
 @lru_cache(maxsize=4)
@@ -100,5 +104,18 @@ class RMU(Method):
         if self.trained:
             return re.fullmatch(self.trained, name) is not None
         match = _OF_LAYER.fullmatch(name)
+        return match is not None and int(match[1]) in self._layers(num_layers)
+
+    def _layers(self, num_layers: int) -> range:
+        """Those that are trained."""
         layer = self.hidden_layer(num_layers)
-        return match is not None and layer - _NUM_TRAINED < int(match[1]) <= layer
+        return range(max(0, layer - _NUM_TRAINED + 1), layer + 1)
+
+    def what_to_train(self, names: Sequence[str], num_layers: int) -> str:
+        pattern = re.compile(rf"(.*?\b){self.hidden_layer(num_layers)}(\..*weight)")
+        matches = [match for name in names if (match := pattern.fullmatch(name)) and "norm" not in name]
+        if not matches:
+            return "give a regular expression of names as trained"
+        before, after = (re.escape(text) for text in matches[-1].groups())
+        layers = "|".join(map(str, self._layers(num_layers)))
+        return f"no MLP's output has a name that is known; give trained, such as {before}({layers}){after}"
