@@ -1,7 +1,6 @@
 """Models by name, what they say of sequences, and which is which."""
 
 from gru_fast.models.load import (
-    ADAPTER,
     ModelOptions,
     check_vocabulary,
     config_of,
@@ -13,6 +12,6 @@ from gru_fast.models.load import (
 )
 
 __all__ = [
-    "ADAPTER", "ModelOptions", "check_vocabulary", "config_of", "device_of", "find", "load_model", "load_template",
+    "ModelOptions", "check_vocabulary", "config_of", "device_of", "find", "load_model", "load_template",
     "load_tokenizer",
 ]  # fmt: skip

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru_fast.models.adapters import base_of, is_adapter, quiet_peft, untie, with_lora
+from gru_fast.models.files import check_files
 from gru_fast.runs.messages import first_line, in_short
 
 if TYPE_CHECKING:
     import torch
 
     from gru_fast.data.templates import Template
-
-ADAPTER = "adapter_config.json"
 
 
 def _option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
@@ -32,6 +32,7 @@ class ModelOptions:
     """
 
     model: str = field(metadata={"help": "a model on the hub, a folder with one, a run folder, or a file.gguf"})
+    base_model: str | None = _option(None, "of an adapter, the model it is for, if not where it says itself")
     tokenizer: str | None = _option(None, "where the tokenizer is, if not with the model; as --model")
     template: str | None = _option(
         None, "words around question and answer (gru-fast ls); by default the model's run's, else by its tokenizer"
@@ -78,11 +79,19 @@ def load_model(options: ModelOptions, *, train: bool = False) -> Any:
         FileNotFoundError: no such model, or a run that has not finished.
         ValueError: weights that do not belong to the configuration beside them, or an adapter of another model.
     """
-    model = _load(options.model, options)
+    model = _load(options.model, options, options.base_model)
     if not train:
         return model.eval()
     model.config.use_cache = False
-    return _with_lora(model, options) if options.use_peft else model
+    if not options.use_peft:
+        return model
+    return with_lora(
+        model,
+        r=options.lora_r,
+        alpha=options.lora_alpha,
+        dropout=options.lora_dropout,
+        targets=options.lora_target_modules or None,
+    )
 
 
 def load_tokenizer(options: ModelOptions) -> Any:
@@ -97,8 +106,9 @@ def load_tokenizer(options: ModelOptions) -> Any:
 
     name = options.tokenizer or options.model
     folder = find(name)
-    while folder is not None and (folder / ADAPTER).is_file() and not (folder / "tokenizer_config.json").is_file():
-        name = _base_of(folder)
+    base = options.base_model
+    while folder is not None and is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
+        name, base = base_of(folder, base), None
         folder = find(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -174,7 +184,7 @@ def find(name: str) -> Path | None:
 
     path = Path(name).expanduser()
     if path.is_dir():
-        if any((path / file).is_file() for file in ("config.json", ADAPTER)):
+        if (path / "config.json").is_file() or is_adapter(path):
             return path
         hint = "it has no config.json"
         if is_run(path):
@@ -197,10 +207,12 @@ def _where(name: str, found: Path | None) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(found or name)}
 
 
-def _load(name: str, options: ModelOptions) -> Any:
+def _load(name: str, options: ModelOptions, base_model: str | None = None) -> Any:
     found = find(name)
-    if found is not None and (found / ADAPTER).is_file():
-        model = _merged(found, options)
+    if found is not None and found.is_dir():
+        check_files(found)
+    if found is not None and is_adapter(found):
+        model = _merged(found, options, base_model)
     else:
         model = _pretrained(name, found, options)
         if found is not None and found.is_file():
@@ -235,7 +247,10 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions) -> Any:
     except OSError as error:
         where = f"in {found}" if found else f'"{name}" is no folder here, and the hub did not give it'
         raise FileNotFoundError(f"model: {where}: {in_short(error)}") from error
+    except ValueError as error:  # such as a configuration of no causal model, with the names of all that are
+        raise ValueError(f"model: {name}: {in_short(error)}") from error
     _check_loaded(name, info)
+    _check_direction(name, model)
     return model
 
 
@@ -250,6 +265,21 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _check_direction(name: str, model: Any) -> None:
+    """Refuses an encoder, whose tokens see those that come after them: it would score an answer knowing it."""
+    import torch
+
+    if getattr(model.config, "is_decoder", None) is not False:  # of families that have both kinds, and of GPT-NeoX
+        return
+    with torch.no_grad():
+        first, other = (model.eval()(input_ids=torch.tensor([[0, token]])).logits[0, 0] for token in (1, 2))
+    if not torch.allclose(first, other, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"model: {name} is an encoder ({model.config.model_type}), whose tokens see those after them; expected a "
+            'causal language model. If it is one, "is_decoder" is true in its config.json'
+        )
 
 
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
@@ -271,37 +301,21 @@ def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def _base_of(folder: Path) -> str:
-    from gru_fast.runs.files import read_json
-
-    return str(read_json(folder / ADAPTER)["base_model_name_or_path"])
-
-
-def _merged(folder: Path, options: ModelOptions) -> Any:
+def _merged(folder: Path, options: ModelOptions, base_model: str | None) -> Any:
     from peft import PeftModel
 
-    base = _base_of(folder)
+    base = base_of(folder, base_model)
     try:
         model = _load(base, options)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"model: {folder} is an adapter of {base}, which is not to be had: {error}") from error
+        raise FileNotFoundError(
+            f"model: {folder} is an adapter of {base}, which is not to be had: {error}; if it has moved, give "
+            "--base-model"
+        ) from error
     try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(folder))
+        untie(adapted)
+        return adapted.merge_and_unload()
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"model: the adapter in {folder} does not fit {base}: {in_short(error)}") from error
-
-
-def _with_lora(model: Any, options: ModelOptions) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
-        target_modules=options.lora_target_modules or "all-linear",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ValueError(f"lora_target_modules: {in_short(error)}") from error

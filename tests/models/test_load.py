@@ -12,6 +12,7 @@ import pytest
 import torch
 from tofu_folders import save_model, tokenizer
 
+from gru_fast.models.adapters import with_lora
 from gru_fast.models.load import (
     ModelOptions,
     check_vocabulary,
@@ -221,6 +222,146 @@ def test_adapter_whose_base_is_gone_or_another(folder: Path, tmp_path: Path) -> 
 def test_lora_modules_that_are_not_there(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"lora_target_modules: .*foo"):
         load_model(options(folder, use_peft=True, lora_target_modules=["foo"]), train=True)
+
+
+def test_adapter_whose_base_has_moved(folder: Path, tmp_path: Path) -> None:
+    moved = save_model(tmp_path / "moved")
+    first = save_adapter(moved, tmp_path / "adapter", seed=1)
+    moved.rename(tmp_path / "there")
+    with pytest.raises(FileNotFoundError, match=r"is not to be had: .*; if it has moved, give --base-model"):
+        load_model(options(tmp_path / "adapter"))
+    found = options(tmp_path / "adapter", base_model=str(tmp_path / "there"))
+    torch.testing.assert_close(logits(load_model(found)), logits(first))
+    assert len(load_tokenizer(found)) == len(tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"base_model_name_or_path": "HERE"},
+            r"adapter_config.json names its own folder as base model; .* --base-model",
+        ),
+        ({"base_model_name_or_path": None}, r"adapter_config.json names no base model; say which with --base-model"),
+        ({"peft_type": "PREFIX_TUNING"}, r"adapter_config.json is of PREFIX_TUNING, which puts tokens before"),
+        ({"peft_type": "PROMPT_TUNING"}, r"adapter_config.json is of PROMPT_TUNING, which puts tokens before"),
+    ],
+)
+def test_adapters_that_cannot_be_merged(folder: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    where = tmp_path / "adapter"
+    save_adapter(folder, where, seed=1)
+    path = where / "adapter_config.json"
+    changes = {name: str(where) if value == "HERE" else value for name, value in changes.items()}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ValueError, match=message) as caught:
+            load(options(where))
+        assert "\n" not in str(caught.value)
+
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 64,
+}  # fmt: skip
+
+
+LORA: dict[str, Any] = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": None}
+
+
+def of_family(kind: str, **settings: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "target"),
+    [
+        ("qwen3", {**SIZES, "head_dim": 16, "tie_word_embeddings": True}, "lm_head"),
+        ("qwen3", {**SIZES, "head_dim": 16, "tie_word_embeddings": True}, "embed_tokens"),
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64}, "wte"),
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64}, "lm_head"),
+        ("qwen3", {**SIZES, "head_dim": 16, "tie_word_embeddings": False}, "lm_head"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_adapters_of_tied_weights_change_one_of_them(
+    tmp_path: Path, kind: str, settings: dict[str, Any], target: str
+) -> None:
+    """Merged, the model is what was trained, and stays so when it is saved and loaded again."""
+    ids = torch.tensor([[3, 4, 5, 6]])
+    of_family(kind, **settings).save_pretrained(tmp_path / "base")
+    trained = with_lora(load_model(options(tmp_path / "base")), **{**LORA, "targets": [target]}).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, param in trained.named_parameters():
+            if "lora_" in name:
+                param.normal_()
+    expected = trained(ids).logits.detach()
+    trained.save_pretrained(tmp_path / "adapter")
+    merged = load_model(options(tmp_path / "adapter"))
+    torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path / "whole")
+    again = load_model(options(tmp_path / "whole"))
+    torch.testing.assert_close(again(ids).logits, merged(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("mixtral", {**SIZES, "num_local_experts": 2}),
+        ("olmoe", {**SIZES, "num_experts": 2, "num_experts_per_tok": 1}),
+        ("qwen3_moe", {**SIZES, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}),
+    ],
+)
+def test_experts_in_one_tensor_are_adapted_without_dropout(kind: str, settings: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match="LoRA: without dropout, which peft has not for experts in one tensor"):
+        model = with_lora(of_family(kind, **settings), **LORA)
+    trained = [name for name, param in model.named_parameters() if param.requires_grad]
+    assert any("experts" in name for name in trained)
+    assert model.peft_config["default"].lora_dropout == 0
+
+
+def test_experts_without_an_adapter_are_told() -> None:
+    model = of_family("gpt_oss", **SIZES, num_local_experts=4, head_dim=16)
+    with pytest.warns(UserWarning, match=r"LoRA: \d+% of the weights in the layers have an adapter; not, .*experts"):
+        with_lora(model, **LORA)
+
+
+def test_mamba_is_adapted_but_for_its_last_projection() -> None:
+    model = of_family("mamba", hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=64)
+    with pytest.warns(UserWarning, match="LoRA: without Mamba's out_proj"):
+        found = with_lora(model, **LORA)
+    trained = [name for name, param in found.named_parameters() if param.requires_grad]
+    assert any("in_proj" in name for name in trained)
+    assert not any("out_proj" in name for name in trained)
+
+
+# ---- what is no causal model -----------------------------------------------------------------------------------------
+
+
+def test_an_encoder_is_refused_and_a_decoder_of_its_family_is_not(tmp_path: Path) -> None:
+    """A BERT without is_decoder sees the answer that it is to score; GPT-NeoX has is_decoder false, and is causal."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    for kind, is_decoder in (("bert", False), ("bert", True), ("gpt_neox", False)):
+        where = tmp_path / f"{kind}-{is_decoder}"
+        of_family(kind, **sizes, vocab_size=64, is_decoder=is_decoder).save_pretrained(where)
+        if (kind, is_decoder) == ("bert", False):
+            with pytest.raises(ValueError, match=r"bert-False is an encoder \(bert\), whose tokens see those after"):
+                load_model(options(where))
+        else:
+            assert load_model(options(where)).config.model_type == kind
+
+
+def test_an_encoder_decoder_is_one_sentence(tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 32, "d_ff": 48, "num_layers": 1, "num_heads": 2, "d_kv": 16, "vocab_size": 64}
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match=r"config.json is of an encoder-decoder \(t5\); expected a causal") as caught:
+        load_model(options(tmp_path / "t5"))
+    assert len(str(caught.value)) < 300
 
 
 # ---- GGUF ------------------------------------------------------------------------------------------------------------
