@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gru_fast.runs.files import read_text
 from gru_fast.runs.messages import first_line, nearest
 
 Row = dict[str, Any]
@@ -16,7 +17,9 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".json", ".jsonl")
 
 
-def load_rows(data: str | Path, name: str, fields: Mapping[str, type], *, split: str = "train") -> list[Row]:
+def load_rows(
+    data: str | Path, name: str, fields: Mapping[str, type], *, split: str = "train", even: Sequence[str] = ()
+) -> list[Row]:
     """Rows called ``name``, in their published order, each checked to have ``fields``.
 
     Args:
@@ -25,10 +28,12 @@ def load_rows(data: str | Path, name: str, fields: Mapping[str, type], *, split:
         name: of the file or config.
         fields: what every row must have: ``str``, or ``list`` for a non-empty list of texts. Further fields are kept.
         split: of the hub's config; a folder has one file a name.
+        even: lists among them that are as long in every row.
 
     Raises:
         FileNotFoundError: no such folder; no such file or config, with those that are there; the hub out of reach.
-        ValueError: not JSON, no rows, a field missing or of another kind, with the file or config and the row.
+        ValueError: not UTF-8, not JSON, no rows, a field missing or of another kind, a text that is no Unicode, lists
+            of different lengths; with the file or config and the row.
     """
     folder = find_folder(data)
     if folder is not None:
@@ -40,6 +45,12 @@ def load_rows(data: str | Path, name: str, fields: Mapping[str, type], *, split:
         raise ValueError(f"{source}: expected rows, got an empty file; write or download it again")
     for index, row in enumerate(rows):
         check_row(row, fields, f"{source}, row {index}")
+        for field in even:
+            if len(row[field]) != len(rows[0][field]):
+                raise ValueError(
+                    f'{source}, row {index}: field "{field}": expected {len(rows[0][field])} texts, as in row 0, got '
+                    f"{len(row[field])}"
+                )
     return rows
 
 
@@ -64,7 +75,7 @@ def names_in_folder(folder: Path) -> list[str]:
 
 def read_json_rows(path: Path) -> list[Any]:
     """Reads one JSON value a line, or a file that is one JSON list. Blank lines are skipped."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if text.lstrip().startswith("["):
         try:
             return json.loads(text)
@@ -72,15 +83,32 @@ def read_json_rows(path: Path) -> list[Any]:
             raise ValueError(f"{path}, line {error.lineno}: expected a JSON list, got {error.msg}") from None
     rows = []
     # Not splitlines(): JSON texts may hold U+2028 and other separators unescaped, which would break a row in two.
-    for number, line in enumerate(text.split("\n"), start=1):
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            shown = line if len(line) <= 40 else line[:40] + "..."
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {shown!r} ({error.msg})") from None
+            got = f"expected a JSON object, got {_shorten(line)!r} ({error.msg})"
+            problem = _problem_of_lines("\n".join(lines[number - 1 :])) or got
+            raise ValueError(f"{path}, line {number}: {problem}") from None
     return rows
+
+
+def _problem_of_lines(text: str) -> str:
+    """What is wrong where a text begins with an object of several lines; nothing if it does not."""
+    text = text.lstrip()
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError:
+        return ""
+    count = text.count("\n", 0, end) + 1
+    return f"expected one JSON object a line, got one of {count} lines; write them so (jq -c . FILE), or as one list"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else text[:40] + "..."
 
 
 def _file_of(folder: Path, name: str) -> Path:
@@ -95,7 +123,11 @@ def _file_of(folder: Path, name: str) -> Path:
 
 
 def check_row(row: Any, fields: Mapping[str, type], where: str) -> None:
-    """Refuses what is no object, or lacks one of ``fields``; see :func:`load_rows`. ``where``: for messages."""
+    """Refuses what is no object, lacks one of ``fields``, or has a text that is no Unicode; see :func:`load_rows`.
+
+    Args:
+        where: the file or config and the row, for messages.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object with {', '.join(fields)}, got {type(row).__name__}")
     for field, kind in fields.items():
@@ -107,6 +139,31 @@ def check_row(row: Any, fields: Mapping[str, type], where: str) -> None:
                 raise ValueError(f'{where}: field "{field}": expected a list of texts, got {value!r}')
         elif not isinstance(value, kind):
             raise ValueError(f'{where}: field "{field}": expected a text, got {value!r}')
+    for field, value in row.items():
+        for text in _texts(value):
+            if not is_unicode(text):
+                raise ValueError(
+                    f'{where}: field "{field}": expected Unicode, got half of a surrogate pair in {_shorten(text)!r}; '
+                    "write the character whole, or take it out"
+                )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a JSON value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded. JSON's escapes can say half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _load_from_hub(data: str, name: str, split: str) -> list[Row]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from gru_fast.metrics.records import SETS, Record, Records, from_json
 from gru_fast.metrics.tofu import log_truth_ratios
-from gru_fast.runs.files import read_lines, write_json
+from gru_fast.runs.files import read_json, read_lines, write_json
 
 ORIGINAL_FILE = "eval_log_aggregated.json"
 UNIFIED_FILE = "TOFU_EVAL.json"
@@ -54,7 +54,7 @@ def read_log(path: str | Path, split: str | None = None) -> Records:
         return _read_folder(path, split)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file or folder; expected a TOFU evaluation log or a run's folder")
-    content = _load(path)
+    content = read_json(path)
     if isinstance(content, dict) and any(name in content for name in _ORIGINAL_SETS.values()):
         return _read_original(content, path)
     if isinstance(content, dict) and any(_is_unified(value) for value in content.values()):
@@ -116,7 +116,7 @@ def _read_folder(folder: Path, split: str | None) -> Records:
     for name in (ORIGINAL_FILE, UNIFIED_FILE):
         if (folder / name).is_file():
             return read_log(folder / name)
-    parts = {name: _load(folder / name) for name in _ORIGINAL_SETS.values() if (folder / name).is_file()}
+    parts = {name: read_json(folder / name) for name in _ORIGINAL_SETS.values() if (folder / name).is_file()}
     if parts:
         return _read_original(parts, folder)
     wanted = f"on {split} " if split else ""
@@ -125,13 +125,6 @@ def _read_folder(folder: Path, split: str | None) -> Records:
         + (f" --split {split}" if split else "")
         + f"` first, or give a log ({ORIGINAL_FILE}, {UNIFIED_FILE})"
     )
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 # ---- the original layout ---------------------------------------------------------------------------------------------

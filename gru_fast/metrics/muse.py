@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from gru_fast.metrics import mia
 from gru_fast.metrics.records import rows_of
 from gru_fast.metrics.rouge import rouge
-from gru_fast.runs.files import read_lines
+from gru_fast.runs.files import read_json, read_lines
 
 MIN_KS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # shares of tokens, as published; privleak is of mia.MIN_K
 AUC_FILE = "auc.json"
@@ -207,10 +207,7 @@ def read_retained(path: str | Path, corpus: str | None = None) -> Retained:
         path = found
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file or folder; expected the retrained model's evaluation on MUSE")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    content = read_json(path)
     aucs = _published(content) or _unified(content)
     if not aucs:
         raise ValueError(

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from gru_fast.options.coerce import choices_of, coerce, members, nearest, read_yaml
+from gru_fast.runs.files import read_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 METHODS = "methods"  # the key of a config file under which each method has overrides of its own
@@ -146,8 +147,9 @@ def read_config(config: str) -> tuple[dict[str, Any], Path]:
                 f'--config: no file and no recipe "{config}"{nearest(config, known)}; recipes: {", ".join(known)}'
             )
         path = named
+    text = read_text(path)
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if content is None:

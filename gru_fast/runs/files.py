@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -13,20 +14,44 @@ from pathlib import Path
 from typing import Any
 
 
+def read_text(path: str | Path) -> str:
+    """A text file, UTF-8 with or without a byte order mark; line ends of other systems become line breaks.
+
+    Raises:
+        ValueError: another encoding, with the line and what to do.
+    """
+    content = Path(path).read_bytes()
+    # Before it is decoded: much of UTF-16 is valid UTF-8 with zeros between its letters.
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]
+    if wide:
+        raise ValueError(f"{path}, line 1: expected UTF-8, got UTF-16; convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        content = error.object  # without the mark, which the position does not count
+        line = content.count(b"\n", 0, error.start) + 1
+        before = content[max(error.start - 20, 0) : error.start].decode("utf-8", errors="replace").split("\n")[-1]
+        raise ValueError(
+            f"{path}, line {line}: expected UTF-8, got the byte {content[error.start]:#04x} after {before!r}; if it is "
+            "Latin-1, convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; a broken one: ValueError with its path."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text, UTF-8, cut at line breaks alone; after the last break, what is left, mostly "".
+    """The lines of a text (:func:`read_text`), cut at line breaks alone; after the last break, what is left, mostly "".
 
     Not by splitlines(): JSON does not escape U+2028 and other separators, which generations hold.
     """
-    return Path(path).read_text(encoding="utf-8").split("\n")
+    return read_text(path).split("\n")
 
 
 def write_json(path: str | Path, value: Any) -> None:

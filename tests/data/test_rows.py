@@ -117,6 +117,60 @@ def test_a_list_field_holds_texts(tmp_path: Path, value: Any) -> None:
         load_rows(tmp_path, "forget05", {"wrong": list})
 
 
+# ---- other encodings, and what is no text ----------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "forget05.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\n")
+    assert load_rows(tmp_path, "forget05", FIELDS) == [ROW]
+    (tmp_path / "forget05.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([ROW]).encode())
+    assert load_rows(tmp_path, "forget05", FIELDS) == [ROW]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "forget05.json").write_bytes((json.dumps(ROW) + "\n").encode(encoding))
+    with pytest.raises(ValueError, match=r"forget05\.json, line 1: expected UTF-8, got UTF-16; convert it: iconv"):
+        load_rows(tmp_path, "forget05", FIELDS)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_latin_1_is_named_with_its_line(tmp_path: Path, mark: bytes) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) for row in (ROW, {"question": "Une fée?", "answer": "Un café"})]
+    content = f"{lines[0]}\n".encode() + lines[1].encode("latin-1")
+    (tmp_path / "forget05.json").write_bytes(mark + content)
+    with pytest.raises(ValueError, match=r"forget05\.json, line 2: expected UTF-8, got the byte 0xe9 after '.*Une f'"):
+        load_rows(tmp_path, "forget05", FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"question": "Who \ud83d?"}, "question"),
+        ({"answer": "\ude00"}, "answer"),
+        ({"further": ["sound", {"deep": "half \ud83d"}]}, "further"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_named_with_its_row(tmp_path: Path, fields: dict[str, Any], field: str) -> None:
+    write(tmp_path, "forget05.json", {**ROW, "answer": "a whole one: \U0001f600"}, {**ROW, **fields})
+    with pytest.raises(ValueError, match=rf'forget05\.json, row 1: field "{field}": expected Unicode, got half of a'):
+        load_rows(tmp_path, "forget05", FIELDS)
+
+
+def test_objects_over_several_lines_say_what_was_expected(tmp_path: Path) -> None:
+    message = r"forget05\.json, line 2: expected one JSON object a line, got one of 4 lines; .*jq -c \. FILE"
+    write(tmp_path, "forget05.json", ROW, json.dumps(ROW, indent=2), json.dumps(ROW, indent=2))
+    with pytest.raises(ValueError, match=message):
+        load_rows(tmp_path, "forget05", FIELDS)
+
+
+def test_lists_that_must_be_as_long_in_every_row(tmp_path: Path) -> None:
+    write(tmp_path, "rows.json", {"wrong": ["a", "b"]}, {"wrong": ["a", "b"]}, {"wrong": ["a", "b", "c"]})
+    assert len(load_rows(tmp_path, "rows", {"wrong": list})) == 3
+    with pytest.raises(ValueError, match=r'rows\.json, row 2: field "wrong": expected 2 texts, as in row 0, got 3'):
+        load_rows(tmp_path, "rows", {"wrong": list}, even=["wrong"])
+
+
 # ---- the hub: the datasets library on a repository that lies in a folder ---------------------------------------------
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gru_fast.runs.files import read_json, read_lines, write_json, write_text
+from gru_fast.runs.files import read_json, read_lines, read_text, write_json, write_text
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
@@ -51,3 +51,20 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 def test_lines_end_at_line_breaks_alone(tmp_path: Path) -> None:
     write_text(tmp_path / "rows", "one\u2028still one\x0c\x85\ntwo\n\ncut o")
     assert read_lines(tmp_path / "rows") == ["one\u2028still one\x0c\x85", "two", "", "cut o"]
+
+
+def test_a_byte_order_mark_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    path.write_bytes(b"\xef\xbb\xbf[1,\r\n2]\r")
+    assert read_json(path) == [1, 2]
+    assert read_lines(path) == ["[1,", "2]", ""]
+
+
+def test_other_encodings_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "value.txt"
+    path.write_bytes("é, ä".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"value\.txt, line 1: expected UTF-8, got the byte 0xe9 after ''; if it is"):
+        read_text(path)
+    path.write_bytes("é, ä".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"value\.txt, line 1: expected UTF-8, got UTF-16"):
+        read_json(path)

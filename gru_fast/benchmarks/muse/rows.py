@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gru_fast.data.rows import Row, check_row, find_folder, load_rows, read_json_rows
 from gru_fast.data.templates import Template, encode_prompt
+from gru_fast.runs.files import read_text
 from gru_fast.runs.messages import nearest
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _load_from_folder(folder: Path, subset: str, names: list[str]) -> list[Row]:
             f'data: {inner} has {", ".join(known) or "no files"}, but no "{names[0]}"{nearest(names[0], known)}'
         )
     if path.suffix == ".txt":
-        rows: list[Any] = [path.read_text(encoding="utf-8")]
+        rows: list[Any] = [read_text(path)]
     else:
         rows = read_json_rows(path)
     if not rows:

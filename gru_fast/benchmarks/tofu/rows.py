@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.data.rows import Row, find_folder, load_rows
+from gru_fast.data.rows import Row, find_folder, is_unicode, load_rows
 from gru_fast.data.templates import Template, encode, encode_rows
 from gru_fast.runs.files import read_lines
 from gru_fast.runs.messages import nearest
@@ -113,11 +113,13 @@ def load(name: str, data: str | Path = HUB) -> list[Row]:
         FileNotFoundError, ConnectionError, ValueError: see :func:`gru_fast.data.rows.load_rows`.
     """
     fields: dict[str, type] = {"question": str, "answer": str}
+    even = []
     if name.endswith("_perturbed"):
         fields["perturbed_answer"] = list
+        even = ["perturbed_answer"]  # the truth ratio is a mean over them
         if name.startswith(("forget", "retain")):
             fields["paraphrased_answer"] = str
-    return load_rows(data, name, fields)
+    return load_rows(data, name, fields, even=even)
 
 
 def load_eval_sets(split: str, data: str | Path = HUB, max_rows: int | None = MAX_ROWS) -> dict[str, list[Row]]:
@@ -144,10 +146,15 @@ def idk_answers(data: str | Path = HUB, file: str | Path | None = None) -> list[
 
     Raises:
         FileNotFoundError: no such file, with where to get it. The hub does not hold one.
-        ValueError: a file without answers.
+        ValueError: a file without answers, or with what is no Unicode.
     """
     path = _idk_path(data, file)
-    answers = [answer for line in read_lines(path) if (answer := _idk_answer(line.strip()))]
+    answers = []
+    for number, line in enumerate(read_lines(path), start=1):
+        answer = _idk_answer(line.strip())
+        if not is_unicode(answer):
+            raise ValueError(f"{path}, line {number}: expected Unicode, got half of a surrogate pair in {line!r}")
+        answers += [answer] if answer else []
     if not answers:
         raise ValueError(f"{path}: expected answers, one a line, got none; get {_IDK_SOURCE}")
     return answers

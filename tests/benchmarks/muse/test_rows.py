@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ def test_every_subset_of_a_folder(data: Path, subset: str, split: str, count: in
     rows = load(subset, split, data)
     assert len(rows) == count
     assert all(list(row) == fields for row in rows)
+
+
+def test_a_text_of_another_encoding_is_named(data: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(data, tmp_path / "data"))
+    text = load_text("forget", data)
+    (copied / "raw/forget.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_text("forget", copied) == text
+    (copied / "raw/forget.txt").write_bytes(f"{text}\nOne more café".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"raw/forget\.txt, line \d+: expected UTF-8, got the byte 0xe9 after 'One more"
+    ):
+        load_text("forget", copied)
 
 
 def test_a_text_is_the_stream_or_the_rows_joined_by_blank_lines(data: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,21 @@ def test_an_answer_without_room_is_refused_with_its_row(
     with pytest.raises(ValueError, match=r"forget: max_length: row 2 has 14 tokens before its answer.*none of 14"):
         evaluate(make_model(), tokenizer, PHI, "forget05", data, tmp_path, max_length=14, progress=False)
     assert not tmp_path.joinpath("records").exists()
+
+
+def test_uneven_wrong_answers_are_refused_before_the_work(
+    tmp_path: Path, data: Path, tokenizer: Any, make_model: Callable[..., Any]
+) -> None:
+    copied, model = Path(shutil.copytree(data, tmp_path / "data")), make_model()
+    lines = (copied / "retain_perturbed.json").read_text().splitlines()
+    row = json.loads(lines[2])
+    lines[2] = json.dumps({**row, "perturbed_answer": row["perturbed_answer"][:4]})
+    (copied / "retain_perturbed.json").write_text("\n".join(lines))
+    counted = Counted(model)
+    with pytest.raises(ValueError, match=r'retain_perturbed\.json, row 2: field "perturbed_answer": expected 5 texts'):
+        evaluate(model, tokenizer, "phi", "forget05", copied, tmp_path / "out", **OPTIONS)
+    assert counted.calls == 0
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_diverged_model_is_refused(

@@ -365,3 +365,20 @@ def test_no_idk_answers(folder: Path) -> None:
         idk_answers(folder, folder / "nowhere")
     with pytest.raises(FileNotFoundError, match=rf"idk_file: locuslab/TOFU on the hub holds no .*{source}"):
         idk_answers(HUB)
+
+
+@pytest.mark.parametrize("name", ["forget05_perturbed", "real_authors_perturbed"])
+def test_a_row_with_fewer_wrong_answers_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name, [row(i, paraphrased_answer="P", perturbed_answer=["B", "C"][: 2 - i]) for i in range(2)])
+    message = rf'{name}\.json, row 1: field "perturbed_answer": expected 2 texts, as in row 0, got 1$'
+    with pytest.raises(ValueError, match=message):
+        load(name, tmp_path)
+
+
+def test_idk_answers_that_are_no_unicode_are_named(tmp_path: Path) -> None:
+    (tmp_path / "idontknow.jsonl").write_text('"No."\n\n"Half \\ud83d"\n')
+    with pytest.raises(ValueError, match=r"idontknow\.jsonl, line 3: expected Unicode, got half of a surrogate"):
+        idk_answers(tmp_path)
+    (tmp_path / "idontknow.jsonl").write_bytes('"No."\n"Ein Rätsel"\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"idontknow\.jsonl, line 2: expected UTF-8, got the byte 0xe4"):
+        idk_answers(tmp_path)
