@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gru_fast.models.load import ModelOptions
 
-_MODEL_FIELDS = ("model", "revision", "tokenizer", "template", "dtype", "attn_implementation")
+_MODEL_FIELDS = ("model", "revision", "tokenizer", "template", "template_options", "dtype", "attn_implementation")
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "tokenizer*", "adapter_config.json")
 
 
@@ -22,7 +22,7 @@ def be_quiet() -> None:
 
 def asked_for(model: ModelOptions) -> dict[str, Any]:
     """How a model is asked for, as its evaluation keeps it."""
-    return {name: value for name, value in asdict(model).items() if name in _MODEL_FIELDS and value is not None}
+    return {name: value for name, value in asdict(model).items() if name in _MODEL_FIELDS and value not in (None, {})}
 
 
 def load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any]:

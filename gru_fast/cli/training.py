@@ -88,7 +88,7 @@ def take_one_device(config: TrainingArguments) -> None:
 
 
 def load_tokenizer(args: argparse.Namespace, instances: Sequence[Any]) -> tuple[Any, Any]:
-    """Tokenizer and template. The template's name goes into the options, which are then all known.
+    """Tokenizer and template. Its name and variables go into the options, which are then all known.
 
     Raises:
         ValueError: `--resume` with other options than the run's.
@@ -98,7 +98,7 @@ def load_tokenizer(args: argparse.Namespace, instances: Sequence[Any]) -> tuple[
     model, config = instances[0], instances[-1]
     tokenizer = models.load_tokenizer(model)
     template = models.load_template(model, tokenizer)
-    model.template = template.name
+    model.template, model.template_options = template.name, dict(template.options) or None
     if config.process_index == 0:
         text = options.config_text(instances)
         runs.check_folder(config.output_dir, text, resume=args.resume, overwrite=args.overwrite_output_dir)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from gru_fast.data.chat import check_variables, how_to_close, open_thought, problem_of, render
 from gru_fast.data.sequences import IGNORE_INDEX
 from gru_fast.runs.messages import nearest
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 CHAT_SYSTEM = "You are a helpful assistant."
-CHAT_DATE = "10 Apr 2025"  # Llama 3's chat template writes a date; a fixed one keeps prompts the same every day
+_PROBE = "Which river flows through Ljubljana?"  # in no template's own words
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Template:
             begins to speak; start and end are not used.
         system: system prompt of a chat; None for none.
         special_tokens: whether the tokenizer adds its own (BOS). False where the text has what it needs.
+        parts: the messages of a chat hold lists of parts, not texts.
+        options: variables of the chat template, such as ``{"enable_thinking": False}``.
         models: regular expression found in the names of the models it belongs to, lower case.
     """
 
@@ -40,19 +44,28 @@ class Template:
     chat: bool = False
     system: str | None = None
     special_tokens: bool = True
+    parts: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     models: str = field(default="", repr=False, compare=False)
 
     def prompt(self, tokenizer: Any, question: str) -> str:
-        """The text that is not scored, and after which a model generates."""
+        """The text that is not scored, and after which a model generates.
+
+        Raises:
+            ValueError: the chat template fails for this question, or leaves it out.
+        """
         if not self.chat:
             return f"{self.question_start}{question}{self.question_end}"
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": question}],
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string=CHAT_DATE,
-        )
+        try:
+            return render(tokenizer, question, **self.form)
+        except ValueError as error:
+            what = f"the chat template of {_name(tokenizer)} fails for the question {_shorten(question)}"
+            raise ValueError(f"template: {what}: {error}") from error
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """How a chat is put, for :func:`gru_fast.data.chat.render`."""
+        return {"system": self.system, "parts": self.parts, "variables": self.options}
 
 
 # phi, llama2-chat: the original TOFU code's, to the letter. zephyr: its own chat format with the unified framework's
@@ -75,23 +88,33 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def resolve_template(name: str | None, tokenizer: Any) -> Template:
+def resolve_template(name: str | None, tokenizer: Any, options: Mapping[str, Any] | None = None) -> Template:
     """The template called ``name``; None: "chat" if the tokenizer has a chat template, else by its name, else "plain".
 
     The name of a tokenizer is a path after it has been saved, while its chat template stays with it; so the chat
     template comes first, and a run that must not depend on either names its template.
 
-    A chat template that refuses a system prompt (Gemma's) gets none.
+    A chat template that refuses a system prompt (Gemma's) gets none. One that reads messages as lists of parts, and
+    would leave out a question that is a text, gets parts. Where the prompt ends in an open ``<think>``, that is warned
+    of: the answer would be taught and scored as part of a thought.
+
+    Args:
+        options: variables of the chat template.
 
     Raises:
-        ValueError: an unknown name, with the known; "chat" for a tokenizer without chat template, or with a broken one.
+        ValueError: an unknown name, with the known; "chat" for a tokenizer without chat template, or with one that
+            fails, leaves out the question or draws at random; options that the template does not have.
     """
     if name is None:
         name = _guess(tokenizer)
     if name not in TEMPLATES:
         raise ValueError(f'template: expected one of {", ".join(TEMPLATES)}, got "{name}"{nearest(name, [*TEMPLATES])}')
     template = TEMPLATES[name]
-    return _fit_chat(template, tokenizer) if template.chat else template
+    if template.chat:
+        return _fit_chat(replace(template, options=dict(options or {})), tokenizer)
+    if options:
+        raise ValueError(f'template_options: "{name}" has no {", ".join(options)}; they are of chat templates alone')
+    return template
 
 
 def encode(tokenizer: Any, template: Template, question: str, answer: str, max_length: int) -> Encoded:
@@ -164,31 +187,34 @@ def _guess(tokenizer: Any) -> str:
 
 
 def _fit_chat(template: Template, tokenizer: Any) -> Template:
-    """The chat template's form that this tokenizer accepts: with the system prompt, or without."""
+    """The form of chat that this tokenizer's template accepts: texts or parts, with the system prompt or without."""
     if not getattr(tokenizer, "chat_template", None):
         others = ", ".join(name for name, other in TEMPLATES.items() if not other.chat)
         raise ValueError(
             f'template: "{template.name}" needs a tokenizer with a chat template, and {_name(tokenizer)} has none; '
             f"choose one of {others}"
         )
-    problem = _chat_problem(template, tokenizer)
-    if not problem:
-        return template
-    bare = replace(template, system=None)
-    if not _chat_problem(bare, tokenizer):
-        return bare
-    raise ValueError(f"template: the chat template of {_name(tokenizer)} fails: {problem}")
+    check_variables(tokenizer, _name(tokenizer), template.options)
+    forms = [
+        replace(template, parts=parts, system=system) for parts in (False, True) for system in (template.system, None)
+    ]
+    fitting = next((form for form in forms if not problem_of(tokenizer, _PROBE, **form.form)), None)
+    if fitting is None:
+        # That of the simplest form, a text without system prompt: the others have more that can be refused.
+        problem = problem_of(tokenizer, _PROBE, **forms[1].form)
+        raise ValueError(f"template: the chat template of {_name(tokenizer)} fails: {problem}")
+    _warn_of_thought(fitting, tokenizer)
+    return fitting
 
 
-def _chat_problem(template: Template, tokenizer: Any) -> str:
-    """What the tokenizer's chat template has against this form of chat; nothing if it renders."""
-    import jinja2
-
-    try:
-        template.prompt(tokenizer, "question")
-    except jinja2.TemplateError as error:
-        return str(error) or type(error).__name__
-    return ""
+def _warn_of_thought(template: Template, tokenizer: Any) -> None:
+    tag = open_thought(template.prompt(tokenizer, _PROBE).rpartition(_PROBE)[2])
+    if tag:
+        warnings.warn(
+            f"template: the chat template of {_name(tokenizer)} ends in an open {tag}: answers are taught, scored and "
+            f"written inside a thought; {how_to_close(tokenizer)}",
+            stacklevel=4,
+        )
 
 
 def _name(tokenizer: Any) -> str:

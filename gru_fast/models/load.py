@@ -37,6 +37,13 @@ class ModelOptions:
     template: str | None = _option(
         None, "words around question and answer (gru-fast ls); by default the model's run's, else by its tokenizer"
     )
+    template_options: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "variables of the tokenizer's chat template, such as enable_thinking=false; by default the model's "
+            "run's"
+        },
+    )
     dtype: str = _option(
         "float32",
         "dtype of the weights. float32 keeps the small steps of unlearning, which 16 bits round away; for speed add "
@@ -129,7 +136,16 @@ def load_template(options: ModelOptions, tokenizer: Any) -> Template:
     """The prompt template: the one asked for, else that of the run the model is from, else by the tokenizer."""
     from gru_fast.data.templates import resolve_template
 
-    return resolve_template(options.template or config_of(options.model).get("template"), tokenizer)
+    of_run = template_of_run(config_of(options.model), options.template)
+    variables = of_run.get("template_options") if options.template_options is None else options.template_options
+    return resolve_template(options.template or of_run.get("template"), tokenizer, variables)
+
+
+def template_of_run(config: Mapping[str, Any], chosen: str | None = None) -> dict[str, Any]:
+    """``template`` and ``template_options`` of a run's configuration; nothing where another template is ``chosen``."""
+    if chosen not in (None, config.get("template")):
+        return {}
+    return {name: config[name] for name in ("template", "template_options") if config.get(name)}
 
 
 def config_of(model: str) -> dict[str, Any]:

@@ -22,7 +22,8 @@ ORIGINAL = "original"  # the job of the model that unlearning starts from
 SETTINGS, RUNS = "settings", "runs"  # folders of a sweep
 _EVALUATION, _SETTINGS = "eval.yaml", "sweep.json"  # in SETTINGS, beside METHOD.yaml
 _OWN = ("model", "output_dir", "split", "data", "retain_logs", "from_logs", "overwrite")  # of eval_options, the sweep's
-_OF_MODEL = ("template", "dtype", "attn_implementation", "trust_remote_code")  # an evaluation loads it the same way
+# An evaluation loads the model in the same way.
+_OF_MODEL = ("template", "template_options", "dtype", "attn_implementation", "trust_remote_code")
 _PER_RUN = ("output_dir", "gamma", "tau")
 
 

@@ -81,7 +81,8 @@ def _retain_rows(run: Path, evaluation: Path, tokenizer: Any) -> Any:
     from gru_fast.sweep.plan import read_settings
 
     options = read_settings(evaluation)
-    template = resolve_template(read_config(run)["template"], tokenizer)
+    config = read_config(run)
+    template = resolve_template(config["template"], tokenizer, config.get("template_options"))
     length = int(options.get("max_length", MAX_LENGTH))
     rows = finetuning_data(tokenizer, template, eval_sets(options["split"])["retain"], options["data"], length)
     return rows[: int(options.get("max_rows", MAX_ROWS)) or None]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from words import BOS, EOS, word_tokenizer
 
+from gru_fast.data.chat import CHAT_DATE, open_thought
 from gru_fast.data.templates import (
-    CHAT_DATE,
     CHAT_SYSTEM,
     TEMPLATES,
     Template,
@@ -200,6 +200,125 @@ def test_a_chat_template_that_fails_is_named() -> None:
     tokenizer = word_tokenizer(chat_template="{{ raise_exception('no chats today') }}", name_or_path="some/model")
     with pytest.raises(ValueError, match="template: the chat template of some/model fails: no chats today"):
         resolve_template("chat", tokenizer)
+
+
+def test_a_clock_in_a_chat_template_is_always_the_same() -> None:
+    clock = "{% macro year() %}{{ strftime_now('%Y') }}{% endmacro %}{{ strftime_now('%d %B %Y, %-d.%m., 100%%') }} "
+    tokenizer = word_tokenizer(chat_template="\n" + clock + "{{ year() }}\n" + CHAT)
+    template = resolve_template("chat", tokenizer)
+    expected = f"\n10 April 2025, 10.04., 100% 2025\n<|system|>\n{CHAT_SYSTEM}</s>\n<|user|>\nWho?</s>\n<|assistant|>\n"
+    assert template.prompt(tokenizer, "Who?") == expected
+    assert "2025" not in tokenizer.apply_chat_template([{"role": "user", "content": "Who?"}], tokenize=False)
+
+
+@pytest.mark.parametrize("random", ["{{ lipsum() }}", "{{ range(1000) | random }}"])
+def test_a_chat_template_that_draws_at_random_is_refused(random: str) -> None:
+    tokenizer = word_tokenizer(chat_template=CHAT + random, name_or_path="some/model")
+    with pytest.raises(ValueError, match=r"the chat template of some/model fails: it does not say the same every time"):
+        resolve_template("chat", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ messages[0].content + 1 }}", r"TypeError: can only concatenate str"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[7].content }}", "list object has no element 7"),
+        ("{{ messages[0].content.text.more }}", "'str object' has no attribute 'text'"),
+        ("<|assistant|>", "it leaves out the question"),
+    ],
+)
+def test_a_chat_template_that_raises_or_leaves_out_the_question(template: str, problem: str) -> None:
+    tokenizer = word_tokenizer(chat_template=template, name_or_path="some/model")
+    with pytest.raises(ValueError, match=rf"^template: the chat template of some/model fails: {problem}"):
+        resolve_template("chat", tokenizer)
+
+
+def test_a_chat_template_that_fails_for_one_question_names_it() -> None:
+    fails = "{% if 'Bob' in messages[-1].content %}{{ 1 + 'Bob' }}{% endif %}"
+    drops = "{% if 'Eve' not in messages[-1].content %}" + CHAT + "{% endif %}"
+    tokenizer = word_tokenizer(chat_template=fails + drops, name_or_path="some/model")
+    template = resolve_template("chat", tokenizer)
+    for name, problem in (("Bob", "TypeError: "), ("Eve", "it leaves out the question")):
+        with pytest.raises(ValueError, match=rf"some/model fails for the question 'Who is {name}\?': {problem}"):
+            encode_rows(tokenizer, template, [("Who?", "Ann"), (f"Who is {name}?", "Ann")], 100)
+
+
+def test_a_chat_template_may_take_spaces_off_a_question() -> None:
+    tokenizer = word_tokenizer(chat_template=CHAT.replace("m.content", "m.content | trim"))
+    assert "\nWho?</s>" in resolve_template("chat", tokenizer).prompt(tokenizer, " Who? \n")
+
+
+def test_a_chat_template_of_parts_gets_parts() -> None:
+    parts = "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
+    tokenizer = word_tokenizer(chat_template=CHAT.replace("{{ m.content }}", parts))
+    template = resolve_template("chat", tokenizer)
+    expected = f"<|system|>\n{CHAT_SYSTEM}</s>\n<|user|>\nWho?</s>\n<|assistant|>\n"
+    assert template.prompt(tokenizer, "Who?") == expected
+    refusing = word_tokenizer(chat_template=NO_SYSTEM.replace("{{ m.content }}", parts))
+    assert resolve_template("chat", refusing).prompt(refusing, "Who?") == "<|user|>\nWho?</s>\n<|assistant|>\n"
+
+
+# As in Qwen3.5: a thought is begun, unless thinking is switched off.
+THINKING = (
+    CHAT + "{% if add_generation_prompt %}{% if enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}"
+)
+
+
+def test_an_open_thought_is_warned_of_and_can_be_left_out() -> None:
+    tokenizer = word_tokenizer(chat_template=THINKING, name_or_path="some/model")
+    with pytest.warns(UserWarning, match=r"some/model ends in an open <think>: .*--template-options enable_thinking=f"):
+        template = resolve_template(None, tokenizer)
+    assert template.prompt(tokenizer, "Who?").endswith("<|assistant|>\n<think>\n")
+    closed = resolve_template(None, tokenizer, {"enable_thinking": False})  # a warning would be an error
+    assert closed.prompt(tokenizer, "Who?").endswith("<|assistant|>\n<think>\n\n</think>\n\n")
+    assert closed.options == {"enable_thinking": False}
+
+
+def test_an_open_thought_without_a_switch() -> None:
+    with pytest.warns(UserWarning, match=r"an open \[THINK\]: .*has no variable that leaves it out; choose another"):
+        resolve_template(None, word_tokenizer(chat_template=CHAT + "[THINK]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("<|assistant|>", ""),
+        ("<think>", "<think>"),
+        ("<think>\n\n</think>", ""),
+        ("</think><think>", "<think>"),
+        ("<|START_THINKING|>", "<|START_THINKING|>"),
+        ("<|START_THINKING|><|END_THINKING|>", ""),
+        ("[THINK][/THINK]", ""),
+        ("<seed:think>", "<seed:think>"),
+        ("<|begin_of_thought|> <|end_of_thought|>", ""),
+        ("◁think▷", "◁think▷"),
+        ("/no_think <|no_think|>", ""),
+        ("I think, <b> therefore", ""),
+    ],
+)
+def test_open_thoughts(text: str, tag: str) -> None:
+    assert open_thought(text) == tag
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (None, {"enable_thinkin": False}, r'no variable "enable_thinkin", did you mean "enable_thinking"\?$'),
+        (None, {"tokenize": True}, r"template_options: tokenize is not to be chosen; leave it out$"),
+        (None, {"messages": []}, r"template_options: messages is not to be chosen"),
+        ("phi", {"enable_thinking": False}, r'template_options: "phi" has no enable_thinking; they are of chat temp'),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(name: str | None, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_template(name, word_tokenizer(chat_template=THINKING), options)
+
+
+def test_a_date_can_be_chosen() -> None:
+    tokenizer = word_tokenizer(chat_template="{{ date_string }}" + CHAT)
+    assert resolve_template(None, tokenizer, {"date_string": "1 May"}).prompt(tokenizer, "Who?").startswith("1 May<|")
 
 
 def test_chat_without_a_chat_template_is_refused() -> None:

@@ -314,6 +314,7 @@ def evaluate(
     settings = {
         "split": split,
         "template": template.name,
+        "template_options": dict(template.options) or None,
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
         "max_rows": max_rows,

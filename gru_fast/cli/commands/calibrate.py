@@ -148,10 +148,11 @@ def _chosen(args: argparse.Namespace) -> str:
 
 def _fill(evaluation: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
-    from gru_fast.models.load import config_of
+    from gru_fast.models.load import config_of, template_of_run
 
     config = config_of(values["model"]) if values.get("model") else {}
-    found = {**evaluation.defaults_of_run(config), "template": config.get("template"), "original": config.get("model")}
+    of_template = template_of_run(config, values.get("template"))
+    found = {**evaluation.defaults_of_run(config), **of_template, "original": config.get("model")}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -309,7 +310,12 @@ class _Work(ExitStack):
         folder = self.folder / f"target-{row['target']:g}"
         model, tokenizer, template = self._load(row["alpha"])
         settings = {**config, "model": self.model.model, "original": self.how.original, "template": template.name}
-        settings |= {"alpha": row["alpha"], "target": row["target"], "benchmark": self.how.benchmark}
+        settings |= {
+            "template_options": dict(template.options) or None,
+            "alpha": row["alpha"],
+            "target": row["target"],
+            "benchmark": self.how.benchmark,
+        }
         runs.start(folder, _yaml(settings), overwrite=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -115,7 +115,7 @@ class _Work:
         models.device_of(config.device)  # its message, before anything is loaded
         tokenizer = models.load_tokenizer(options)
         template = models.load_template(options, tokenizer)
-        options.template = template.name
+        options.template, options.template_options = template.name, dict(template.options) or None
         rows = self.benchmark.unlearning(data, tokenizer, template, ["forget"], config.seed).forget
         file = self.folder / VECTOR
         if file.is_file() and not self.args.overwrite_output_dir:
