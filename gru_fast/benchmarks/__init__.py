@@ -5,6 +5,7 @@ NAME/__init__.py, from NAME/rows.py, is a benchmark that `gru-fast unlearn --ben
 Options                        a dataclass of its options; among them ``benchmark``, its own name, and ``split``
 SPLITS, retain_of(split)       what can be forgotten, and what is kept beside it
 title(options) -> str          names what is forgotten, for a run's folder
+default_lengths(options)       {option: tokens} of lengths that were not chosen: a model may have fewer positions
 unlearning(options, tokenizer, template, parts, seed) -> UnlearnDataset
 
 NAME/evaluate.py is `gru-fast eval NAME`. It has

@@ -27,7 +27,8 @@ def asked_for(model: ModelOptions) -> dict[str, Any]:
 
 def load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any]:
     """The model on its device, its tokenizer and its prompts' template."""
-    from gru_fast.models.load import check_vocabulary, device_of, load_model, load_template, load_tokenizer
+    from gru_fast.models.limits import check_vocabulary
+    from gru_fast.models.load import device_of, load_model, load_template, load_tokenizer
 
     place = device_of(device)  # its message, before anything is loaded
     tokenizer = load_tokenizer(model_options)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gru_fast import runs
@@ -103,6 +104,21 @@ def load_tokenizer(args: argparse.Namespace, instances: Sequence[Any]) -> tuple[
         text = options.config_text(instances)
         runs.check_folder(config.output_dir, text, resume=args.resume, overwrite=args.overwrite_output_dir)
     return tokenizer, template
+
+
+def fit_lengths(benchmark: ModuleType, model: Any, data: Any, *, shown: bool = True) -> None:
+    """Fills in the benchmark's default lengths, as far as the model has positions, and says where it has fewer."""
+    from gru_fast.models import positions_of
+
+    lengths = benchmark.default_lengths(data)
+    positions = positions_of(model) if lengths else None
+    for name, default in lengths.items():
+        length = default if positions is None else min(default, positions)
+        if length < default and shown:
+            flag = options.flag(name)
+            print(f"{flag}: {length}, the positions of the model, in place of {default}", file=sys.stderr)
+        if length < default or name == "max_length":  # others stay open: a run that was begun so can be resumed
+            setattr(data, name, length)
 
 
 def load_model(instances: Sequence[Any], tokenizer: Any) -> Any:

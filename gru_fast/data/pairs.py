@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gru_fast.data.sequences import Encoded, ScoredEncoded, SequenceCollator, check_row, check_rows
+from gru_fast.data.limits import Limits
+from gru_fast.data.sequences import Encoded, LazyRows, ScoredEncoded, SequenceCollator, check_row, check_rows
 
 
 class References(Protocol):
@@ -62,6 +63,7 @@ class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
         self.idk = idk
         self.seed = int(seed)
         self.references: References | None = None
+        self.limits = Limits()
         # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -85,21 +87,44 @@ class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
         self.references = references
         return self
 
+    def fit(self, limits: Limits) -> UnlearnDataset:
+        """Refuses rows that a model cannot read, those that are tokenized later when they are read. Returns itself.
+
+        Raises:
+            ValueError: naming the row, see :meth:`gru_fast.data.limits.Limits.check`.
+        """
+        self.limits = limits
+        for part, rows in (("forget", self.forget), ("retain", self.retain)):
+            if isinstance(rows, LazyRows) and rows.max_length is not None:
+                # Only if some could be too long are they tokenized for it, up to the first that is.
+                if limits.positions is not None and rows.max_length > limits.positions:
+                    limits.check_rows(part, rows, rows.option)
+            elif rows is not None:
+                limits.check_rows(part, rows)
+        return self
+
     def encoded(self, part: str, index: int, epoch: int | None = None) -> Encoded:
         """One part of one row as tokens; ``epoch`` None: the current one."""
         epoch = self.epoch if epoch is None else epoch
         if part == "forget":
-            return self.forget[index]
+            return self._of(part, self.forget, index)
         if part == "retain" and self.retain is not None:
             # A 64-bit draw times n, shifted down, is uniform to n / 2**64.
-            return self.retain[self._draw(part, index, epoch) * len(self.retain) >> 64]
+            return self._of(part, self.retain, self._draw(part, index, epoch) * len(self.retain) >> 64)
         if part == "idk" and self.idk is not None:
             row = self.idk(index, self._draw(part, index, epoch) >> 1)
             check_row(f"idk({index}, ...)", row)
+            self.limits.check(f"idk({index}, ...)", row["input_ids"])
             return row
         raise ValueError(
             f'part: expected one of {", ".join(self.parts)}, got "{part}"; give UnlearnDataset the data for it'
         )
+
+    def _of(self, part: str, rows: Sequence[Encoded], index: int) -> Encoded:
+        row = rows[index]
+        if isinstance(rows, LazyRows):  # the others were looked at in fit()
+            self.limits.check(f"{part}[{index}]", row["input_ids"], option=rows.option)
+        return row
 
     def __len__(self) -> int:
         return len(self.forget)

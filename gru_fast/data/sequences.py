@@ -34,15 +34,25 @@ class LazyRows(Sequence[Encoded]):
         texts: whatever ``encode`` takes, one a row.
         encode: a text as tokens; picklable if workers are spawned.
         name: of the data, for messages about a row.
+        max_length: tokens that a row has at most, and ``option``, the flag that says so; None: not known.
 
     Raises:
         ValueError: on reading a row, what :class:`~gru_fast.data.pairs.UnlearnDataset` would say of it.
     """
 
-    def __init__(self, texts: Sequence[Any], encode: Callable[[Any], Encoded], name: str = "rows") -> None:
+    def __init__(
+        self,
+        texts: Sequence[Any],
+        encode: Callable[[Any], Encoded],
+        name: str = "rows",
+        max_length: int | None = None,
+        option: str = "--max-length",
+    ) -> None:
         self._texts = texts
         self._encode = encode
         self._name = name
+        self.max_length = max_length
+        self.option = option
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -53,7 +63,7 @@ class LazyRows(Sequence[Encoded]):
     def __getitem__(self, index: slice) -> Sequence[Encoded]: ...
     def __getitem__(self, index: int | slice) -> Encoded | Sequence[Encoded]:
         if isinstance(index, slice):
-            return LazyRows(self._texts[index], self._encode, self._name)
+            return LazyRows(self._texts[index], self._encode, self._name, self.max_length, self.option)
         row = self._encode(self._texts[index])
         check_row(f"{self._name}[{index}]", row)
         return row

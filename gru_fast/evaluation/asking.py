@@ -28,6 +28,7 @@ from gru_fast.evaluation.scoring import (
 from gru_fast.evaluation.subject import asked_for, settings_of
 from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.models.forward import Autocast
+from gru_fast.models.limits import limits_of
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,29 @@ class Scorer:
 
     def write(self, prompts: Sequence[Prompt]) -> list[str]:
         """What the model writes after each prompt."""
-        ids, limits = [prompt.ids for prompt in prompts], [prompt.max_new_tokens for prompt in prompts]
-        return generate(self.model, self.tokenizer, ids, limits, batch_size=self.batch_size, autocast=self.autocast)
+        written: dict[int, str] = {}
+        for some in self._groups(prompts):
+            ids, limits = [prompts[i].ids for i in some], [prompts[i].max_new_tokens for i in some]
+            texts = generate(
+                self.model, self.tokenizer, ids, limits, batch_size=self.batch_size, autocast=self.autocast
+            )
+            written.update(zip(some, texts, strict=True))
+        return [written[i] for i in range(len(prompts))]
+
+    def _groups(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """All prompts, or those of each length where a batch of several would leave the model's positions.
+
+        A batch goes on until the last of its rows has written all that it may; of rows of one length, none then has
+        more than its own.
+        """
+        positions = limits_of(self.model).positions
+        longest = max((len(prompt.ids) for prompt in prompts), default=0)
+        most = longest + max((prompt.max_new_tokens for prompt in prompts), default=0) - 1
+        groups: dict[int, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            fits = positions is None or most <= positions
+            groups.setdefault(0 if fits else len(prompt.ids), []).append(index)
+        return list(groups.values())
 
     @property
     def _batches(self) -> dict[str, Any]:

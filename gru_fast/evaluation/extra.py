@@ -20,7 +20,6 @@ from typing import Any
 
 from gru_fast.data.hashes import hash_of
 from gru_fast.data.sequences import Encoded
-from gru_fast.data.templates import ensure_pad_token
 from gru_fast.evaluation.extra_passes import (
     OF_MODEL,
     PASSES,
@@ -34,6 +33,7 @@ from gru_fast.evaluation.record_folder import differing, read_settings
 from gru_fast.evaluation.subject import Subject, check_whole, settings_of
 from gru_fast.metrics import extra, scores
 from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
+from gru_fast.models.limits import check_vocabulary, limits_of, padding_id
 from gru_fast.runs.files import read_lines, write_json
 from gru_fast.runs.processes import on_first
 
@@ -155,7 +155,7 @@ def run(
     scorer = ExtraScorer(
         model,
         tokenizer,
-        ensure_pad_token(tokenizer),
+        padding_id(model, tokenizer),
         reference=partial(_load_reference, str(options.reference_model), subject, model, tokenizer),
         reference_name=options.reference_model,
         gibberish_model=options.gibberish_model,
@@ -189,6 +189,8 @@ def evaluate(
     if scorer.reference is None and any("reference" in each for each in passes.values()):
         raise ValueError("reference: expected a loader of the reference model for mia_reference, got none")
     own = settings_of(scorer.model, settings)
+    for of, rows in sequences.items():
+        limits_of(scorer.model).check_rows(of, rows)
     for of in passes:
         if any(each in passes[of] for each in OF_MODEL):
             score_by_model(scorer, folder / of, sequences[of], passes[of], own)
@@ -275,7 +277,7 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _load_reference(name: str, subject: Subject, model: Any, tokenizer: Any) -> Any:
-    from gru_fast.models.load import ModelOptions, check_vocabulary, load_model
+    from gru_fast.models.load import ModelOptions, load_model
 
     how = {key: subject.asked[key] for key in ("dtype", "attn_implementation") if key in subject.asked}
     reference = load_model(ModelOptions(model=name, **how)).to(model.device)

@@ -17,6 +17,7 @@ from gru_fast.evaluation.scoring import TokenScores
 from gru_fast.evaluation.subject import settings_of
 from gru_fast.metrics.fluency import GIBBERISH_MODEL
 from gru_fast.models.identity import fingerprint
+from gru_fast.models.limits import limits_of, padding_id
 
 # A pass gives some fields of gru_fast.metrics.scores.TextRecord, and is one file of records per set of texts.
 PASSES = {
@@ -73,7 +74,10 @@ def score_by_reference(
     """The losses of the reference model, which is loaded if there are sets to score."""
     if not sets or scorer.reference is None:
         return
-    reference = replace(scorer, model=scorer.reference())
+    model = scorer.reference()
+    reference = replace(scorer, model=model, pad_token_id=padding_id(model, scorer.tokenizer))
+    for of, rows in sets.items():
+        limits_of(model).check_rows(of, rows)
     own = {**settings_of(reference.model, settings), "reference": scorer.reference_name}
 
     def work(rows: list[Encoded]) -> list[dict[str, Any]]:

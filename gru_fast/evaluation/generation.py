@@ -14,6 +14,7 @@ from gru_fast.data.sequences import SequenceCollator
 from gru_fast.models.batching import Together, together
 from gru_fast.models.forward import Autocast, by_length, dtype_of, to_device
 from gru_fast.models.frozen import frozen
+from gru_fast.models.limits import padding_id
 
 
 def generate(
@@ -47,7 +48,7 @@ def generate(
             raise ValueError(f"prompts[{i}]: expected at least one token, got none")
     texts = [""] * len(prompts)
     ends = _end_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = padding_id(model, tokenizer)
     collate = SequenceCollator(pad, padding_side="left")
 
     def run(some: Sequence[Sequence[int]], most: int, **settings: Any) -> Any:

@@ -160,16 +160,6 @@ def config_of(model: str) -> dict[str, Any]:
     return read_config(run) if run else {}
 
 
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Refuses a tokenizer that has tokens the model has no embedding for: it is of another model."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"tokenizer: {tokenizer.name_or_path or type(tokenizer).__name__} has {len(tokenizer)} tokens, the model "
-            f"{rows} embeddings: they are of two models; give the model's own with --tokenizer"
-        )
-
-
 def device_of(name: str | None) -> torch.device:
     """The device of this name; None: the accelerator, if there is one here (not only in torch's build), else the CPU.
 

@@ -51,11 +51,12 @@ class Reach(TrainerCallback):
     def _probability(self, model: Any, tokenizer: Any) -> float:
         """Mean exp(-loss) over the evaluated rows of the retain set; 0 of a model that has diverged."""
         from gru_fast.evaluation.scoring import losses
+        from gru_fast.models.limits import padding_id
 
         if self._rows is None:
             self._rows = _retain_rows(self._run, self._evaluation, tokenizer)
         try:
-            found = losses(model, self._rows, batch_size=_BATCH, pad_token_id=tokenizer.pad_token_id)
+            found = losses(model, self._rows, batch_size=_BATCH, pad_token_id=padding_id(model, tokenizer))
         except RuntimeError as error:
             if "NaN or Inf" not in str(error):
                 raise

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from gru_fast.data.sequences import Encoded, SequenceCollator
+from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.unlearn.config import errors_of_training, raise_all
 from gru_fast.unlearn.lost_steps import LostSteps
 from gru_fast.unlearn.resuming import WholeCheckpoints
@@ -65,18 +66,19 @@ def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded]
     Args:
         model: a causal LM.
         rows: ``{"input_ids", "labels"}``, -100 where a label is not learned.
-        tokenizer: of the model; saved with it. It has a padding token.
+        tokenizer: of the model; saved with it.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or one that the model cannot read.
     """
     if not rows:
         raise ValueError("rows: expected at least one row to fine-tune on, got an empty set")
+    limits_of(model).check_rows("rows", rows)
     trainer = FinetuneTrainer(
         model=model,
         args=config,
         train_dataset=rows,
-        data_collator=SequenceCollator(tokenizer.pad_token_id),
+        data_collator=SequenceCollator(padding_id(model, tokenizer)),
         processing_class=tokenizer,
     )
     trainer.add_callback(LostSteps(trainer.log))

@@ -13,6 +13,7 @@ from gru_fast.core.params import trainable_params
 from gru_fast.core.vectors import TaskVectorStep, accumulate_task_vector_
 from gru_fast.data.sequences import Encoded, SequenceCollator, num_labels
 from gru_fast.models.forward import logits_of, to_device
+from gru_fast.models.limits import limits_of
 from gru_fast.models.scores import label_scores
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class ForgetSet:
     def __init__(self, model: Any, rows: Sequence[Encoded], options: TaskVectorOptions, pad_token_id: int) -> None:
         if not len(rows):
             raise ValueError("rows: expected at least one row to forget, got an empty set")
+        limits_of(model).check_rows("rows", rows)
         self.model = model
         self.rows = rows
         self.params, self.names = parameters_of(model)

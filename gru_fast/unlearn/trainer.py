@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from gru_fast.data.pairs import PairCollator, UnlearnDataset
 from gru_fast.models.identity import fingerprint
+from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.unlearn.config import UnlearnConfig
 from gru_fast.unlearn.engines.fsdp import sharded_modules
 from gru_fast.unlearn.lost_steps import LostSteps
@@ -59,7 +60,9 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         if not isinstance(args, UnlearnConfig):
             raise TypeError(f"args: expected an UnlearnConfig, got {type(args).__name__}")
         if data_collator is None:
-            data_collator = PairCollator(_pad_token_id(processing_class, model))
+            data_collator = PairCollator(padding_id(model, processing_class))
+        evaluated = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
+        _fit(model, train_dataset, *evaluated)  # before Trainer makes the output folder
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         self.references: ReferenceLogProbs | None = None
         self._reference_fingerprint = ""
@@ -95,6 +98,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
             self._prepare_references(None)
         if isinstance(eval_dataset, torch.utils.data.Dataset):
             self._check_parts("eval_dataset", eval_dataset)
+            _fit(self.model, eval_dataset)
             self._attach("eval_dataset", eval_dataset, 1)
         return super().evaluate(eval_dataset, *args, **kwargs)
 
@@ -185,7 +189,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
                 parts,
                 self._num_epochs() if name == "train_dataset" else 1,
                 self.args.reference_batch_size,
-                _pad_token_id(self.processing_class, self.model),
+                padding_id(self.model, self.processing_class),
                 progress=not self.args.disable_tqdm and self.is_local_process_zero(),
                 autocast=self.accelerator.autocast,
             )
@@ -256,11 +260,8 @@ class _UnlearnCallback(TrainerCallback):
             set_epoch(int(state.epoch or 0))
 
 
-def _pad_token_id(tokenizer: Any, model: Any) -> int:
-    """A token to pad with. Padding is neither attended nor scored: any serves."""
-    for source in (tokenizer, getattr(model, "config", None)):
-        for name in ("pad_token_id", "eos_token_id"):
-            token = getattr(source, name, None)
-            if isinstance(token, int):
-                return token
-    return 0
+def _fit(model: Any, *datasets: Any) -> None:
+    """Refuses rows that the model cannot read."""
+    for dataset in datasets:
+        if isinstance(dataset, UnlearnDataset):
+            dataset.fit(limits_of(model))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sharp
+import torch
 from sharp import END, Words, sequences
 
 from gru_fast.evaluation.asking import Prompt, Scorer, score_rows
@@ -35,6 +36,19 @@ def test_all_are_asked_in_the_same_way(scorer: Scorer) -> None:
     written = scorer.write([Prompt([3, 4], 6), Prompt([5], 2)])
     assert written == generate(scorer.model, Words(), [[3, 4], [5]], [6, 2], batch_size=4)
     assert len(written[0].split()) > 2 >= len(written[1].split())
+
+
+def test_what_is_written_together_stays_within_the_positions_of_the_model() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)).eval()
+    # Each writes until it is 24 tokens and one more: together, the longest would go on to 40.
+    prompts = [Prompt([3 + i % 20 for i in range(count)], 25 - count) for count in (4, 20, 20, 4)]
+    alone = [generate(model, Words(), [one.ids], one.max_new_tokens, batch_size=1)[0] for one in prompts]
+    assert Scorer(model, Words(), END, batch_size=4).write(prompts) == alone
+    assert Scorer(model, Words(), END, batch_size=4).write([]) == []
 
 
 def test_the_summary_is_told_what_the_records_depend_on(tmp_path: Path, scorer: Scorer) -> None:

@@ -13,9 +13,9 @@ import torch
 from tofu_folders import save_model, tokenizer
 
 from gru_fast.models.adapters import with_lora
+from gru_fast.models.limits import check_vocabulary
 from gru_fast.models.load import (
     ModelOptions,
-    check_vocabulary,
     device_of,
     find,
     load_model,
@@ -77,12 +77,6 @@ def test_empty_tokenizer_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: lambda text: {"input_ids": []})
     with pytest.raises(FileNotFoundError, match="it knows no token"):
         load_tokenizer(options(folder))
-
-
-def test_tokenizer_of_another_model(folder: Path, tmp_path: Path) -> None:
-    small = save_model(tmp_path / "small", vocab_size=20)
-    with pytest.raises(ValueError, match=r"tiny has \d+ tokens, the model 20 embeddings: they are of two models"):
-        check_vocabulary(load_model(options(small)), load_tokenizer(options(folder)))
 
 
 @pytest.mark.parametrize(

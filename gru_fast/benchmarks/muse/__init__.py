@@ -15,6 +15,7 @@ from gru_fast.benchmarks.muse.rows import (
     Options,
     chunks,
     corpus_of,
+    default_lengths,
     load,
     load_text,
     retain_of,
@@ -24,6 +25,6 @@ from gru_fast.benchmarks.muse.rows import (
 )
 
 __all__ = [
-    "CORPORA", "HUB", "MAX_LENGTH", "RETAIN", "SPLITS", "TEXT", "MuseOptions", "Options", "chunks", "corpus_of", "load",
-    "load_text", "retain_of", "title", "unlearning", "unlearning_data",
+    "CORPORA", "HUB", "MAX_LENGTH", "RETAIN", "SPLITS", "TEXT", "MuseOptions", "Options", "chunks", "corpus_of",
+    "default_lengths", "load", "load_text", "retain_of", "title", "unlearning", "unlearning_data",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any
 from gru_fast.benchmarks.muse import extra as muse_extra
 from gru_fast.benchmarks.muse.records import (
     Question,
+    check,
     content,
     load_prompts,
     load_texts,
@@ -28,7 +29,6 @@ from gru_fast.benchmarks.muse.records import (
 )
 from gru_fast.benchmarks.muse.rows import CORPORA, HUB, corpus_of
 from gru_fast.data.sequences import Encoded, content_hash
-from gru_fast.data.templates import ensure_pad_token
 from gru_fast.evaluation import extra
 from gru_fast.evaluation.asking import Scorer, score_rows
 from gru_fast.evaluation.record_folder import RowSet, check_settings
@@ -38,6 +38,7 @@ from gru_fast.metrics import mia
 from gru_fast.metrics import muse as metrics
 from gru_fast.metrics.muse import MIN_KS, Records, Retained, read_records, read_retained
 from gru_fast.models.forward import Autocast
+from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.files import read_json, write_json
 from gru_fast.runs.processes import on_first
 
@@ -230,7 +231,7 @@ def evaluate(
     arguments and the whole model, and all get the summary.
 
     Args:
-        model, tokenizer: a causal LM and its tokenizer (it gets a padding token if it has none).
+        model, tokenizer: a causal LM and its tokenizer.
         data: hub name or folder, see :func:`gru_fast.benchmarks.muse.load`.
         retained: the retrained model's evaluation (:func:`gru_fast.metrics.muse.read_retained`), for PrivLeak; None: it
             is null in the summary.
@@ -242,18 +243,20 @@ def evaluate(
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
 
     Raises:
-        ValueError: records of another model or other settings in ``output_dir``; a retrained model's log of other
-            texts; a model that is sharded over the processes. RuntimeError: NaN or Inf from the model.
+        ValueError: records of another model or other settings in ``output_dir``; a row that the model cannot read; a
+            retrained model's log of other texts; a model that is sharded over the processes. RuntimeError: NaN or Inf
+            from the model.
     """
     check_whole(model)
     output_dir = Path(output_dir)
     corpus = corpus_of(data)
-    scorer = Scorer(model, tokenizer, ensure_pad_token(tokenizer), batch_size, autocast)
+    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
     prompts = load_prompts(
         tokenizer, data, verbmem_tokens=verbmem_tokens, knowmem_tokens=knowmem_tokens, max_rows=max_rows
     )
     texts = load_texts(tokenizer, data, max_rows=max_rows)
     sets: dict[str, Sequence[Question] | Sequence[Encoded]] = {**prompts, **texts}
+    check(limits_of(model), sets)
     # What PrivLeak would refuse after the work is refused before it.
     if isinstance(retained, (str, Path)):
         retained = read_retained(retained, corpus)

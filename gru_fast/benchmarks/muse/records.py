@@ -16,7 +16,7 @@ ROUGE, and does not score the last token of a text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 
 from gru_fast.benchmarks.muse.rows import HUB, TEXT, load
 from gru_fast.data.hashes import joined_hash
+from gru_fast.data.limits import Limits
 from gru_fast.data.sequences import Encoded, content_hash, num_labels
 from gru_fast.data.templates import encode_prompt
 from gru_fast.evaluation.asking import Prompt, Scorer
@@ -113,6 +114,18 @@ def cut_answer(text: str) -> str:
     for end in _ENDS:
         text = text.split(end, maxsplit=1)[0]
     return text
+
+
+def check(limits: Limits, sets: Mapping[str, Sequence[Question] | Sequence[Encoded]]) -> None:
+    """Refuses rows that a model cannot read, with what it is to write, by set and row."""
+    for name, rows in sets.items():
+        for index in range(len(rows)):
+            row, where = rows[index], f"{name}, row {index}"
+            if isinstance(row, Question):
+                flag = f"--{name.partition('_')[0]}-tokens"
+                limits.check(where, row.ids, row.max_new_tokens, option=None, more_option=flag)
+            else:
+                limits.check(where, row["input_ids"], option=None)
 
 
 def content(rows: Sequence[Question] | Sequence[Encoded]) -> str:

@@ -65,14 +65,21 @@ class MuseOptions:
             "from the model that has forgotten those before"
         },
     )
-    max_length: int = field(default=MAX_LENGTH, metadata={"help": "tokens of a piece of text, BOS included"})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": f"tokens of a piece of text, BOS included; by default {MAX_LENGTH}, or as many as the model has "
+            "positions"
+        },
+    )
     benchmark: str = field(default="muse", metadata={"help": "what to forget from", "choices": ("muse",)})
 
     def __post_init__(self) -> None:
         problems = []
         if self.split != "forget" and not _FOLD.fullmatch(str(self.split)):
             problems.append(_split_problem(self.split))
-        if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 2:
+        length = MAX_LENGTH if self.max_length is None else self.max_length
+        if isinstance(length, bool) or not isinstance(length, int) or length < 2:
             problems.append(f"max_length: expected an integer of at least 2, got {self.max_length!r}")
         if problems:
             raise ValueError("; ".join(problems))
@@ -209,6 +216,11 @@ def title(options: MuseOptions) -> str:
     return f"muse-{corpus_of(options.data)}{fold}"
 
 
+def default_lengths(options: MuseOptions) -> dict[str, int]:
+    """The length, if it was not chosen."""
+    return {"max_length": MAX_LENGTH} if options.max_length is None else {}
+
+
 def retain_of(split: str) -> str:
     """What is kept beside any split: a text of its own, which the evaluation does not ask about."""
     return RETAIN
@@ -218,7 +230,8 @@ def unlearning(
     options: MuseOptions, tokenizer: Any, template: Template, parts: Collection[str], seed: int
 ) -> UnlearnDataset:
     """The data of a run; texts have no prompts, so the template is not used."""
-    return unlearning_data(tokenizer, options.split, options.data, options.max_length, seed, parts)
+    length = options.max_length or MAX_LENGTH
+    return unlearning_data(tokenizer, options.split, options.data, length, seed, parts)
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

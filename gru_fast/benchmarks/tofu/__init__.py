@@ -12,6 +12,7 @@ from gru_fast.benchmarks.tofu.rows import (
     IdkRows,
     Options,
     TofuOptions,
+    default_lengths,
     eval_sets,
     finetuning_data,
     idk_answers,
@@ -25,6 +26,7 @@ from gru_fast.benchmarks.tofu.rows import (
 )
 
 __all__ = [
-    "HUB", "MAX_ROWS", "SPLITS", "SUBSETS", "IdkRows", "Options", "TofuOptions", "eval_sets", "finetuning_data",
-    "idk_answers", "load", "load_eval_sets", "retain_of", "split_problem", "title", "unlearning", "unlearning_data",
+    "HUB", "MAX_ROWS", "SPLITS", "SUBSETS", "IdkRows", "Options", "TofuOptions", "default_lengths", "eval_sets",
+    "finetuning_data", "idk_answers", "load", "load_eval_sets", "retain_of", "split_problem", "title", "unlearning",
+    "unlearning_data",
 ]  # fmt: skip

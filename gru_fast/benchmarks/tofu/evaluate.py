@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast.benchmarks.tofu import extra as tofu_extra
-from gru_fast.benchmarks.tofu.records import content, encode, score
+from gru_fast.benchmarks.tofu.records import check, content, encode, score
 from gru_fast.benchmarks.tofu.rows import HUB, MAX_ROWS, SPLITS, load_eval_sets, split_problem
 from gru_fast.benchmarks.tofu.summary import finish, resummarize, summarize
-from gru_fast.data.templates import Template, ensure_pad_token, resolve_template
+from gru_fast.data.templates import Template, resolve_template
 from gru_fast.evaluation import extra
 from gru_fast.evaluation.asking import Scorer, score_rows
 from gru_fast.evaluation.record_folder import RowSet, check_settings
@@ -35,6 +35,7 @@ from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import Record, Records
 from gru_fast.models.forward import Autocast
+from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.processes import on_first
 
 HELP = "Model Utility and Forget Quality of a model on TOFU, or of published logs"
@@ -280,7 +281,7 @@ def evaluate(
     arguments and the whole model, and all get the summary.
 
     Args:
-        model, tokenizer: a causal LM and its tokenizer (it gets a padding token if it has none).
+        model, tokenizer: a causal LM and its tokenizer.
         template: of the prompts; None: by the tokenizer, see :func:`~gru_fast.data.templates.resolve_template`.
         split: what was to be forgotten, e.g. "forget05".
         data: hub name or folder, see :func:`gru_fast.benchmarks.tofu.load`.
@@ -293,19 +294,21 @@ def evaluate(
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
 
     Raises:
-        ValueError: records of another model or other settings in ``output_dir``; an answer cut off before it begins;
-            a retained model's log of other questions; a model that is sharded over the processes. RuntimeError: NaN or
-            Inf from the model.
+        ValueError: records of another model or other settings in ``output_dir``; an answer cut off before it begins; a
+            row that the model cannot read; a retained model's log of other questions; a model that is sharded over the
+            processes. RuntimeError: NaN or Inf from the model.
     """
     check_whole(model)
     output_dir = Path(output_dir)
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
-    scorer = Scorer(model, tokenizer, ensure_pad_token(tokenizer), batch_size, autocast)
+    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
     sets = {
         name: encode(tokenizer, template, rows, max_length, max_new_tokens, name)
         for name, rows in load_eval_sets(split, data, max_rows).items()
     }
+    for name, examples in sets.items():
+        check(limits_of(model), examples, name, max_new_tokens)
     # What Forget Quality would refuse after the work is refused before it.
     retained = read_log(retain_logs, split) if isinstance(retain_logs, (str, Path)) else retain_logs
     if retained is not None and retained.get("forget"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gru_fast.data.hashes import joined_hash
+from gru_fast.data.limits import Limits
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.data.templates import Template, encode_prompt, encode_rows
 from gru_fast.evaluation.asking import Prompt, Scorer
@@ -75,6 +76,18 @@ def encode(
             )
         )
     return examples
+
+
+def check(limits: Limits, examples: Sequence[Example], where: str, max_new_tokens: int | None) -> None:
+    """Refuses rows that a model cannot read, with what it is to write; ``where``: name of the set."""
+    for index, example in enumerate(examples):
+        row = f"{where}, row {index}"
+        for sequence in example.sequences:
+            limits.check(row, sequence["input_ids"])
+        written = example.prompt.max_new_tokens
+        if written:
+            options = {} if max_new_tokens is None else {"option": None, "more_option": "--max-new-tokens"}
+            limits.check(f"{row}, its prompt", example.prompt.ids, written, **options)
 
 
 def content(examples: Sequence[Example]) -> str:

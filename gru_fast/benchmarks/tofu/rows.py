@@ -243,6 +243,11 @@ def title(options: TofuOptions) -> str:
     return f"tofu-{options.split}"
 
 
+def default_lengths(options: TofuOptions) -> dict[str, int]:
+    """None: rows are shorter by far than the longest that are taken."""
+    return {}
+
+
 def unlearning(
     options: TofuOptions, tokenizer: Any, template: Template, parts: Collection[str], seed: int
 ) -> UnlearnDataset:

@@ -15,6 +15,7 @@ from gru_fast.benchmarks.wmdp.rows import (
     WIKITEXT_MAX_LENGTH,
     Options,
     WmdpOptions,
+    default_lengths,
     encode,
     load,
     retain_of,
@@ -26,5 +27,6 @@ from gru_fast.benchmarks.wmdp.rows import (
 
 __all__ = [
     "BIO_FORGET", "HUB", "MAX_LENGTH", "RETAINS", "SPLITS", "TOPICS", "WIKITEXT", "WIKITEXT_MAX_LENGTH", "Options",
-    "WmdpOptions", "encode", "load", "retain_of", "title", "topics_of", "unlearning", "unlearning_data",
+    "WmdpOptions", "default_lengths", "encode", "load", "retain_of", "title", "topics_of", "unlearning",
+    "unlearning_data",
 ]  # fmt: skip

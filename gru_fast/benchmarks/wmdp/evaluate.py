@@ -30,6 +30,7 @@ from gru_fast.evaluation.scoring import check_finite
 from gru_fast.evaluation.subject import Subject, asked_for, check_whole, settings_of
 from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.models.frozen import frozen
+from gru_fast.models.limits import limits_of
 from gru_fast.runs.files import read_json, write_json
 from gru_fast.runs.messages import nearest
 from gru_fast.runs.processes import here, on_first
@@ -270,7 +271,9 @@ def _ask(
     evaluator, hf = _lm_eval("evaluator"), _lm_eval("models.huggingface")
     with frozen(model):
         with _quiet():
-            asked = shared(hf.HFLM)(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            asked = shared(hf.HFLM)(
+                pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=limits_of(model).positions
+            )
             manager = _task_manager(own=not isinstance(spec, dict))
             loaded = manager.load([definition(spec) if isinstance(spec, dict) else spec])
         for task in loaded["tasks"].values():

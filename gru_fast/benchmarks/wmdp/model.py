@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gru_fast.data.limits import Limits
+from gru_fast.models.limits import limits_of
 from gru_fast.runs.processes import gather, here
 
 _Request = tuple[Any, list[int], list[int]]  # text, tokens of the context, tokens of the continuation
@@ -21,6 +23,9 @@ def shared(hflm: type) -> type:
         def _loglikelihood_tokens(
             self, requests: Sequence[_Request], *args: Any, **kwargs: Any
         ) -> list[tuple[float, bool]]:
+            limits = Limits(limits_of(self.model).tokens)  # of longer questions lm-eval leaves out the beginning
+            for text, context, continuation in requests:
+                limits.check(f"the question {_end(text)!r}", [*context, *continuation])
             rank, world = here()
             own = [i for batch in batches(requests, self.batch_size)[rank::world] for i in batch]
             found = super()._loglikelihood_tokens([requests[i] for i in own], *args, **kwargs)
@@ -28,6 +33,11 @@ def shared(hflm: type) -> type:
             return [answers[i] for i in range(len(requests))]
 
     return SharedHFLM
+
+
+def _end(text: Any) -> str:
+    """The last letters of what is asked: a text, or one with its answer."""
+    return str(text[0] if isinstance(text, tuple) else text)[-60:]
 
 
 def batches(requests: Sequence[_Request], batch_size: int) -> list[list[int]]:

@@ -64,10 +64,19 @@ class WmdpOptions:
         default=0,
         metadata={"help": "how many documents to forget are used, drawn at random; the epoch is so long. 0 for all"},
     )
-    max_length: int = field(default=MAX_LENGTH, metadata={"help": "tokens of a document, its first ones"})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": f"tokens of a document, its first ones; by default {MAX_LENGTH}, or as many as the model has "
+            "positions"
+        },
+    )
     retain_max_length: int | None = field(
         default=None,
-        metadata={"help": f"tokens of a text to keep; by default {WIKITEXT_MAX_LENGTH} of wikitext, else max_length"},
+        metadata={
+            "help": f"tokens of a text to keep; by default {WIKITEXT_MAX_LENGTH} of wikitext, or as many as the model "
+            "has positions, else max_length"
+        },
     )
     benchmark: str = field(default="wmdp", metadata={"help": "what to forget from", "choices": ("wmdp",)})
 
@@ -82,7 +91,7 @@ class WmdpOptions:
         least = {"documents": 0, "max_length": 2, "retain_max_length": 2}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is None and name == "retain_max_length":
+            if value is None and name != "documents":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 problems.append(f"{name}: expected a whole number of at least {low}, got {value!r}")
@@ -188,8 +197,8 @@ def unlearning_data(
             "be answered otherwise; choose another method"
         )
 
-    def rows(texts: Sequence[str], length: int, name: str) -> LazyRows:
-        return LazyRows(texts, _Encode(tokenizer, length), name)
+    def rows(texts: Sequence[str], length: int, name: str, option: str) -> LazyRows:
+        return LazyRows(texts, _Encode(tokenizer, length), name, length, option)
 
     forget = [text for topic in topics_of(split) for text in load(f"{topic}-forget-corpus", data)]
     if documents > len(forget):
@@ -199,8 +208,8 @@ def unlearning_data(
     kept = None
     if "retain" in parts:
         length = retain_max_length or (WIKITEXT_MAX_LENGTH if retain == "wikitext" else max_length)
-        kept = rows(_retain_texts(split, retain, data), length, "retain")
-    return UnlearnDataset(rows(forget, max_length, "forget"), kept, seed=seed)
+        kept = rows(_retain_texts(split, retain, data), length, "retain", "--retain-max-length")
+    return UnlearnDataset(rows(forget, max_length, "forget", "--max-length"), kept, seed=seed)
 
 
 # ---- for gru-fast unlearn --------------------------------------------------------------------------------------------
@@ -211,6 +220,13 @@ Options = WmdpOptions
 def title(options: WmdpOptions) -> str:
     """Names what is forgotten, for a run's folder."""
     return f"wmdp-{options.split}"
+
+
+def default_lengths(options: WmdpOptions) -> dict[str, int]:
+    """The lengths that were not chosen."""
+    default = WIKITEXT_MAX_LENGTH if options.retain == "wikitext" else options.max_length or MAX_LENGTH
+    lengths = {"max_length": MAX_LENGTH, "retain_max_length": default}
+    return {name: length for name, length in lengths.items() if getattr(options, name) is None}
 
 
 def retain_of(split: str) -> str:
@@ -228,7 +244,7 @@ def unlearning(
         options.data,
         retain=options.retain,
         documents=options.documents,
-        max_length=options.max_length,
+        max_length=options.max_length or MAX_LENGTH,
         retain_max_length=options.retain_max_length,
         seed=seed,
         parts=parts,

@@ -108,11 +108,13 @@ class _Work:
     def run(self) -> None:
         """The vector, computed or read, then a model for each strength."""
         from gru_fast import models
+        from gru_fast.cli import training
         from gru_fast.runs import processes
         from gru_fast.unlearn import task_vector, tru
 
         options, data, config = self.instances
         models.device_of(config.device)  # its message, before anything is loaded
+        training.fit_lengths(self.benchmark, options, data, shown=self.rank == 0)
         tokenizer = models.load_tokenizer(options)
         template = models.load_template(options, tokenizer)
         options.template, options.template_options = template.name, dict(template.options) or None
@@ -131,6 +133,7 @@ class _Work:
             tru.units_of(len(rows), config.num_units)
         model = models.load_model(options)
         models.check_vocabulary(model, tokenizer)
+        models.limits_of(model).check_rows("forget", rows)
         finetuned = self._finetuned(model)
         # Only now, when nothing that was asked for can be refused any more, is the folder begun, or cleared; the others
         # wait for it, so that what they find there is what the first process left.
@@ -163,7 +166,7 @@ class _Work:
             torch.accelerator.reset_peak_memory_stats()
         model.to(device)
         began = time.monotonic()
-        pad = tokenizer.pad_token_id
+        pad = models.padding_id(model, tokenizer)
         if config.method == "tv":
             vector = task_vector.plain(model, rows, config, pad_token_id=pad, finetuned=finetuned)
         else:

@@ -73,7 +73,7 @@ def test_recipes_are_the_papers_table(recipe: str) -> None:
     for method in methods.names():
         model, data, config = resolve("--config", recipe, "--method", method, "--rectify")
         assert (method, config.tau, config.gamma) == (method, TAUS.get(method, 1.0), 0.8)
-        assert (data.benchmark, data.data, data.split, data.max_length) == ("muse", RECIPES[recipe], "forget", 2048)
+        assert (data.benchmark, data.data, data.split, data.max_length) == ("muse", RECIPES[recipe], "forget", None)
         assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 32
         assert (config.learning_rate, config.num_train_epochs, config.lr_scheduler_type) == (1e-5, 1, "constant")
         assert (config.weight_decay, config.max_grad_norm, config.bf16) == (0.01, 0, True)

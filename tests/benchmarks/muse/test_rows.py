@@ -245,7 +245,9 @@ def test_muse_has_no_answers_that_decline(data: Path, tokenizer: Any) -> None:
 
 
 def test_the_published_setting_is_the_default() -> None:
-    assert MuseOptions() == MuseOptions("muse-bench/MUSE-Books", "forget", 2048)
+    assert MuseOptions() == MuseOptions("muse-bench/MUSE-Books", "forget", None)
+    assert muse.default_lengths(MuseOptions()) == {"max_length": 2048}
+    assert muse.default_lengths(MuseOptions(max_length=9)) == {}
     assert muse.title(MuseOptions()) == "muse-books"
     assert muse.title(MuseOptions("muse-bench/MUSE-News", "sust_2")) == "muse-news-sust_2"
 

@@ -67,7 +67,7 @@ def test_the_recipe_is_the_papers_table() -> None:
         model, data, config = resolve("--config", "wmdp-zephyr", "--method", method, "--rectify")
         assert (method, config.tau, config.gamma) == (method, TAUS.get(method), 0.99)
         assert (data.benchmark, data.split, data.data) == ("wmdp", "bio-cyber", "cais/wmdp-corpora")
-        assert (data.retain, data.max_length, data.retain_max_length) == ("wikitext", 1024, None)
+        assert (data.retain, data.max_length, data.retain_max_length) == ("wikitext", None, None)
         batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
         assert (batch, data.documents / batch, config.num_train_epochs) == (32, 20, 1)
         assert (config.learning_rate, config.lr_scheduler_type, config.weight_decay) == (4e-6, "constant", 0.01)
