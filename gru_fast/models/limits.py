@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from gru_fast.data.limits import Limits
-from gru_fast.models.load import ADAPTER, find
-from gru_fast.runs.files import read_json
+from gru_fast.models.adapters import base_of, is_adapter
+from gru_fast.models.load import find
 
 if TYPE_CHECKING:
     from gru_fast.models.load import ModelOptions
@@ -85,12 +85,12 @@ def _config_of(options: ModelOptions) -> Any:
     """The configuration of a model; of an adapter, that of its base."""
     from transformers import AutoConfig
 
-    name = options.model
+    name, base = options.model, options.base_model
     for _ in range(_MOST_BASES):
         folder = find(name)
-        if folder is None or not (folder / ADAPTER).is_file():
+        if folder is None or not is_adapter(folder):
             break
-        name = str(read_json(folder / ADAPTER)["base_model_name_or_path"])
+        name, base = base_of(folder, base), None
     where = {} if folder is None or folder.is_dir() else {"gguf_file": folder.name}
     place = name if folder is None else folder.parent if where else folder
     return AutoConfig.from_pretrained(place, trust_remote_code=options.trust_remote_code, **where)
