@@ -308,12 +308,14 @@ def state(trainer: UnlearnTrainer) -> list[Tensor]:
     return [local(t).detach().clone() for t in (*trainer.model.parameters(), *trainer.retain_ema.tensors)]
 
 
-def refused(folder: Path, fsdp2: bool, action: str = "train", **settings: Any) -> str:
-    """What a trainer says that cannot do it."""
+def refused(folder: Path, fsdp2: bool, action: str = "train", precision: str = "", **settings: Any) -> str:
+    """What a trainer says that cannot do it. ``precision``: as accelerate would have taken it on a GPU."""
     with launched(fsdp2):
         try:
-            data = {"data": dataset(), "eval_data": dataset()}
-            getattr(tiny.trainer(folder, **data, **{"rectify": True, **settings}), action)()
+            config = tiny.config(folder, **{"rectify": True, **settings})
+            config.mixed_precision = precision or config.mixed_precision
+            data = {"train_dataset": dataset(), "eval_dataset": dataset()}
+            getattr(UnlearnTrainer(tiny.llama(), config, **data), action)()
         except (ValueError, RuntimeError) as error:
             return str(error)
         return ""

@@ -139,7 +139,7 @@ def errors_of_training(config: TrainingArguments) -> list[str]:
         if "use_cpu" in str(error):  # transformers refuses bf16 by "your setup"
             return ["bf16: no accelerator here computes in it; add --use-cpu to train on the CPU, or --bf16 false"]
         return [str(error)]
-    if config.fp16 and config.device.type == "cpu":  # accelerate leaves it out without a word
+    if config.mixed_precision == "fp16" and config.device.type == "cpu":  # accelerate leaves it out without a word
         return ["fp16: a CPU does not compute in it; give --bf16, or leave it out"]
     launched = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if launched > 1 and config.world_size == 1:  # transformers only warns, and every process would train the whole run

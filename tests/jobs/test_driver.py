@@ -147,7 +147,7 @@ def test_a_driver_that_is_stopped_leaves_nothing_running_and_goes_on(
         os.killpg(process.pid, how)  # as a terminal does, to all in the foreground
     else:
         process.send_signal(how)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=120)
     if how != signal.SIGKILL:
         assert "stopped; the same command goes on in" in printed
     wait_for(lambda: not is_running(launched))

@@ -194,7 +194,7 @@ def free_port() -> int:
         (True, {"method": "rmu"}, "rmu: not with FSDP2, whose modules expect to be run whole"),
         (
             True,
-            {"method": "ga", "fp16": True},
+            {"method": "ga", "precision": "fp16"},
             "fp16: not with sharded parameters (FSDP2, tensor parallel), where each process would find overflows",
         ),
     ],
