@@ -40,6 +40,14 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> A
     return model
 
 
+def family(kind: str, **config: Any) -> Any:
+    """A random causal LM of another family, ``kind`` and ``config`` as transformers has them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config)).eval()
+
+
 def rows(count: int, seed: int, max_tokens: int = 12) -> list[Encoded]:
     """Random sequences of 5 to ``max_tokens`` tokens (ids from 3 up), their first two not scored."""
     generator = torch.Generator().manual_seed(seed)

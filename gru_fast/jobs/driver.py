@@ -73,13 +73,11 @@ class Cluster:
             raise ValueError("; ".join(problems))
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """RuntimeError while another driver works in the folder. To be held over :func:`run`, and over what is written for
     its jobs beforehand.
     """
-    with only_one(folder / RECORDS / _DRIVER):
-        yield
+    return only_one(folder / RECORDS / _DRIVER)
 
 
 def is_free(folder: Path) -> bool:

@@ -12,29 +12,47 @@ from typing import Any
 
 from gru_fast.runs.files import read_json
 
+_CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json")
+_TOKENIZER = "tokenizer.json"
 _POINTER = b"version https://git-lfs.github.com/"
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 
 
-def check_files(folder: Path) -> None:
-    """Refuses a folder with a file that is no model's: ValueError, with the file and what to do.
+def check_readable(folder: Path) -> None:
+    """Refuses a folder whose configurations or tokenizer cannot be read: ValueError, with the file and what to do.
 
-    Found are pointers of git-lfs, web pages, empty and cut files, shards that are not there, broken JSON, dtypes that
-    torch has not, and models that are no causal language models.
+    Found are pointers of git-lfs, web pages, empty files and broken JSON.
     """
-    for file in (folder / "config.json", folder / "adapter_config.json"):
-        if file.is_file():
-            _check_config(file)
+    for name in _CONFIGS:
+        if (folder / name).is_file():
+            _config(folder / name)
+    if (folder / _TOKENIZER).is_file():  # too large to be read twice
+        _check_head(folder / _TOKENIZER)
+
+
+def check_files(folder: Path) -> None:
+    """Refuses a readable folder (:func:`check_readable`) whose model cannot be loaded: ValueError, as there.
+
+    Found are weights that are none, or cut, shards that are not there, dtypes that torch has not, and models that are
+    no causal language models.
+    """
+    if (folder / "config.json").is_file():
+        _check_config(folder / "config.json")
     for file in _weights(folder):
         _check_weights(file)
 
 
-def _check_config(file: Path) -> None:
+def _config(file: Path) -> dict[str, Any]:
     config = _json(file)
     if not isinstance(config, dict):
         raise ValueError(f"model: {file}: expected names and values in braces, got {type(config).__name__}")
+    return config
+
+
+def _check_config(file: Path) -> None:
+    config = _config(file)
     if config.get("is_encoder_decoder"):
         raise ValueError(
             f"model: {file} is of an encoder-decoder ({config.get('model_type', 'unknown')}); expected a causal "
@@ -51,8 +69,6 @@ def _json(file: Path) -> Any:
     _check_head(file)
     try:
         return read_json(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"model: {file}: not JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"model: {error}") from None
 

@@ -10,15 +10,13 @@ import torch
 from torch import nn
 
 from gru_fast.data.limits import Limits
-from gru_fast.models.adapters import base_of, is_adapter
-from gru_fast.models.load import find
+from gru_fast.models.load import lineage
 
 if TYPE_CHECKING:
     from gru_fast.models.load import ModelOptions
 
 _TABLE = re.compile(r"wpe|(?!.*rel).*pos.*", re.IGNORECASE)  # names of what has a row for each position
 _OF_OTHERS = re.compile(r"vision|visual|image|audio|speech", re.IGNORECASE)  # towers that read no text
-_MOST_BASES = 8  # adapters on top of adapters
 
 
 def limits_of(model: Any) -> Limits:
@@ -85,12 +83,7 @@ def _config_of(options: ModelOptions) -> Any:
     """The configuration of a model; of an adapter, that of its base."""
     from transformers import AutoConfig
 
-    name, base = options.model, options.base_model
-    for _ in range(_MOST_BASES):
-        folder = find(name)
-        if folder is None or not is_adapter(folder):
-            break
-        name, base = base_of(folder, base), None
+    *_, (name, folder) = lineage(options.model, options.base_model)
     where = {} if folder is None or folder.is_dir() else {"gguf_file": folder.name}
     place = name if folder is None else folder.parent if where else folder
     return AutoConfig.from_pretrained(place, trust_remote_code=options.trust_remote_code, **where)

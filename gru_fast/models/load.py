@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gru_fast.models.adapters import base_of, is_adapter, quiet_peft, untie, with_lora
-from gru_fast.models.files import check_files
+from gru_fast.models.files import check_files, check_readable
 from gru_fast.runs.messages import first_line, in_short
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def load_model(options: ModelOptions, *, train: bool = False) -> Any:
         FileNotFoundError: no such model, or a run that has not finished.
         ValueError: weights that do not belong to the configuration beside them, or an adapter of another model.
     """
-    model = _load(options.model, options, options.base_model)
+    model = _load(options)
     if not train:
         return model.eval()
     model.config.use_cache = False
@@ -111,12 +111,11 @@ def load_tokenizer(options: ModelOptions) -> Any:
 
     from gru_fast.data.templates import ensure_pad_token
 
-    name = options.tokenizer or options.model
-    folder = find(name)
-    base = options.base_model
-    while folder is not None and is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
-        name, base = base_of(folder, base), None
-        folder = find(name)
+    name, folder = next(
+        (name, folder)
+        for name, folder in lineage(options.tokenizer or options.model, options.base_model)
+        if folder is None or not is_adapter(folder) or (folder / "tokenizer_config.json").is_file()
+    )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             **_where(name, folder), revision=options.revision or "main", trust_remote_code=options.trust_remote_code
@@ -206,6 +205,38 @@ def find(name: str) -> Path | None:
     return None
 
 
+def lineage(name: str, base_model: str | None = None) -> Iterator[tuple[str, Path | None]]:
+    """A model and, of an adapter, what it lies on, down to the first that is none; each with what :func:`find` gives.
+
+    Args:
+        base_model: what the first is an adapter of, in place of what it says itself.
+
+    Raises:
+        FileNotFoundError: one that is not there. ValueError: one whose files cannot be read, or that lies on itself.
+    """
+    found, seen = find(name), set[Path]()
+    while True:
+        if found is not None and found.is_dir():
+            check_readable(found)
+        yield name, found
+        if found is None or not is_adapter(found):
+            return
+        seen.add(found.resolve())
+        name, base_model, above = base_of(found, base_model), None, found
+        try:
+            found = find(name)
+        except FileNotFoundError as error:
+            raise _no_base(above, name, error) from error
+        if found is not None and found.resolve() in seen:
+            raise ValueError(f"model: the base models of {found} lead back to it; say which it is with --base-model")
+
+
+def _no_base(adapter: Path | None, base: str, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"model: {adapter} is an adapter of {base}, which is not to be had: {error}; if it has moved, give --base-model"
+    )
+
+
 def _where(name: str, found: Path | None) -> dict[str, Any]:
     """The arguments of `from_pretrained` that say where."""
     if found is not None and found.is_file():
@@ -213,16 +244,22 @@ def _where(name: str, found: Path | None) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(found or name)}
 
 
-def _load(name: str, options: ModelOptions, base_model: str | None = None) -> Any:
-    found = find(name)
-    if found is not None and found.is_dir():
-        check_files(found)
-    if found is not None and is_adapter(found):
-        model = _merged(found, options, base_model)
-    else:
+def _load(options: ModelOptions) -> Any:
+    """The model with all adapters that it has merged into it."""
+    *adapters, (name, found) = lineage(options.model, options.base_model)
+    for _, folder in (*adapters, (name, found)):
+        if folder is not None and folder.is_dir():
+            check_files(folder)
+    try:
         model = _pretrained(name, found, options)
-        if found is not None and found.is_file():
-            _as_dequantized(model)
+    except FileNotFoundError as error:
+        if adapters:
+            raise _no_base(adapters[-1][1], name, error) from error
+        raise
+    if found is not None and found.is_file():
+        _as_dequantized(model)
+    for adapter, folder in reversed(adapters):
+        model, name, found = _merged(model, name, folder), adapter, folder
     if found is not None:
         # Where an adapter on top of it will look for its base; transformers would name the folder of a GGUF file.
         model.name_or_path = model.config._name_or_path = str(found.resolve())
@@ -307,21 +344,14 @@ def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def _merged(folder: Path, options: ModelOptions, base_model: str | None) -> Any:
+def _merged(model: Any, name: str, adapter: Path | None) -> Any:
+    """The model called ``name`` with what an adapter adds."""
     from peft import PeftModel
 
-    base = base_of(folder, base_model)
-    try:
-        model = _load(base, options)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"model: {folder} is an adapter of {base}, which is not to be had: {error}; if it has moved, give "
-            "--base-model"
-        ) from error
     try:
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(model, str(folder))
+            adapted = PeftModel.from_pretrained(model, str(adapter))
         untie(adapted)
         return adapted.merge_and_unload()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"model: the adapter in {folder} does not fit {base}: {in_short(error)}") from error
+        raise ValueError(f"model: the adapter in {adapter} does not fit {name}: {in_short(error)}") from error

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from gru_fast.core.sharded.shards import local
 
-_SAMPLES = 65_536  # elements that are looked at, of all parameters together
+_SAMPLES = 65_536  # elements that are looked at, of all parameters together: so many at least, if there are
 _MUCH = 0.5  # share of the weights from which on it is worth a warning
 _STEPS_BY_RATE = re.compile(r"adam|lion", re.IGNORECASE)  # optimizers whose step is about the learning rate
 
@@ -56,7 +56,7 @@ class LostSteps(TrainerCallback):
 
 @torch.no_grad()
 def sample(params: Iterable[Tensor]) -> list[Tensor]:
-    """Copies of every n-th element of each, (m,), n such that there are at most ``_SAMPLES`` and one a tensor."""
+    """Copies of every n-th element of each, (m,), its first one too; n is the same for all."""
     flat = [local(param).detach().reshape(-1) for param in params]
     every = max(1, sum(tensor.numel() for tensor in flat) // _SAMPLES)
     return [tensor[::every].clone() for tensor in flat]

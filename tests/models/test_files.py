@@ -10,7 +10,7 @@ import pytest
 from tofu_folders import save_model
 
 from gru_fast.models.files import check_files
-from gru_fast.models.load import ModelOptions, load_model
+from gru_fast.models.load import ModelOptions, load_model, load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 PAGE = "<!DOCTYPE html><html><body>Sign in</body></html>"
@@ -54,6 +54,14 @@ def test_damaged_files(folder: Path, name: str, damage: Callable[[Path], None], 
     with pytest.raises(ValueError, match=rf"^model: {folder / name}:? ?{message}") as caught:
         load_model(ModelOptions(str(folder)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_the_tokenizer_is_not_blamed_for_a_pointer(folder: Path, name: str) -> None:
+    """Commands load it first."""
+    (folder / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=rf"^model: {folder / name} is a pointer of git-lfs"):
+        load_tokenizer(ModelOptions(str(folder)))
 
 
 def test_a_dtype_that_torch_has_not(folder: Path) -> None:

@@ -37,11 +37,9 @@ UNLIMITED = {
 
 
 def build(kind: str, **settings: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     common = {"vocab_size": 32, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     known = {"max_position_embeddings": SIZE} if kind not in {"mpt", "bloom"} else {}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**common, **known, **settings})).eval()
+    return tiny.family(kind, **{**common, **known, **settings})
 
 
 def reads(model: Any, count: int) -> bool:

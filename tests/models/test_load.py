@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from tofu_folders import save_model, tokenizer
 
@@ -253,6 +254,17 @@ def test_adapters_that_cannot_be_merged(folder: Path, tmp_path: Path, changes: d
         assert "\n" not in str(caught.value)
 
 
+def test_adapters_that_lie_on_each_other(folder: Path, tmp_path: Path) -> None:
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place, base in zip(places, reversed(places), strict=True):
+        save_adapter(folder, place, seed=1)
+        path = place / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(base)}))
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ValueError, match=r"the base models of .*one lead back to it; say which it is with --base"):
+            load(options(places[0]))
+
+
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 2, "vocab_size": 64,
@@ -260,13 +272,6 @@ SIZES = {
 
 
 LORA: dict[str, Any] = {"r": 4, "alpha": 8, "dropout": 0.05, "targets": None}
-
-
-def of_family(kind: str, **settings: Any) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +290,7 @@ def test_adapters_of_tied_weights_change_one_of_them(
 ) -> None:
     """Merged, the model is what was trained, and stays so when it is saved and loaded again."""
     ids = torch.tensor([[3, 4, 5, 6]])
-    of_family(kind, **settings).save_pretrained(tmp_path / "base")
+    tiny.family(kind, **settings).save_pretrained(tmp_path / "base")
     trained = with_lora(load_model(options(tmp_path / "base")), **{**LORA, "targets": [target]}).eval()
     torch.manual_seed(1)
     with torch.no_grad():
@@ -311,20 +316,20 @@ def test_adapters_of_tied_weights_change_one_of_them(
 )
 def test_experts_in_one_tensor_are_adapted_without_dropout(kind: str, settings: dict[str, Any]) -> None:
     with pytest.warns(UserWarning, match="LoRA: without dropout, which peft has not for experts in one tensor"):
-        model = with_lora(of_family(kind, **settings), **LORA)
+        model = with_lora(tiny.family(kind, **settings), **LORA)
     trained = [name for name, param in model.named_parameters() if param.requires_grad]
     assert any("experts" in name for name in trained)
     assert model.peft_config["default"].lora_dropout == 0
 
 
 def test_experts_without_an_adapter_are_told() -> None:
-    model = of_family("gpt_oss", **SIZES, num_local_experts=4, head_dim=16)
+    model = tiny.family("gpt_oss", **SIZES, num_local_experts=4, head_dim=16)
     with pytest.warns(UserWarning, match=r"LoRA: \d+% of the weights in the layers have an adapter; not, .*experts"):
         with_lora(model, **LORA)
 
 
 def test_mamba_is_adapted_but_for_its_last_projection() -> None:
-    model = of_family("mamba", hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=64)
+    model = tiny.family("mamba", hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=64)
     with pytest.warns(UserWarning, match="LoRA: without Mamba's out_proj"):
         found = with_lora(model, **LORA)
     trained = [name for name, param in found.named_parameters() if param.requires_grad]
@@ -340,7 +345,7 @@ def test_an_encoder_is_refused_and_a_decoder_of_its_family_is_not(tmp_path: Path
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     for kind, is_decoder in (("bert", False), ("bert", True), ("gpt_neox", False)):
         where = tmp_path / f"{kind}-{is_decoder}"
-        of_family(kind, **sizes, vocab_size=64, is_decoder=is_decoder).save_pretrained(where)
+        tiny.family(kind, **sizes, vocab_size=64, is_decoder=is_decoder).save_pretrained(where)
         if (kind, is_decoder) == ("bert", False):
             with pytest.raises(ValueError, match=r"bert-False is an encoder \(bert\), whose tokens see those after"):
                 load_model(options(where))

@@ -205,10 +205,8 @@ OTHERS = {
 
 
 def other_family(name: str, settings: dict[str, Any]) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, vocab_size=64, **settings))
+        return tiny.family(name, vocab_size=64, **settings)
 
 
 @pytest.mark.parametrize("name", OTHERS)
