@@ -17,8 +17,14 @@
 #ifdef GRU_FAST_HAS_CUDA
 #include "cuda/backend.h"
 #endif
+#ifdef GRU_FAST_EMULATE
+#include "emulator.h"
+#endif
 
 namespace gru_fast {
+#ifdef GRU_FAST_EMULATE
+void bind_emulation(py::module_& core);  // tests/emulation
+#endif
 namespace {
 
 #ifdef GRU_FAST_HAS_CUDA
@@ -42,24 +48,33 @@ struct Backend {
   void (*vector_add)(const VectorPlan&, const VectorArgs&, const Context&);
 };
 
+// Whether the sources of csrc/cuda serve a device. In a build for their tests they run on the CPU.
+bool takes_cuda(dlpack::Device device) {
+#ifdef GRU_FAST_EMULATE
+  return emulator::is_on() && device.type == dlpack::kCPU;
+#else
+  return device.type == dlpack::kCUDA;
+#endif
+}
+
 Backend backend_of(dlpack::Device device) {
-  if (device.type == dlpack::kCPU) {
-    return {cpu::scratch_bytes, cpu::reduce,        cpu::apply,  cpu::finish,  cpu::blend,
-            cpu::probe,         cpu::scratch_bytes, cpu::reduce, cpu::measure, cpu::add};
-  }
 #ifdef GRU_FAST_HAS_CUDA
-  if (device.type == dlpack::kCUDA) {
+  if (takes_cuda(device)) {
     return {cuda::scratch_bytes, cuda::reduce,        cuda::apply,  cuda::finish,  cuda::blend,
             cuda::probe,         cuda::scratch_bytes, cuda::reduce, cuda::measure, cuda::add};
   }
 #endif
+  if (device.type == dlpack::kCPU) {
+    return {cpu::scratch_bytes, cpu::reduce,        cpu::apply,  cpu::finish,  cpu::blend,
+            cpu::probe,         cpu::scratch_bytes, cpu::reduce, cpu::measure, cpu::add};
+  }
   throw py::value_error(
       "no native kernels for this device in this build (GRU_FAST_CUDA decides); use gru_fast.reference");
 }
 
 PlanLimits limits_of(dlpack::Device device, const std::vector<Row>& rows) {
 #ifdef GRU_FAST_HAS_CUDA
-  if (device.type == dlpack::kCUDA) return cuda::limits();
+  if (takes_cuda(device)) return cuda::limits();
 #endif
   (void)device;
   return cpu_limits(total_numel(rows));
@@ -67,7 +82,7 @@ PlanLimits limits_of(dlpack::Device device, const std::vector<Row>& rows) {
 
 PlanLimits limits_of(dlpack::Device device, const std::vector<VectorRow>& rows) {
 #ifdef GRU_FAST_HAS_CUDA
-  if (device.type == dlpack::kCUDA) return cuda::vector_limits();
+  if (takes_cuda(device)) return cuda::vector_limits();
 #endif
   (void)device;
   return cpu_limits(total_numel(rows));
@@ -426,4 +441,7 @@ PYBIND11_MODULE(_core, m) {
         arg("kinds"), arg("chunk_numel"), arg("max_rows"));
   m.def("locate_chunk", &locate_for_test, "(row, begin, end) of a chunk, for tests.", arg("numels"), arg("chunk_numel"),
         arg("chunk"));
+#ifdef GRU_FAST_EMULATE
+  bind_emulation(m);
+#endif
 }

@@ -28,6 +28,9 @@ from oracle import (
 from torch import Tensor
 
 from gru_fast.core.backends.passes import Rows, StepArgs
+from gru_fast.core.load import core
+
+EMULATED = hasattr(core, "emulation")  # .ci/emulate: the CUDA kernels serve the CPU
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = (F32, BF16, F16)

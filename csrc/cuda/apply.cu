@@ -98,7 +98,7 @@ __device__ __forceinline__ void wide_apply(void* grad, const void* ema, double a
 
 template <DType G, DType E>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    apply_kernel(const __grid_constant__ Table table, const ApplyArgs args) {
+    apply_kernel(__grid_constant__ Shared<Table> table, const ApplyArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
   const Coefficients c = block_coefficients(args);
@@ -161,7 +161,7 @@ __device__ __forceinline__ void rescale_units(void* grad, float factor, int begi
 
 template <DType G>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    finish_kernel(const __grid_constant__ Table table, const FinishArgs args) {
+    finish_kernel(__grid_constant__ Shared<Table> table, const FinishArgs args) {
   constexpr int N = kUnitNumel<G, G>;
   __shared__ float shared_factor;
   if (threadIdx.x == 0) {

@@ -38,7 +38,7 @@ __device__ __forceinline__ void blend_units(void* out, const void* x, const void
 
 template <DType G, DType E>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    blend_kernel(const __grid_constant__ Table table, const BlendArgs args) {
+    blend_kernel(__grid_constant__ Shared<Table> table, const BlendArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
     void* out = advance<G>(row.grad, begin);

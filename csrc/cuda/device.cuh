@@ -84,9 +84,14 @@ __device__ __forceinline__ void widen(uint32_t word, float& first, float& second
     first = float_of(word << 16);
     second = float_of(word & 0xffff0000u);
   } else {
+#ifdef __CUDACC__
     asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
         : "=f"(first), "=f"(second)
         : "r"(word));
+#else
+    first = half_to_float(static_cast<uint16_t>(word));
+    second = half_to_float(static_cast<uint16_t>(word >> 16));
+#endif
   }
 }
 
@@ -96,11 +101,15 @@ __device__ __forceinline__ uint32_t narrow(float first, float second) {
   if constexpr (T == DType::kBFloat16) {
     return (bits_of(first) >> 16) | bits_of(second);
   } else {
+#ifdef __CUDACC__
     uint32_t word;
     asm("{ .reg .b16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b}; }"
         : "=r"(word)
         : "f"(first), "f"(second));
     return word;
+#else
+    return float_to_half(first) | static_cast<uint32_t>(float_to_half(second)) << 16;
+#endif
   }
 }
 

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "../arithmetic.h"
@@ -51,6 +52,15 @@ struct TableOf {
   int32_t chunk_numel;
   RowT rows[kMaxRows<RowT>];
 };
+// The type of a kernel's parameter that its threads share: `__grid_constant__ Shared<Table> table`.
+#ifdef __CUDACC__
+template <class T>
+using Shared = const T;
+#else
+template <class T>
+using Shared = const T&;  // emulated: 32 KB for every thread are too many
+#endif
+
 using Table = TableOf<Row>;
 using VectorTable = TableOf<VectorRow>;
 static_assert(sizeof(Table) == kTableHeaderBytes + kMaxRows<Row> * sizeof(Row));
@@ -154,9 +164,20 @@ Slots<T> slots_in(const Context& context) {
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
+// Every launch is this one.
+template <class... Params>
+void start(void (*kernel)(Params...), uint32_t blocks, int threads, const Context& context, const char* doing,
+           const std::type_identity_t<Params>&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = static_cast<cudaStream_t>(context.stream);
+  check(cudaLaunchKernelEx(&config, kernel, args...), doing);
+}
+
 // Runs `kernel` over the chunks of `launch`; returns the number of blocks. A launch without chunks gets one block.
 template <class LaunchT, class Args>
-uint32_t run(void (*kernel)(TableOf<typename LaunchT::RowType>, Args), const LaunchT& launch, const Args& args,
+uint32_t run(void (*kernel)(Shared<TableOf<typename LaunchT::RowType>>, Args), const LaunchT& launch, const Args& args,
              const Context& context, const char* doing) {
   static_assert(sizeof(Args) <= kMaxArgsBytes);
   const auto* function = reinterpret_cast<const void*>(kernel);
@@ -167,10 +188,7 @@ uint32_t run(void (*kernel)(TableOf<typename LaunchT::RowType>, Args), const Lau
   table.num_longer_blocks = launch.num_chunks % blocks;
   table.chunk_numel = kChunkNumel;
   std::copy(launch.rows.begin(), launch.rows.end(), table.rows);
-  const void* parameters[] = {&table, &args};
-  check(cudaLaunchKernel(function, dim3(blocks), dim3(kThreads), const_cast<void**>(parameters), 0,
-                         static_cast<cudaStream_t>(context.stream)),
-        doing);
+  start(kernel, blocks, kThreads, context, doing, table, args);
   return blocks;
 }
 

@@ -92,7 +92,7 @@ struct ApplyTraffic {
 
 template <class Traffic, DType G, DType E>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    probe_kernel(const __grid_constant__ Table table, const ProbeArgs args) {
+    probe_kernel(__grid_constant__ Shared<Table> table, const ProbeArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   walk_chunks<Traffic::kDirection>(table, [&](const Row& row, int64_t begin, int numel) {
     if (row.ema == nullptr) return;

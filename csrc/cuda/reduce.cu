@@ -39,7 +39,7 @@ __device__ __forceinline__ bool any_nonfinite(const void* values, int begin, int
 
 template <DType G>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    check_kernel(const __grid_constant__ Table table, const CheckArgs args) {
+    check_kernel(__grid_constant__ Shared<Table> table, const CheckArgs args) {
   constexpr int N = kUnitNumel<G, G>;
   bool found = false;
   walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
@@ -168,7 +168,7 @@ __device__ __forceinline__ void reduce_units(const ReduceChunk& chunk, int begin
 
 template <DType G, DType E>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    reduce_kernel(const __grid_constant__ Table table, const ReduceArgs args) {
+    reduce_kernel(__grid_constant__ Shared<Table> table, const ReduceArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
   const bool vetoed = *args.vetoed != 0;
@@ -223,7 +223,7 @@ struct WideSumsArgs {
 
 // Rare, so one kernel for all kinds. All blocks decide alike: Stats change only when the last of them is done.
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    wide_sums_kernel(const __grid_constant__ Table table, const WideSumsArgs args) {
+    wide_sums_kernel(__grid_constant__ Shared<Table> table, const WideSumsArgs args) {
   const Stats stats = *args.stats;
   const Sums sums{stats.dot, stats.ema_norm_sq, stats.grad_norm_sq, 0.0};
   if (stats.vetoed > 0.0 || !needs_wide_sums(sums, args.plan_numel)) return;

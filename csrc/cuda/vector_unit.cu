@@ -89,7 +89,7 @@ __device__ __forceinline__ void sum_units(const VectorChunk& chunk, int begin, i
 
 template <DType P, DType A, DType B>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    vector_sums_kernel(const __grid_constant__ VectorTable table, const VectorSumsArgs args) {
+    vector_sums_kernel(__grid_constant__ Shared<VectorTable> table, const VectorSumsArgs args) {
   constexpr int N = kVectorUnitNumel<P, A, B>;
   static_assert(N <= kRunLength);
   Sums total;
@@ -124,7 +124,7 @@ struct WideVectorArgs {
 // All blocks decide alike: Stats change only when the last of them is done.
 template <WideUse U>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    wide_vector_sums_kernel(const __grid_constant__ VectorTable table, const WideVectorArgs args) {
+    wide_vector_sums_kernel(__grid_constant__ Shared<VectorTable> table, const WideVectorArgs args) {
   const Stats stats = *args.stats;
   double r_weight = 0.0;
   if constexpr (U == WideUse::kSums) {
@@ -242,7 +242,7 @@ __device__ __forceinline__ void add_slowly(const VectorChunk& chunk, const AddCo
 
 template <DType P, DType A, DType B>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    vector_add_kernel(const __grid_constant__ VectorTable table, const VectorAddArgs args) {
+    vector_add_kernel(__grid_constant__ Shared<VectorTable> table, const VectorAddArgs args) {
   constexpr int N = kVectorUnitNumel<DType::kFloat32>;  // that of the mean
   const AddCoefficients c = block_coefficients(args);
   if (!c.adds && !c.restore) return;
@@ -302,8 +302,7 @@ void add(const VectorPlan& plan, const VectorArgs& args, const Context& context)
         with_kind(launch->kind, [&]<DType P, DType A, DType B>() { return &vector_add_kernel<P, A, B>; });
     run(kernel, *launch, VectorAddArgs{context.stats, args}, context, "launching vector_add");
   }
-  settle_kernel<<<1, 1, 0, static_cast<cudaStream_t>(context.stream)>>>(context.stats, args);
-  check(cudaGetLastError(), "launching settle");
+  start(&settle_kernel, 1, 1, context, "launching settle", context.stats, args);
 }
 
 PlanLimits vector_limits() { return {kChunkNumel, kMaxRows<VectorRow>}; }

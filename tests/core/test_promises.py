@@ -12,6 +12,7 @@ import torch
 from oracle import LARGEST, QUANTUM, UNIT, dot_product, grid_neighbours, rectify
 from tensors import (
     BF16,
+    EMULATED,
     F16,
     F32,
     KIND_NAMES,
@@ -656,6 +657,8 @@ def transformer(layers: int, width: int, inner: int, key_value: int, vocabulary:
     return [vocabulary * width, *layer * layers, width]
 
 
+of_the_cpu = pytest.mark.skipif(EMULATED, reason="about the chunks of the CPU's kernels")
+
 MODELS = {
     "134.5M": transformer(30, 576, 1536, 192, 49152),
     "6.7B": [*transformer(32, 4096, 11008, 4096, 32000), 32000 * 4096],
@@ -664,6 +667,7 @@ MODELS = {
 
 
 @pytest.mark.core
+@of_the_cpu
 @pytest.mark.parametrize("model", MODELS)
 def test_extra_memory_is_small(model: str) -> None:
     numels = MODELS[model]
@@ -679,6 +683,7 @@ def bytes_per_chunk() -> int:
 
 
 @pytest.mark.core
+@of_the_cpu
 def test_scratch_of_a_table_follows_its_chunks() -> None:
     for shapes in ([(0,)], [(1,)], [(65536,), (65537,)], [(5,)] * 300):
         tensors = [shifted(torch.ones(shape)) for shape in shapes]
