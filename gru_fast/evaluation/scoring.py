@@ -15,7 +15,7 @@ from gru_fast.data.sequences import IGNORE_INDEX, Encoded, SequenceCollator, num
 from gru_fast.metrics.scores import but_last
 from gru_fast.models.forward import Autocast, logits_of, of_each_row, to_device
 from gru_fast.models.frozen import frozen
-from gru_fast.models.scores import label_scores
+from gru_fast.models.head import label_scores_of
 
 _MAX_ELEMENTS = 2**24  # of the vocabulary-wide tensors made at a time, beside the model's logits: 64 MiB in float32
 
@@ -39,8 +39,8 @@ def label_log_probs(
     The arguments are those of :func:`gru_fast.models.forward.of_each_row`, here and below.
     """
 
-    def read(logits: Tensor, labels: Tensor) -> Iterable[Tensor]:
-        scores = label_scores(logits, labels)
+    def read(batch: dict[str, Tensor]) -> Iterable[Tensor]:
+        scores = label_scores_of(model, batch)
         return scores.log_probs.cpu().split(scores.counts.tolist())
 
     return of_each_row(model, sequences, read, batch_size=batch_size, pad_token_id=pad_token_id, autocast=autocast)
@@ -105,7 +105,9 @@ def token_scores(
         ValueError: a sequence without a label token; RuntimeError: NaN or Inf (a diverged model).
     """
 
-    def read(logits: Tensor, labels: Tensor) -> Iterator[TokenScores]:
+    def read(batch: dict[str, Tensor]) -> Iterator[TokenScores]:
+        logits = logits_of(model, batch)
+        labels = batch["labels"].to(logits.device)  # offloaded shards are elsewhere than what they compute
         counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
         for log_probs, correct, means, variances in _scores_of_labels(logits, labels).cpu().split(counts, dim=1):
             yield TokenScores(log_probs, correct > 0, means, variances)
@@ -157,8 +159,7 @@ def gradient_norms(model: Any, sequences: Sequence[Encoded], *, autocast: Autoca
         for row in sequences:
             batch = to_device(collate([row]), model)
             with autocast():
-                logits = logits_of(model, batch)
-            loss = -but_last(label_scores(logits, batch["labels"]).log_probs).mean()
+                loss = -but_last(label_scores_of(model, batch).log_probs).mean()
             loss.backward()
             found.append(float(torch.stack([norm.cpu() for norm in norms]).mean()))
             norms.clear()

@@ -23,14 +23,14 @@ _POSITIONS = 16  # of a row, evenly spaced, by which it is seen whether the batc
 def of_each_row(
     model: nn.Module,
     rows: Sequence[Encoded],
-    read: Callable[[Tensor, Tensor], Iterable[_T]],
+    read: Callable[[dict[str, Tensor]], Iterable[_T]],
     *,
     batch_size: int,
     pad_token_id: int,
     autocast: Autocast = nullcontext,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> list[_T]:
-    """What ``read`` makes of a model's logits, row by row, in the order of ``rows``.
+    """What ``read`` finds out of a model, row by row, in the order of ``rows``.
 
     Not of the batch: a model that makes a row depend on those beside it is given rows that it can run together, see
     :func:`gru_fast.models.batching.together`.
@@ -38,8 +38,8 @@ def of_each_row(
     Args:
         model: a causal LM; run in eval mode without gradients, its modes come back.
         rows: tokens and labels, -100 where nothing is scored; in any order, longest are run first.
-        read: logits (B, T, V) and labels (B, T), on one device -> something for each of the B rows. Position t of the
-            logits predicts label t + 1; padding is on the right and has label -100.
+        read: ``input_ids``, ``attention_mask`` and ``labels``, (B, T) -> something for each of the B rows. It is called
+            within the autocast and without gradients. Padding is on the right and has label -100.
         batch_size: rows per forward pass.
         pad_token_id: for padding; never attended.
         autocast: makes the context to run the model in.
@@ -48,22 +48,20 @@ def of_each_row(
     found: dict[int, _T] = {}
     collate = SequenceCollator(pad_token_id)
 
-    def run(some: Sequence[Mapping[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(some: Sequence[Mapping[str, Any]], read: Callable[[dict[str, Tensor]], Iterable[Any]]) -> list[Any]:
         batch = to_device(collate(some), model)
         with autocast():
-            return logits_of(model, batch), batch
+            return list(read(batch))  # a generator would run outside
 
     def sample(some: list[Sequence[int]]) -> list[Tensor]:
-        logits, _ = run([{"input_ids": ids} for ids in some])
+        logits = run([{"input_ids": ids} for ids in some], lambda batch: logits_of(model, batch))
         return [one[torch.linspace(0, len(ids) - 1, _POSITIONS).long()] for one, ids in zip(logits, some, strict=True)]
 
     with frozen(model):
         ids = [row["input_ids"] for row in rows]
         choice = together(model, "scored", ids, sample, batch_size=batch_size, dtype=dtype_of(model, autocast))
         for some in by_length(list(map(len, ids)), batch_size, choice):
-            logits, batch = run([rows[i] for i in some])
-            # Offloaded shards are elsewhere than what they compute.
-            found.update(zip(some, read(logits, batch["labels"].to(logits.device)), strict=True))
+            found.update(zip(some, run([rows[i] for i in some], read), strict=True))
             advance(len(some))
     return [found[i] for i in range(len(rows))]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from gru_fast.core.params import trainable_params
 from gru_fast.core.vectors import TaskVectorStep, accumulate_task_vector_
 from gru_fast.data.sequences import Encoded, SequenceCollator, num_labels
-from gru_fast.models.forward import logits_of, to_device
+from gru_fast.models.forward import to_device
+from gru_fast.models.head import label_scores_of
 from gru_fast.models.limits import limits_of
-from gru_fast.models.scores import label_scores
 
 if TYPE_CHECKING:
     from gru_fast.unlearn.task_vector_options import TaskVectorOptions
@@ -102,7 +102,7 @@ class ForgetSet:
     def _backward(self, indices: Sequence[int]) -> float:
         part = to_device(self._collate([self.rows[i] for i in indices]), self.model)
         with torch.enable_grad(), self._autocast():
-            nll = -label_scores(logits_of(self.model, part), part["labels"]).log_probs.sum()
+            nll = -label_scores_of(self.model, part).log_probs.sum()
         nll.backward()
         return float(nll.detach())
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from gru_fast.models.forward import logits_of
-from gru_fast.models.scores import Scores, label_scores
+from gru_fast.models.head import HiddenStates, divergence_of, label_scores_of
+from gru_fast.models.scores import Scores
 from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.config import UnlearnConfig
 from gru_fast.unlearn.hidden import hidden_states, num_layers
@@ -140,12 +141,13 @@ class ObjectiveTrainer(Trainer):
         return self._the_reference_model.hidden_states(part, self._hidden_layer)
 
     def _scores(self, model: nn.Module, part: _Part) -> Scores:
-        logits = logits_of(model, part)
-        return label_scores(logits, part["labels"].to(logits.device), part.get("reference_log_probs"))
+        return label_scores_of(model, part)
 
     def _divergence(self, model: nn.Module, part: _Part) -> Tensor:
-        reference = self._the_reference_model.logits(part)
+        reference = self._the_reference_model.to_compare(part)
         positions = part["attention_mask"] if self.args.kl_positions == "attended" else None
+        if isinstance(reference, HiddenStates):
+            return divergence_of(model, part, reference, positions)
         return kl_divergence(logits_of(model, part), reference, positions)
 
     @property

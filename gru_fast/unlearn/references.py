@@ -17,8 +17,8 @@ from gru_fast.data.pairs import UnlearnDataset
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.models.forward import Autocast, logits_of, of_each_row
 from gru_fast.models.frozen import frozen
+from gru_fast.models.head import HiddenStates, label_scores_of, reference_of
 from gru_fast.models.identity import fingerprint, has_new_adapters
-from gru_fast.models.scores import label_scores
 from gru_fast.runs.files import write_text
 from gru_fast.runs.progress import progress_bar
 from gru_fast.unlearn.engines.fsdp import reshard, sharded_modules
@@ -86,7 +86,7 @@ class ReferenceLogProbs:
             sums = of_each_row(
                 model,
                 list(rows.values()),
-                lambda logits, labels: label_scores(logits, labels).sequence_log_probs.tolist(),
+                lambda batch: label_scores_of(model, batch).sequence_log_probs.tolist(),
                 batch_size=batch_size,
                 pad_token_id=pad_token_id,
                 autocast=autocast,
@@ -194,6 +194,11 @@ class ReferenceModel:
         """(B, T, V) for ``input_ids`` and ``attention_mask`` (B, T): no gradient, eval mode, the caller's autocast."""
         with self._as_it_was():
             return logits_of(self._model, part, self._passed)
+
+    def to_compare(self, part: Mapping[str, Tensor]) -> HiddenStates | Tensor:
+        """What :func:`gru_fast.models.head.divergence_of` compares with, or, where that cannot be, :meth:`logits`."""
+        with self._as_it_was():
+            return reference_of(self._model, part, self._passed)
 
     def hidden_states(self, part: Mapping[str, Tensor], layer: int) -> Tensor:
         """(B, T, D) output of a layer, from 0, see :func:`gru_fast.unlearn.hidden.hidden_states`; as :meth:`logits`."""

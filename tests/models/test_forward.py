@@ -27,8 +27,9 @@ def test_each_row_gets_what_was_read_of_it(batch_size: int) -> None:
     seen: list[int] = []
     steps: list[int] = []
 
-    def read(logits: Tensor, labels: Tensor) -> list[tuple[list[int], Tensor]]:
+    def read(batch: dict[str, Tensor]) -> list[tuple[list[int], Tensor]]:
         assert not model.training
+        logits, labels = logits_of(model, batch), batch["labels"]
         assert not logits.requires_grad
         assert logits.shape[:2] == labels.shape
         seen.append(labels.shape[1])
@@ -50,16 +51,19 @@ def test_each_row_gets_what_was_read_of_it(batch_size: int) -> None:
 
 def test_what_is_read_is_one_thing_a_row() -> None:
     with pytest.raises(ValueError, match="argument"):
-        of_each_row(tiny.llama(), tiny.rows(2, 0), lambda logits, labels: [1], batch_size=2, pad_token_id=0)
-    assert of_each_row(tiny.llama(), [], lambda logits, labels: [1], batch_size=2, pad_token_id=0) == []
+        of_each_row(tiny.llama(), tiny.rows(2, 0), lambda batch: [1], batch_size=2, pad_token_id=0)
+    assert of_each_row(tiny.llama(), [], lambda batch: [1], batch_size=2, pad_token_id=0) == []
 
 
 def test_padding_is_never_attended() -> None:
-    def read(logits: Tensor, labels: Tensor) -> Any:
-        return [one[row != -100].tolist() for one, row in zip(logits, labels, strict=True)]
+    model = tiny.llama()
+
+    def read(batch: dict[str, Tensor]) -> Any:
+        found = zip(logits_of(model, batch), batch["labels"], strict=True)
+        return [one[row != -100].tolist() for one, row in found]
 
     rows = tiny.rows(4, seed=5)
-    one, other = (of_each_row(tiny.llama(), rows, read, batch_size=4, pad_token_id=pad) for pad in (0, 2))
+    one, other = (of_each_row(model, rows, read, batch_size=4, pad_token_id=pad) for pad in (0, 2))
     assert one == other
 
 
