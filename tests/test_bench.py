@@ -15,8 +15,8 @@ import torch
 
 BENCH = Path(__file__).parent.parent / "bench"
 _MODULES = (
-    "baselines", "forms", "memory", "expected", "problem", "profile_step", "report", "sanitizer_cases", "shapes",
-    "timing", "user_step", "vector_time",
+    "baselines", "forms", "loss_memory", "memory", "expected", "problem", "profile_step", "report", "sanitizer_cases",
+    "shapes", "timing", "user_step", "vector_time",
 )  # fmt: skip
 PAIRS = [
     (torch.float32, torch.float32),
@@ -387,3 +387,25 @@ def test_the_studys_report_is_that_of_its_results(tmp_path: Path) -> None:
     assert len(names) > 20
     for name in names:
         assert (tmp_path / name).read_text() == (kept / name).read_text(), name
+
+
+@pytest.mark.parametrize("loss", ["nll", "npo", "kl"])
+def test_loss_memory_compares_two_ways(bench: Any, loss: str) -> None:
+    args = bench.loss_memory.parsed(
+        ["--rows", "2", "--tokens", "8", "--vocabulary", "2000", "--features", "16", "--repeats", "1", "--losses", loss]
+    )
+    bench.loss_memory.check(args)
+    assert all(spent > 0 for spent in bench.loss_memory.seconds(args, loss).values())
+
+
+def test_loss_memory_sees_a_wrong_way(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = bench.loss_memory.parsed(["--rows", "2", "--tokens", "8", "--vocabulary", "2000", "--losses", "nll"])
+    exact = bench.loss_memory.loss_of
+    blocks = bench.loss_memory.head
+
+    def off(*given: Any) -> Any:
+        return exact(*given) * (1.0 if blocks.SMALL_LOGITS else 1.01)
+
+    monkeypatch.setattr(bench.loss_memory, "loss_of", off)
+    with pytest.raises(AssertionError, match=r"nll: the gradients of both ways are 0\.01 of their norm apart"):
+        bench.loss_memory.check(args)

@@ -151,3 +151,39 @@ def kept_gradients_are_their_own() -> bool:
     retain = {r.untyped_storage().data_ptr() for r in ema.pending.retain}
     same = all(torch.equal(p.grad, b) for p, b in zip(model.parameters(), before, strict=True))
     return same and not retain & buckets
+
+
+def scores_of_a_llama(how: str) -> list[float]:
+    """How far label scores in blocks of the vocabulary are from those of whole logits, and the gradients likewise.
+
+    ``how``: of the model that gives the first, "ddp" or "fsdp", its head in a group of its own ("fsdp head") or not.
+    """
+    import tiny
+
+    from gru_fast.data.sequences import SequenceCollator
+    from gru_fast.models import head
+    from gru_fast.models.forward import logits_of
+    from gru_fast.models.scores import label_scores
+
+    part = dict(SequenceCollator(0)(tiny.rows(3, seed=0)))
+    plain = tiny.llama().double()
+    expected = label_scores(logits_of(plain, part), part["labels"])
+    (-expected.mean_nll).backward()
+    model = tiny.llama().double()
+    if how == "ddp":
+        model = DistributedDataParallel(model)
+    else:
+        for layer in [*model.model.layers, *([model.lm_head] if how == "fsdp head" else [])]:
+            fully_shard(layer)
+        fully_shard(model)
+    usual, head.SMALL_LOGITS = head.SMALL_LOGITS, 0
+    try:
+        found = head.label_scores_of(model, part)
+    finally:
+        head.SMALL_LOGITS = usual
+    (-found.mean_nll).backward()
+    assert head._found[head._unwrapped(model)] is not None
+    apart = [found.log_probs - expected.log_probs]
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        apart.append(whole(ours.grad, theirs) - theirs.grad)
+    return [float(difference.detach().abs().max()) for difference in apart]

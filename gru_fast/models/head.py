@@ -24,7 +24,7 @@ from gru_fast.models.frozen import frozen
 from gru_fast.models.scores import Scores, label_scores
 from gru_fast.models.vocabulary import AfterHead, Head, label_log_probs, mean_divergence
 
-_SMALL = 2**24  # elements of logits, at most, that are taken as a whole: 64 MiB in float32
+SMALL_LOGITS = 2**24  # elements of logits, at most, that are taken as a whole: 64 MiB in float32
 _PROBES = (1.0 + 2.0**-12, -3.0 - 2.0**-12, 50.0 + 2.0**-12)  # no 16-bit numbers, so that a cast shows
 _ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError)
 
@@ -121,8 +121,9 @@ def _run(model: nn.Module, part: _Part, params: Mapping[str, Tensor] | None, aft
     def instead(hidden: Tensor) -> Tensor:
         result = read(hidden, _head_of(head, hidden, after))
         results.append(result)
-        # Of the shape of logits in all but the vocabulary, for whatever the model goes on to do with it.
-        return result.sum().expand(*hidden.shape[:-1], 1)
+        # Of the shape of logits in all but the vocabulary, for whatever the model goes on to do with it. No view, which
+        # FSDP2 would warn of.
+        return result.sum().expand(*hidden.shape[:-1], 1).clone()
 
     head = _output_layer(model)
     with _lent(head, instead):
@@ -181,7 +182,7 @@ def _after_head(model: nn.Module, part: _Part) -> AfterHead | None:
     if head is None or not _is_plain(model, head):
         return None
     # Sharded, the processes must do the same, whatever the length of their rows.
-    if not _is_sharded(model) and part["input_ids"].numel() * head.out_features <= _SMALL:
+    if not _is_sharded(model) and part["input_ids"].numel() * head.out_features <= SMALL_LOGITS:
         return None
     inner = _unwrapped(model)
     if inner not in _found:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from processes import Processes
 from torch import Tensor, nn
+from wrapped import scores_of_a_llama
 
 from gru_fast.data.sequences import SequenceCollator
 from gru_fast.models import head, vocabulary
@@ -33,7 +35,7 @@ MODELS: dict[str, tuple[Any, AfterHead]] = {
 @pytest.fixture(autouse=True)
 def no_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small they are; in blocks of 16 columns."""
-    monkeypatch.setattr(head, "_SMALL", 0)
+    monkeypatch.setattr(head, "SMALL_LOGITS", 0)
     monkeypatch.setattr(vocabulary, "_LEAST_COLUMNS", 16)
     monkeypatch.setattr(vocabulary, "_BLOCK_ELEMENTS", 16)
 
@@ -105,7 +107,7 @@ def test_logits_never_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_small_logits_are_taken_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit what they were before there were blocks."""
-    monkeypatch.setattr(head, "_SMALL", 2**24)
+    monkeypatch.setattr(head, "SMALL_LOGITS", 2**24)
     model, some = tiny.llama(), part()
     assert torch.equal(label_scores_of(model, some).log_probs, expected(model, some).log_probs)
     assert model not in head._found
@@ -170,3 +172,9 @@ def test_an_error_inside_leaves_the_model_as_it_was() -> None:
         label_scores_of(model, {**some, "input_ids": some["input_ids"] + 1000})
     assert "forward" not in vars(model.lm_head)
     torch.testing.assert_close(label_scores_of(model, some).log_probs, expected(model, some).log_probs)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "fsdp head"])
+def test_wrapped_models_are_read_in_blocks(processes: Processes, how: str) -> None:
+    for apart in processes.run(scores_of_a_llama, 2, how):
+        assert max(apart) < 1e-9
