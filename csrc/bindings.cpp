@@ -49,7 +49,7 @@ struct Backend {
 };
 
 // Whether the sources of csrc/cuda serve a device. In a build for their tests they run on the CPU.
-bool takes_cuda(dlpack::Device device) {
+[[maybe_unused]] bool takes_cuda(dlpack::Device device) {
 #ifdef GRU_FAST_EMULATE
   return emulator::is_on() && device.type == dlpack::kCPU;
 #else
