@@ -131,6 +131,28 @@ def raise_all(errors: list[str]) -> None:
         raise ValueError(f"{len(errors)} wrong settings:\n" + "\n".join(f"- {error}" for error in errors))
 
 
+def steps_in_backward(config: TrainingArguments) -> list[str]:
+    """What is wrong with an optimizer that changes weights while a backward pass runs, in one line; else none."""
+    name = str(getattr(config.optim, "value", config.optim))
+    if name in {"lomo", "adalomo"} or name.endswith("_layerwise"):
+        return [f"optim: expected one that steps after backward, got {name}; give {_after_backward(name)}"]
+    return []
+
+
+def _after_backward(name: str) -> str:
+    return name.removesuffix("_layerwise") if name.endswith("_layerwise") else "adamw_torch"
+
+
+def splits_sequences(parallelism: Any) -> list[str]:
+    """What is wrong with accelerate's ``ParallelismConfig`` (or None) that splits sequences, in one line; else none."""
+    names = [f"{name}_size" for name in ("cp", "sp") if getattr(parallelism, f"{name}_size", 1) > 1]
+    return [
+        f"parallelism_config: expected {name}=1, got {getattr(parallelism, name)}: accelerate splits the sequences of "
+        "plain batches alone, and these have parts; use dp_shard_size (FSDP2), and --activation-checkpointing"
+        for name in names
+    ]
+
+
 def errors_of_training(config: TrainingArguments) -> list[str]:
     """``TrainingArguments.__post_init__``, and what it has to say; names are those of options."""
     try:
@@ -230,6 +252,12 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
                 f"label_smoothing_factor: expected 0, since the objectives are of the labels as they are, got "
                 f"{self.label_smoothing_factor!r}"
             )
+        if self.include_for_metrics:
+            errors.append(
+                f"include_for_metrics: expected none, since an evaluation while training gives losses alone, got "
+                f"{', '.join(self.include_for_metrics)}"
+            )
+        errors += steps_in_backward(self) + splits_sequences(self.parallelism_config)
         if self.stream and self.fp16:
             errors.append(
                 "stream: not with fp16, where an overflow could not be taken back out of the moving average; use bf16, "

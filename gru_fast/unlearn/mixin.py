@@ -17,7 +17,7 @@ from gru_fast.core.ema import RetainEMA
 from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 from gru_fast.core.sharded.shards import is_sharded, local
-from gru_fast.unlearn.config import GRUOptions
+from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward
 from gru_fast.unlearn.engines.fsdp import exchange_gradients, sharded_modules
 from gru_fast.unlearn.gdr import gdr_
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
@@ -292,8 +292,9 @@ class GRUMixin(WholeCheckpoints):
                 "stream: not with DistributedDataParallel, which averages a gradient over the processes only after e "
                 "would have taken it in; leave it off, or use FSDP2"
             )
-        if str(getattr(self.args.optim, "value", self.args.optim)) in {"lomo", "adalomo"}:
-            raise ValueError(f"optim: expected one that steps after backward, got {self.args.optim}")
+        raise_all(
+            steps_in_backward(self.args) + splits_sequences(getattr(self.accelerator, "parallelism_config", None))
+        )
         self._check_ema_dtype()
         # 1.0 in TrainingArguments, whether anybody has asked for it or not; in an UnlearnConfig somebody has.
         clipping = 0.0 if isinstance(self.args, GRUOptions) else self.args.max_grad_norm

@@ -191,6 +191,11 @@ class ObjectiveTrainer(Trainer):
             output.metrics[f"{prefix}_{name}"] = total / rows
         return output
 
+    def _track_num_input_tokens(self, inputs: _Inputs) -> None:
+        """Trainer's count, of every part of a batch."""
+        for part in inputs.values():
+            super()._track_num_input_tokens(part)
+
     def floating_point_ops(self, inputs: _Inputs) -> int:
         """Trainer's estimate, of every part of a batch."""
         return sum(super(ObjectiveTrainer, self).floating_point_ops(part) for part in inputs.values())

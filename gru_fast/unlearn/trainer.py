@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from gru_fast.data.pairs import PairCollator, UnlearnDataset
 from gru_fast.models.identity import fingerprint
 from gru_fast.models.limits import limits_of, padding_id
-from gru_fast.unlearn.config import UnlearnConfig
+from gru_fast.unlearn.config import UnlearnConfig, raise_all, splits_sequences
 from gru_fast.unlearn.engines.fsdp import sharded_modules
 from gru_fast.unlearn.lost_steps import LostSteps
 from gru_fast.unlearn.mixin import GRUMixin
@@ -37,7 +37,8 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         eval_dataset: another, or a dictionary of them: ``evaluate()`` gives ``eval_loss`` (the objective),
             ``eval_forget_loss`` (the method's) and ``eval_retain_loss`` (mean NLL), for early stopping and the like.
         processing_class: the tokenizer.
-        kwargs: whatever else ``Trainer`` takes, and ``gru=`` of :class:`GRUMixin`.
+        kwargs: whatever else ``Trainer`` takes, and ``gru=`` of :class:`GRUMixin`; not what would have no effect, since
+            losses are the method's and an evaluation gives them alone.
 
     Everything a Trainer does works as it does there; :class:`GRUMixin` says what is logged. ``forget_loss`` is the part
     of the objective that removes, ``retain_loss`` the mean NLL of the retain rows, logged where it is computed:
@@ -59,11 +60,13 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
     ) -> None:
         if not isinstance(args, UnlearnConfig):
             raise TypeError(f"args: expected an UnlearnConfig, got {type(args).__name__}")
+        _check_arguments(model, kwargs)
         if data_collator is None:
             data_collator = PairCollator(padding_id(model, processing_class))
         evaluated = eval_dataset.values() if isinstance(eval_dataset, Mapping) else [eval_dataset]
         _fit(model, train_dataset, *evaluated)  # before Trainer makes the output folder
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        self._check_engine()
         self.references: ReferenceLogProbs | None = None
         self._reference_fingerprint = ""
         for name, dataset in self._datasets().items():
@@ -88,19 +91,27 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Trainer's ``evaluate``: ``eval_loss``, ``eval_forget_loss``, ``eval_retain_loss``."""
+        self._prepare_evaluation("evaluate", "eval_dataset", eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's ``predict``: no predictions, but the losses of :meth:`evaluate`, ``test_loss`` and so on."""
+        self._prepare_evaluation("predict", "test_dataset", test_dataset)
+        return super().predict(test_dataset, *args, **kwargs)
+
+    def _prepare_evaluation(self, caller: str, name: str, dataset: Any) -> None:
         if not self.is_in_train:  # before any training: the model is the reference
             if (self.method.reference_log_probs or self.method.reference_model) and self._is_sharded_later:
                 raise RuntimeError(
-                    f"evaluate: {self.method.name} compares with the model before unlearning, which FSDP2 has only "
+                    f"{caller}: {self.method.name} compares with the model before unlearning, which FSDP2 has only "
                     "when training begins: call train() first"
                 )
             self._prepare_reference_model(None)
             self._prepare_references(None)
-        if isinstance(eval_dataset, torch.utils.data.Dataset):
-            self._check_parts("eval_dataset", eval_dataset)
-            _fit(self.model, eval_dataset)
-            self._attach("eval_dataset", eval_dataset, 1)
-        return super().evaluate(eval_dataset, *args, **kwargs)
+        if isinstance(dataset, torch.utils.data.Dataset):
+            self._check_parts(name, dataset)
+            _fit(self.model, dataset)
+            self._attach(name, dataset, 1)
 
     @property
     def _is_sharded_later(self) -> bool:
@@ -118,11 +129,27 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Trainer's; what goes by length goes by that of the rows to forget."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        by_length = self.args.train_sampling_strategy in {"group_by_length", "batch_rebalance"}
         return super()._get_train_sampler(
-            dataset.forget if by_length and isinstance(dataset, UnlearnDataset) else dataset
+            self._with_lengths(self.train_dataset if train_dataset is None else train_dataset)
         )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Likewise."""
+        return super()._get_eval_sampler(self._with_lengths(eval_dataset))
+
+    def _with_lengths(self, dataset: Any) -> Any:
+        """What a sampler that goes by length can read lengths from."""
+        by_length = self.args.train_sampling_strategy in {"group_by_length", "batch_rebalance"}
+        return dataset.forget if by_length and isinstance(dataset, UnlearnDataset) else dataset
+
+    def _check_engine(self) -> None:
+        """Refuses, with or without GRU, what cannot run an objective of several parts."""
+        raise_all(splits_sequences(getattr(self.accelerator, "parallelism_config", None)))
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "deepspeed: accelerate has it step within each backward pass, and an objective has one for each of its "
+                "terms; use FSDP2 (fsdp_version: 2 in the accelerate configuration), or DDP"
+            )
 
     def _check_parts(self, name: str, dataset: Any) -> None:
         if self.method.reference_log_probs and not isinstance(dataset, UnlearnDataset):
@@ -258,6 +285,24 @@ class _UnlearnCallback(TrainerCallback):
         set_epoch = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
         if set_epoch is not None:
             set_epoch(int(state.epoch or 0))
+
+
+_UNUSED = {
+    "compute_loss_func": "the loss is that of args.method; write a method (docs/how-it-works/method.md)",
+    "compute_metrics": "an evaluation while training gives losses alone; evaluate in a callback, or with gru-fast eval",
+    "preprocess_logits_for_metrics": "an evaluation while training gives losses alone, and no logits",
+    "model_init": "references are of one model; give model=, and search with gru-fast sweep",
+}
+
+
+def _check_arguments(model: Any, others: Mapping[str, Any]) -> None:
+    """Refuses arguments of Trainer that would have no effect, or another than there."""
+    raise_all([f"{name}: expected none: {why}" for name, why in _UNUSED.items() if others.get(name) is not None])
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            "model: expected a causal LM that is loaded (AutoModelForCausalLM.from_pretrained), got "
+            f"{type(model).__name__}"
+        )
 
 
 def _fit(model: Any, *datasets: Any) -> None:
