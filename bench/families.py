@@ -140,6 +140,25 @@ _RECURRENT: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
 }
+_VISION = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+# Model type -> the family of its text, and what its configuration needs beside that.
+_OF_IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": ("gemma3_text", {"vision_config": _VISION, "image_token_index": 259, "mm_tokens_per_image": 4}),
+    "llama4": (
+        "llama4_text",
+        {
+            "vision_config": {
+                **_VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
+                "intermediate_size": 128,
+            },
+            "image_token_index": 259,
+        },
+    ),
+    "mistral3": ("mistral", {"vision_config": {"model_type": "pixtral", **_VISION}, "image_token_index": 259}),
+}  # fmt: skip
 _OTHERS: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": {},
@@ -147,11 +166,12 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "t5": {"d_kv": 8},
     "bart": {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
 }
-FAMILIES = _DENSE | _EXPERTS | _RECURRENT | _OTHERS
+FAMILIES = _DENSE | _EXPERTS | _RECURRENT | {name: own for name, (_, own) in _OF_IMAGES.items()} | _OTHERS
 GROUPS = {
     "Attention": list(_DENSE),
     "Mixtures of experts": list(_EXPERTS),
     "Recurrent, alone or with attention": list(_RECURRENT),
+    "Of images and text, saved whole": list(_OF_IMAGES),
     "Not for this: encoders, and models that need one": list(_OTHERS),
 }
 
@@ -165,11 +185,12 @@ def build(family: str, seed: int = 0) -> Any:
         KeyError: no such family, here or in the installed transformers.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = _config(family, FAMILIES[family])
     kind = AutoModelForCausalLM if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForSeq2SeqLM
+    kind = AutoModelForImageTextToText if family in _OF_IMAGES else kind
     torch.manual_seed(seed)
     model = kind.from_config(config)
     with torch.no_grad():
@@ -183,5 +204,8 @@ def _config(family: str, own: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[family]
+    if family in _OF_IMAGES:
+        text = _OF_IMAGES[family][0]
+        return kind(text_config=_config(text, FAMILIES[text]).to_dict(), **own)
     known = kind().to_dict()
     return kind(**{name: size for name, size in SIZES.items() if name in known} | dict(own))

@@ -173,6 +173,9 @@ project's commands, on a CPU in float32. That shows whether a family can be used
 and runs only rows of equal length together, or one row at a time, which is slower. That is tried on your model itself,
 and does not rest on this table.
 
+Of Llama 4 saved whole the text is loaded, trained and saved; a warning says so. Gemma 3 is loaded whole, and its vision
+stays as it was.
+
 Made with {versions}. To see what holds with others, in some eight minutes
 and without a network:
 

@@ -74,14 +74,38 @@ def with_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: list[s
         "target_modules": targets or "all-linear",
     }
     if targets is None:
+        settings["exclude_modules"] = sorted({name.rpartition(".")[2] for name in _routers(model)})
         settings |= _what_works(model, settings)
     try:
         found = _adapted(model, settings)
     except ValueError as error:
         raise ValueError(f"lora_target_modules: {in_short(error)}") from error
+    routers = _routers(found)
+    if routers:
+        raise ValueError(
+            f"lora_target_modules: {routers[0]} is a router of experts, which gives more than one tensor; peft adapts "
+            "linear modules that give one, leave it out"
+        )
     if targets is None:
         _say_what_has_none(found)
     return found
+
+
+def _routers(model: Any) -> list[str]:
+    """Linear modules that choose experts and give the choice beside the scores (Llama 4's, PhiMoE's); of an adapted
+    model those that have an adapter, which then fails in the first forward pass.
+    """
+    from torch import nn
+
+    adapted = {id(layer.get_base_layer()) for layer in _layers(model)}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__name__.endswith("Router")
+        and type(module).forward is not nn.Linear.forward
+        and (not adapted or id(module) in adapted)
+    ]
 
 
 def _adapted(model: Any, settings: dict[str, Any]) -> Any:
@@ -121,11 +145,15 @@ def _what_works(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
             )
             if way is None:
                 break
-            changed |= way[1]
+            changed |= {name: _both(settings.get(name), value) for name, value in way[1].items()}
             warnings.warn(f"LoRA: {way[2]}; name modules with --lora-target-modules for others", stacklevel=4)
         else:
             break
     return changed
+
+
+def _both(there: Any, more: Any) -> Any:
+    return [*there, *more] if isinstance(more, list) and there else more
 
 
 def _say_what_has_none(model: Any) -> None:

@@ -290,11 +290,29 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions) -> Any:
     except OSError as error:
         where = f"in {found}" if found else f'"{name}" is no folder here, and the hub did not give it'
         raise FileNotFoundError(f"model: {where}: {in_short(error)}") from error
-    except ValueError as error:  # such as a configuration of no causal model, with the names of all that are
+    except ValueError as error:
+        if "Unrecognized configuration class" in str(error):  # the names of all 200 others follow
+            raise ValueError(f"model: {name} {_why_not_causal(name, found, options)}") from error
         raise ValueError(f"model: {name}: {in_short(error)}") from error
     _check_loaded(name, info)
     _check_direction(name, model)
     return model
+
+
+def _why_not_causal(name: str, found: Path | None, options: ModelOptions) -> str:
+    """What a model is that ``AutoModelForCausalLM`` does not know."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        **_where(name, found), revision=options.revision or "main", trust_remote_code=options.trust_remote_code
+    )
+    kind = config.model_type
+    if hasattr(config, "vision_config"):
+        return (
+            f"is of {kind}, a model of images and text that transformers does not load as a causal language model; "
+            "expected one of text, or a family whose text it does (Gemma 3, Llama 4)"
+        )
+    return f"is of {kind}, which is no causal language model to transformers; expected one, such as llama or qwen3"
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def hidden_states(
 
     Raises:
         RuntimeError: the layer was not run once, as in a model that ``DataParallel`` spreads.
+        ValueError: what leaves it has other dimensions, as in Gemma 3n, whose layers have several streams.
     """
     inside = model if inside is None else inside
     inputs: dict[str, Any] = {"input_ids": part["input_ids"], "attention_mask": part["attention_mask"]}
@@ -46,7 +47,7 @@ def hidden_states(
     found: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        found.append(output[0] if isinstance(output, tuple) else output)
+        found.append(output[0] if isinstance(output, tuple | list) else output)
 
     with _only_layers_up_to(inside, layer) as last:
         hook = last.register_forward_hook(keep)
@@ -62,6 +63,11 @@ def hidden_states(
         raise RuntimeError(
             f"layer {layer}: expected to be run once, was run {len(found)} times; with several GPUs start one process "
             "for each (torchrun, accelerate launch)"
+        )
+    if found[0].ndim != 3:
+        raise ValueError(
+            f"layer {layer} of {type(_base(inside)).__name__}: expected hidden states (rows, tokens, width), got "
+            f"{found[0].ndim} dimensions {tuple(found[0].shape)}; unlearn by a method on the model's output (npo_gd)"
         )
     return found[0]
 

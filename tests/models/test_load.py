@@ -328,6 +328,24 @@ def test_experts_without_an_adapter_are_told() -> None:
         with_lora(model, **LORA)
 
 
+def llama4(**settings: Any) -> Any:
+    return tiny.family("llama4_text", **SIZES, num_local_experts=2, intermediate_size_mlp=48, head_dim=16, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:LoRA:UserWarning")
+def test_routers_that_give_two_tensors_have_no_adapter() -> None:
+    """peft adapts each Linear, and fails in the first forward pass on Llama 4's, whose output is a pair."""
+    found = with_lora(llama4(), **LORA)
+    trained = [name for name, param in found.named_parameters() if param.requires_grad]
+    assert any("shared_expert" in name for name in trained)
+    assert not any("router" in name for name in trained)
+    found(torch.tensor([[3, 4, 5]])).logits.sum().backward()
+    with pytest.raises(
+        ValueError, match=r"^lora_target_modules: .*feed_forward.router.* is a router of experts, which"
+    ):
+        with_lora(llama4(), **{**LORA, "targets": ["router"], "dropout": 0.0})
+
+
 def test_mamba_is_adapted_but_for_its_last_projection() -> None:
     model = tiny.family("mamba", hidden_size=32, num_hidden_layers=2, state_size=4, vocab_size=64)
     with pytest.warns(UserWarning, match="LoRA: without Mamba's out_proj"):
@@ -351,6 +369,43 @@ def test_an_encoder_is_refused_and_a_decoder_of_its_family_is_not(tmp_path: Path
                 load_model(options(where))
         else:
             assert load_model(options(where)).config.model_type == kind
+
+
+VISION = {
+    "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+
+
+def test_of_llama_4_as_a_whole_the_text_is_loaded(tmp_path: Path) -> None:
+    """A warning says that the rest is left out; the same weights give the same logits."""
+    from transformers import Llama4Config, Llama4ForConditionalGeneration
+
+    vision = {**VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
+    text = llama4().config.to_dict()
+    whole = Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision, image_token_index=63))
+    whole.eval().save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"model: \d+ of the weights in .* have no place .*, multi_modal_projector"):
+        found = load_model(options(tmp_path))
+    ids = torch.tensor([[3, 4, 5, 6]])
+    torch.testing.assert_close(found(ids).logits, whole.language_model(ids).logits)
+    assert type(found).__name__ == "Llama4ForCausalLM"
+
+
+def test_a_model_of_images_that_is_no_causal_model_is_one_sentence(tmp_path: Path) -> None:
+    from transformers import Mistral3Config
+
+    text = {"model_type": "mistral", **SIZES}
+    Mistral3Config(text_config=text, vision_config={"model_type": "pixtral", **VISION}).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"is of mistral3, a model of images and text that .*\(Gemma 3, Llama 4\)$"
+    ) as caught:
+        load_model(options(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match=r"is of vit, which is no causal language model to transformers; expected one"):
+        load_model(options(tmp_path))
 
 
 def test_an_encoder_decoder_is_one_sentence(tmp_path: Path) -> None:

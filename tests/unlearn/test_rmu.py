@@ -81,6 +81,23 @@ def test_hidden_states_are_what_leaves_the_layer(name: str) -> None:
     assert last.shape == expected[4].shape
 
 
+def test_layers_that_give_a_list() -> None:
+    """GPT-1's do; what leaves the layer is its first."""
+    model = tiny.family("openai-gpt", vocab_size=tiny.VOCAB_SIZE, n_embd=32, n_layer=3, n_head=2, n_positions=64)
+    part = padded()
+    expected = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"], output_hidden_states=True)
+    attended = part["attention_mask"].bool()
+    torch.testing.assert_close(hidden_states(model, part, 1)[attended], expected.hidden_states[2][attended])
+
+
+def test_layers_that_give_several_streams_are_refused() -> None:
+    model = deep()
+    model.model.layers[1].register_forward_hook(lambda *args: args[2][None].expand(4, -1, -1, -1))
+    said = r"^layer 1 of LlamaForCausalLM: expected hidden states \(rows, tokens, width\), got 4 dimensions \(4, "
+    with pytest.raises(ValueError, match=said):
+        hidden_states(model, padded(), 1)
+
+
 def test_layers_above_are_not_run_and_come_back_after_an_error() -> None:
     model = deep()
     layers = model.model.layers
