@@ -140,7 +140,8 @@ def forget_quality(
     n, points = len(ours), np.concatenate([a, b])
     ranks = (np.searchsorted(np.sort(values), points, side="right") for values in (a, b))
     k = int(np.abs(np.subtract(*ranks)).max())
-    # Not scipy's p: it falls back to an approximation, with a warning, where p leaves the floats.
+    # Not scipy's p: it falls back to an approximation, with a warning, where p leaves the floats, or is 1 to rounding
+    # (findings/scipy_exact_ks_gives_up_on_equal_samples.sh).
     log_p = _log_ks_p(k, n)
     return ForgetQuality(math.exp(log_p), log_p, k / n, n)
 
