@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -120,6 +121,38 @@ def test_settings_of_the_comparison_are_those_of_the_recipes(name: str) -> None:
         corpus = {"corpus": "books"} if plan.recipe.benchmark == "muse" else {}
         of = {"gamma": run.gamma, "tau": run.tau, **corpus}
         assert known(COMPARISON, plan.recipe.backbone, run.split, run.title, GRU, **of), run.name
+
+
+def test_the_page_counts_them_as_they_are() -> None:
+    """docs/paper.md: rows of each table, of all, of those in no table, and of those that are marked."""
+    text = (Path(__file__).parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
+    entries = paper.entries()
+    rows = re.findall(r"^\| (\d+): .*? \| (\d+) \| .* \| (.*) \|$", text, re.MULTILINE)
+    unshown = Counter(entry.table for entry in entries if entry.unshown)
+    assert {table: int(count) for table, count, _ in rows} == Counter(entry.table for entry in entries)
+    assert {table: int(where.rpartition("but for ")[2]) for table, _, where in rows if "but" in where} == unshown
+    assert f"All {len(entries)} rows" in text
+    assert f"{sum(unshown.values())} rows are in the file and in no table" in text
+    assert sum(bool(entry.lacks) for entry in entries) == 5
+    for says, count in re.findall(r"^\| ([^|]+) \| (\d+) \| [^|]+ \|$", text, re.MULTILINE):
+        note = _NOTES.get(says.partition(":")[0].partition(" of ")[0])
+        assert note, says
+        assert sum(bool(re.search(note, entry.note)) for entry in entries) == int(count), says
+    for value in re.findall(r"^\| Table .*? \| (-[\d.]+) \|", text, re.MULTILINE):
+        assert sum(f"FQ {value} " in entry.note for entry in entries) == 1
+
+
+_NOTES = {  # the first words of a line of the page -> what the notes of its rows say
+    "gamma": "gamma is inferred",
+    "the corpus": "names no corpus",
+    "gamma and tau": "are taken as those of Table 2",
+    "no clipping for GD in Table 7": "as of no clipping",
+    'tau 100 in Table 8\'s "w/ GRU"': "tau is inferred",
+    'gamma "N/A" in Table 7 is gamma 1': "gamma is printed as N/A",
+    "TV and TRU to two places": "to two places",
+    "RMU w/ GRU": "gamma and tau are not stated",
+    "Table 6, GD, tau 0.1": "without its sign",
+}
 
 
 # ---- where they stand ------------------------------------------------------------------------------------------------
