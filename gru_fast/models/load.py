@@ -247,6 +247,10 @@ def _where(name: str, found: Path | None) -> dict[str, Any]:
 def _load(options: ModelOptions) -> Any:
     """The model with all adapters that it has merged into it."""
     *adapters, (name, found) = lineage(options.model, options.base_model)
+    if options.base_model and not adapters:
+        raise ValueError(
+            f"base_model: {name} is no adapter (it has no adapter_config.json), and needs no other model; leave it out"
+        )
     for _, folder in (*adapters, (name, found)):
         if folder is not None and folder.is_dir():
             check_files(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,11 @@ def test_adapters_that_cannot_be_merged(folder: Path, tmp_path: Path, changes: d
         with pytest.raises(ValueError, match=message) as caught:
             load(options(where))
         assert "\n" not in str(caught.value)
+
+
+def test_a_base_model_of_what_is_no_adapter(folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^base_model: {re.escape(str(folder))} is no adapter .*; leave it out$"):
+        load_model(options(folder, base_model=str(folder)))
 
 
 def test_adapters_that_lie_on_each_other(folder: Path, tmp_path: Path) -> None:
