@@ -366,7 +366,7 @@ def test_forget_states_go_to_the_direction_and_alpha_keeps_the_retain_states(tmp
         trainer.train()
         after = trainer.evaluate(tiny.dataset())
         assert after["eval_forget_loss"] < 0.8 * before["eval_forget_loss"]
-        assert after["eval_loss"] >= after["eval_forget_loss"]
+        assert after["eval_loss"] >= after["eval_forget_loss"] * (1 - 1e-6)  # with alpha 0 the same, but for rounding
         part = padded("retain")
         moved.append(float((hidden_states(model, part, 1) - hidden_states(deep(), part, 1)).detach().norm()))
     assert moved[1] < 0.8 * moved[0]
