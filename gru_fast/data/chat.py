@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from string import ascii_letters
 from typing import Any
@@ -36,20 +36,45 @@ def render(
         ValueError: the template fails, or leaves out the question.
     """
     turns = [*([] if system is None else [("system", system)]), ("user", question)]
-    messages = [{"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in turns]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    text = render_messages(tokenizer, messages, parts=parts, variables=variables, prompt=True)
+    # Templates take spaces off the ends of what is said.
+    if question.strip() not in text:
+        raise ValueError("it leaves out the question")
+    return text
+
+
+def render_messages(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    parts: bool = False,
+    variables: Mapping[str, Any] | None = None,
+    prompt: bool = False,
+) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    Args:
+        messages: each with ``role`` and ``content``, a text.
+        parts, variables: see :func:`render`.
+        prompt: with the words at the end after which the assistant speaks.
+
+    Raises:
+        ValueError: the template fails.
+    """
+    texts = [message["content"] for message in messages]
+    contents: list[Any] = [[{"type": "text", "text": text}] for text in texts] if parts else texts
+    turns = [{"role": one["role"], "content": content} for one, content in zip(messages, contents, strict=True)]
     try:
         text = tokenizer.apply_chat_template(
-            messages,
+            turns,
             chat_template=_with_pinned_clock(source_of(tokenizer)),
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=prompt,
             **{"date_string": CHAT_DATE, **(variables or {})},
         )
     except Exception as error:
         raise ValueError(f"{_kind(error)}{first_line(error)}") from error
-    # Templates take spaces off the ends of what is said.
-    if question.strip() not in text:
-        raise ValueError("it leaves out the question")
     return str(text)
 
 

@@ -75,10 +75,20 @@ def names_in_folder(folder: Path) -> list[str]:
 
 def read_json_rows(path: Path) -> list[Any]:
     """Reads one JSON value a line, or a file that is one JSON list. Blank lines are skipped."""
+    return [value for _, value in placed_json_rows(path)]
+
+
+def placed_json_rows(path: Path, *, literal: bool = False) -> list[tuple[str, Any]]:
+    """The rows of :func:`read_json_rows`, each with its place: "line 7", or of a list "row 6".
+
+    Args:
+        literal: numbers stay the text that the file holds, such as ``"1.50"``.
+    """
+    kept: dict[str, Any] = {f"parse_{kind}": str for kind in ("int", "float", "constant")} if literal else {}
     text = read_text(path)
     if text.lstrip().startswith("["):
         try:
-            return json.loads(text)
+            return [(f"row {index}", value) for index, value in enumerate(json.loads(text, **kept))]
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {error.lineno}: expected a JSON list, got {error.msg}") from None
     rows = []
@@ -88,7 +98,7 @@ def read_json_rows(path: Path) -> list[Any]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append((f"line {number}", json.loads(line, **kept)))
         except json.JSONDecodeError as error:
             got = f"expected a JSON object, got {_shorten(line)!r} ({error.msg})"
             problem = _problem_of_lines("\n".join(lines[number - 1 :])) or got

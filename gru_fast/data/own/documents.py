@@ -1,0 +1,125 @@
+"""Documents: what they are, and how they come from files, folders and the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from gru_fast.data.own import fields, reading, sources
+from gru_fast.data.own.reading import Source
+from gru_fast.runs.files import write_text
+
+Kind = Literal["text", "pair", "chat"]
+_TWO = ("prompt", "completion")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, a question with its answer, or a conversation.
+
+    Args:
+        id: names it, the same every time it is loaded: the file, from the folder that was named on, and ``#row``.
+        source: the file, as it was found; a data set on the hub as ``org/name:config:split``.
+        row: of the file, from 0; None: the file is one document.
+        kind: "text", "pair" or "chat".
+        text: of a text, all of which is scored.
+        question, answer: of a pair; the answer is scored.
+        messages: of a chat: ``{"role": ..., "content": ..., "scored": bool}``; what the assistant says is scored.
+        raw: of a pair: the question goes before the answer as it is, without the words of a template around it.
+    """
+
+    id: str
+    source: str
+    row: int | None
+    kind: Kind
+    text: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    raw: bool = False
+
+    @property
+    def where(self) -> str:
+        """The file and the row, for messages."""
+        return self.source if self.row is None else f"{self.source}, row {self.row}"
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that it says, in order."""
+        if self.messages is not None:
+            return tuple(message["content"] for message in self.messages)
+        return tuple(part for part in (self.text, self.question, self.answer) if part is not None)
+
+
+def load(
+    sources_: str | Path | Sequence[str | Path],
+    *,
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+) -> list[Document]:
+    """Documents of one source or several, in the order given; those of a folder by name.
+
+    Args:
+        sources_: files (.txt, .md, .pdf, .docx: one document each; .jsonl, .json, .csv, .tsv, .parquet: one a row),
+            folders with such files at any depth, globs (``leak/**/*.txt``), or data sets on the hub as
+            ``org/name:config:split``. A file that is named twice is read once.
+        columns: where the rows' fields have other names: ``{"question": "frage", "answer": "antwort"}``. Without it a
+            row has ``text``; ``question`` and ``answer``; ``prompt`` and ``completion``; or ``messages``.
+        split: of a data set on the hub that names none.
+
+    Numbers, dates and booleans in a column stay the text that the file holds: ``007`` and ``1.50`` are not changed.
+
+    Raises:
+        FileNotFoundError: no such file; nothing matches a glob. ValueError: a file or row that cannot be read, with the
+            file, the line or row, and the field. ImportError: a package for .pdf or .docx is missing.
+
+    >>> load("tests/data/own")  # doctest: +SKIP
+    [Document(id='own/letter.txt', source='tests/data/own/letter.txt', row=None, kind='text', ...), ...]
+    """
+    fields.check_columns(columns)
+    found = sources.find(sources_, split)
+    documents = [document for source in found for document in _documents(source, columns)]
+    if columns and all(document.row is None for document in documents):
+        raise ValueError(
+            f"columns: no file with rows was given, only whole texts ({found[0].name}, ...); leave --columns out"
+        )
+    return documents
+
+
+def save(documents: Iterable[Document], path: str | Path) -> None:
+    """Writes documents as JSON lines that :func:`load` takes back; their ids are then those of that file."""
+    write_text(path, "".join(json.dumps(to_row(document), ensure_ascii=False) + "\n" for document in documents))
+
+
+def to_row(document: Document) -> dict[str, Any]:
+    """The fields of a document, as a row of a file has them."""
+    if document.kind == "text":
+        return {"text": document.text}
+    if document.kind == "pair":
+        names = _TWO if document.raw else ("question", "answer")
+        return dict(zip(names, (document.question, document.answer), strict=True))
+    turns = [({"role": one["role"], "content": one["content"]}, one["scored"]) for one in document.messages or ()]
+    if all(scored == (turn["role"] == "assistant") for turn, scored in turns):
+        return {"messages": [turn for turn, _ in turns]}
+    return {name: [turn for turn, scored in turns if scored == (name == "completion")] for name in _TWO}
+
+
+def _documents(source: Source, columns: Mapping[str, str] | None) -> list[Document]:
+    content = reading.read(source)
+    if isinstance(content, str):
+        return [Document(source.id, source.name, None, "text", text=content)]
+    kind: fields.Form | None = None
+    found = []
+    for row in content:
+        form, values = fields.read(row.value, row.where, columns, kind)
+        kind = kind or form
+        found.append(Document(f"{source.id}#{row.index}", source.name, row.index, form.kind, **values))
+    return found
+
+
+def name_of(documents: Sequence[Document]) -> str:
+    """A short name for some documents, for folders: of their first file, without its suffix."""
+    return PurePosixPath(documents[0].source).stem
