@@ -28,6 +28,43 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite-output-dir", action="store_true", help="clear --output-dir of the run in it")
 
 
+def add_print_rows(parser: argparse.ArgumentParser) -> None:
+    """`--print-rows N`."""
+    parser.add_argument(
+        "--print-rows",
+        type=int,
+        metavar="N",
+        help="print the first N rows of each part as they would be trained on, tokens and which are scored, and stop",
+    )
+
+
+def print_rows(args: argparse.Namespace, data: Any, tokenizer: Any, rank: int) -> bool:
+    """With `--print-rows`, the first process prints the first rows of each part of an UnlearnDataset.
+
+    Returns:
+        Whether that was asked for.
+
+    Raises:
+        ValueError: less than one row.
+    """
+    if args.print_rows is None:
+        return False
+    if args.print_rows < 1:
+        raise ValueError(f"--print-rows: expected at least 1, got {args.print_rows}")
+    from gru_fast.data.own import showing
+
+    parts = {"forget": data.forget, "retain": data.retain}
+    rows = [
+        (f"{part} {index + 1} of {len(found)}", found[index])
+        for part, found in parts.items()
+        if found is not None
+        for index in range(min(args.print_rows, len(found)))
+    ]
+    if rank == 0:
+        print(showing.show(rows, tokenizer, color=showing.wants_color(sys.stdout)))
+    return True
+
+
 def take_saved_config(args: argparse.Namespace, is_begun: Callable[[Path], bool] = runs.is_run) -> None:
     """With `--resume` and no `--config`, the options of what ``is_begun`` in the output folder."""
     folder = getattr(args, "output_dir", None)

@@ -31,6 +31,7 @@ _STATE = "state"  # what is needed to go on; removed when the vector is whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from gru_fast.cli import training
     from gru_fast.options import commands
     from gru_fast.options import flags as options
 
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "has no model of yet. With its own config.yaml unless --config is given",
     )
     parser.add_argument("--overwrite-output-dir", action="store_true", help="clear --output-dir of the vector in it")
+    training.add_print_rows(parser)
     model, _, config = commands.tru()
     options.add(parser, model, commands.data_of_all(), config)
 
@@ -118,7 +120,10 @@ class _Work:
         tokenizer = models.load_tokenizer(options)
         template = models.load_template(options, tokenizer)
         options.template, options.template_options = template.name, dict(template.options) or None
-        rows = self.benchmark.unlearning(data, tokenizer, template, ["forget"], config.seed).forget
+        dataset = self.benchmark.unlearning(data, tokenizer, template, ["forget"], config.seed)
+        if training.print_rows(self.args, dataset, tokenizer, self.rank):
+            return
+        rows = dataset.forget
         file = self.folder / VECTOR
         if file.is_file() and not self.args.overwrite_output_dir:
             found = task_vector.read_about(file)

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast.options import flags as options
 
     training.add_flags(parser)
+    training.add_print_rows(parser)
     model, _, config = commands.unlearn()
     options.add(parser, model, commands.data_of_all(), config)
 
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
     training.fit_lengths(benchmark, model, data, shown=config.process_index == 0)
     tokenizer, template = training.load_tokenizer(args, instances)
     train_data, eval_data = _datasets(benchmark, data, config, tokenizer, template)
+    if training.print_rows(args, train_data, tokenizer, config.process_index):
+        return 0
     trainer = UnlearnTrainer(
         model=training.load_model(instances, tokenizer),
         args=config,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-from gru_fast.data.own import fields, reading, sources
+from gru_fast.data.own import fields, reading
 from gru_fast.data.own.reading import Source
+from gru_fast.data.own.sources import find
 from gru_fast.runs.files import write_text
 
 Kind = Literal["text", "pair", "chat"]
@@ -55,7 +56,7 @@ class Document:
 
 
 def load(
-    sources_: str | Path | Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     *,
     columns: Mapping[str, str] | None = None,
     split: str = "train",
@@ -63,11 +64,12 @@ def load(
     """Documents of one source or several, in the order given; those of a folder by name.
 
     Args:
-        sources_: files (.txt, .md, .pdf, .docx: one document each; .jsonl, .json, .csv, .tsv, .parquet: one a row),
+        sources: files (.txt, .md, .pdf, .docx: one document each; .jsonl, .json, .csv, .tsv, .parquet: one a row),
             folders with such files at any depth, globs (``leak/**/*.txt``), or data sets on the hub as
             ``org/name:config:split``. A file that is named twice is read once.
         columns: where the rows' fields have other names: ``{"question": "frage", "answer": "antwort"}``. Without it a
-            row has ``text``; ``question`` and ``answer``; ``prompt`` and ``completion``; or ``messages``.
+            row has ``text``; ``question`` and ``answer``; ``prompt`` and ``completion``; or ``messages``. A file that
+            has none of the columns is read without them.
         split: of a data set on the hub that names none.
 
     Numbers, dates and booleans in a column stay the text that the file holds: ``007`` and ``1.50`` are not changed.
@@ -75,18 +77,17 @@ def load(
     Raises:
         FileNotFoundError: no such file; nothing matches a glob. ValueError: a file or row that cannot be read, with the
             file, the line or row, and the field. ImportError: a package for .pdf or .docx is missing.
-
-    >>> load("tests/data/own")  # doctest: +SKIP
-    [Document(id='own/letter.txt', source='tests/data/own/letter.txt', row=None, kind='text', ...), ...]
     """
     fields.check_columns(columns)
-    found = sources.find(sources_, split)
-    documents = [document for source in found for document in _documents(source, columns)]
-    if columns and all(document.row is None for document in documents):
+    found = find(sources, split)
+    read = [_documents(source, columns or {}) for source in found]
+    if columns and not any(has_columns for _, has_columns in read):
+        names = ", ".join(source.name for source in found[:3])
         raise ValueError(
-            f"columns: no file with rows was given, only whole texts ({found[0].name}, ...); leave --columns out"
+            f"columns: no row has {' or '.join(columns.values())}, of {names}{', ...' if found[3:] else ''}; leave "
+            "--columns out, or give the names that the file has"
         )
-    return documents
+    return [document for documents, _ in read for document in documents]
 
 
 def save(documents: Iterable[Document], path: str | Path) -> None:
@@ -107,19 +108,17 @@ def to_row(document: Document) -> dict[str, Any]:
     return {name: [turn for turn, scored in turns if scored == (name == "completion")] for name in _TWO}
 
 
-def _documents(source: Source, columns: Mapping[str, str] | None) -> list[Document]:
+def _documents(source: Source, columns: Mapping[str, str]) -> tuple[list[Document], bool]:
+    """The documents of a source, and whether its rows have ``columns``; where not, its fields have their own names."""
     content = reading.read(source)
     if isinstance(content, str):
-        return [Document(source.id, source.name, None, "text", text=content)]
-    kind: fields.Form | None = None
+        return [Document(source.id, source.name, None, "text", text=content)], False
+    names = {name for row in content if isinstance(row.value, dict) for name in row.value}
+    has_columns = not names.isdisjoint(columns.values())
+    use = columns if has_columns or not fields.has_form(content[0].value) else {}
+    form: fields.Form | None = None
     found = []
     for row in content:
-        form, values = fields.read(row.value, row.where, columns, kind)
-        kind = kind or form
+        form, values = fields.read(row.value, row.where, use, form)
         found.append(Document(f"{source.id}#{row.index}", source.name, row.index, form.kind, **values))
-    return found
-
-
-def name_of(documents: Sequence[Document]) -> str:
-    """A short name for some documents, for folders: of their first file, without its suffix."""
-    return PurePosixPath(documents[0].source).stem
+    return found, has_columns

@@ -51,6 +51,11 @@ def check_columns(columns: Mapping[str, str] | None) -> None:
         raise ValueError(f"columns: {', '.join(columns)} do not go together; give {_forms()}")
 
 
+def has_form(row: Any) -> bool:
+    """Whether a row has the fields of a form, under their own names."""
+    return isinstance(row, Mapping) and any(all(name in row for name in form.fields) for form in FORMS)
+
+
 def read(
     row: Any, where: str, columns: Mapping[str, str] | None = None, expected: Form | None = None
 ) -> tuple[Form, Values]:
