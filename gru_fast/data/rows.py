@@ -13,6 +13,13 @@ from gru_fast.runs.messages import first_line, nearest
 
 Row = dict[str, Any]
 
+
+class Literal(str):
+    """A number of a JSON file, as it is written there."""
+
+    __slots__ = ()
+
+
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".json", ".jsonl")
 
@@ -82,9 +89,9 @@ def placed_json_rows(path: Path, *, literal: bool = False) -> list[tuple[str, An
     """The rows of :func:`read_json_rows`, each with its place: "line 7", or of a list "row 6".
 
     Args:
-        literal: numbers stay the text that the file holds, such as ``"1.50"``.
+        literal: numbers stay the text that the file holds, such as ``"1.50"``, as :class:`Literal`.
     """
-    kept: dict[str, Any] = {f"parse_{kind}": str for kind in ("int", "float", "constant")} if literal else {}
+    kept: dict[str, Any] = {f"parse_{kind}": Literal for kind in ("int", "float", "constant")} if literal else {}
     text = read_text(path)
     if text.lstrip().startswith("["):
         try:

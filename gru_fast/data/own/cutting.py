@@ -59,7 +59,7 @@ def pieces(
     Args:
         template: the words around a question (:func:`gru_fast.data.templates.resolve_template`).
         max_length: tokens of a piece, from 2.
-        overlap: tokens; None: an eighth of ``max_length``.
+        overlap: tokens; None: an eighth of ``max_length``. At least one where the tokenizer puts nothing in front.
 
     Raises:
         ValueError: a document of fewer than two tokens; a pair whose question alone fills ``max_length``; a chat that
@@ -68,21 +68,21 @@ def pieces(
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
         raise ValueError(f"max_length: expected a whole number of at least 2, got {max_length!r}")
     overlap = max_length // _OVERLAP if overlap is None else overlap
-    if not 0 <= overlap < max_length - 1:
-        raise ValueError(f"overlap: expected 0 to {max_length - 2}, less than max_length {max_length}, got {overlap}")
     head = encode_prompt(tokenizer, AS_IS, "")
+    most = max_length - 1 - len(head)
+    if not 0 <= overlap <= most:
+        raise ValueError(
+            f"overlap: expected 0 to {most}, so that a piece of max_length {max_length} has a new token behind what it "
+            f"repeats and the {len(head)} that the tokenizer puts in front, got {overlap}"
+        )
     found: list[Piece] = []
     for document in documents:
         if document.kind == "text":
             row, before = _text(document, tokenizer), head
         else:
             row, before = _pair_or_chat(document, tokenizer, template, max_length), []
-        if max_length - len(before) < overlap + 2:
-            raise ValueError(
-                f"max_length: {max_length} tokens have no room for the {len(before)} that the tokenizer puts in front, "
-                f"{overlap} of overlap and new ones; raise it"
-            )
-        found += _cut(document, row, before, max_length - len(before), overlap)
+        # Where nothing stands in front, the first token of a piece is predicted from nothing: it cannot be a new one.
+        found += _cut(document, row, before, max_length - len(before), max(overlap, 0 if before else 1))
     return found
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from gru_fast.data.rows import placed_json_rows
 from gru_fast.runs.files import read_text
@@ -97,11 +98,19 @@ def _docx(path: Path) -> str:
     """Paragraphs and the cells of tables in their order; headers, footers, notes and comments are left out."""
     _need("docx", path)
     from docx import Document
+    from docx.opc.exceptions import OpcError
     from docx.table import Table
 
     try:
         blocks = list(Document(str(path)).iter_inner_content())
-    except (OSError, ValueError, KeyError) as error:  # no zip file, a zip file of something else
+    except (
+        OpcError,
+        BadZipFile,
+        OSError,
+        SyntaxError,
+        ValueError,
+        KeyError,
+    ) as error:  # no zip file, or of other things
         raise ValueError(f"{path}: cannot be read as .docx ({first_line(error)}); save it anew, or as .txt") from None
     lines = []
     for block in blocks:
@@ -126,7 +135,7 @@ def _json(path: Path) -> list[Row]:
     """One object a line, or one list. Numbers are the text that stands there; a text alone is a row with ``text``."""
     rows = placed_json_rows(path, literal=True)
     return [
-        Row(index, f"{path}, {where}", {"text": value} if isinstance(value, str) else value)
+        Row(index, f"{path}, {where}", {"text": value} if type(value) is str else value)
         for index, (where, value) in enumerate(rows)
     ]
 
