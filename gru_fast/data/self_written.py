@@ -162,7 +162,8 @@ def write_retain(
     ) as advance:
         while len(shelf.documents) < count and shelf.written < tries * count:
             before = len(shelf.documents)
-            numbers = range(shelf.written, min(shelf.written + 4 * batch_size, tries * count))
+            some = min(4 * batch_size, count - before)
+            numbers = range(shelf.written, min(shelf.written + some, tries * count))
             for number, document in zip(numbers, writer.write(numbers, batch_size), strict=True):
                 if len(shelf.documents) < count:
                     shelf.put(number, document, sieve.judge(document))

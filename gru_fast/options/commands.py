@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -51,6 +52,54 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+
+
+@dataclass
+class WriteOptions:
+    """What the model is to write, and where to."""
+
+    forget: list[str] = field(
+        metadata={"help": "documents to forget, which must not come back in: files, folders, globs, or on the hub"}
+    )
+    output: str = field(default="retain.jsonl", metadata={"help": "JSON lines for what it writes, for --retain"})
+    count: int = field(default=400, metadata={"help": "documents to keep"})
+    columns: dict[str, str] | None = field(
+        default=None, metadata={"help": "where fields have other names: --columns question=frage answer=antwort"}
+    )
+    openings: list[str] | None = field(
+        default=None,
+        metadata={"help": "how texts begin, one of them each; by default with nothing, or with an English word or two"},
+    )
+    questions: list[str] | None = field(
+        default=None, metadata={"help": "what a chat model is asked; by default some hundred questions in English"}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "most tokens of a document"})
+    temperature: float = field(default=2.0, metadata={"help": "of the first token of a text; of answers it is 1"})
+    decay_tokens: int = field(default=20, metadata={"help": "tokens over which it falls to 1"})
+    top_k: int = field(default=40, metadata={"help": "how many of the most probable tokens are drawn from"})
+    batch_size: int = field(default=8, metadata={"help": "documents written at a time"})
+    seed: int = field(default=0, metadata={"help": "of all that is drawn"})
+    device: str | None = field(
+        default=None, metadata={"help": "cuda, cuda:1, cpu, ...; by default the accelerator, if there is one"}
+    )
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: expected at least 1, got {getattr(self, name)}"
+            for name in ("count", "batch_size")
+            if getattr(self, name) < 1
+        ]
+        if Path(self.output).suffix != ".jsonl":
+            problems.append(f"output: expected a file that ends in .jsonl, got {self.output}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def write_retain() -> tuple[type, ...]:
+    """Options of what is written, and of the model that writes."""
+    from gru_fast.models.load import ModelOptions
+
+    return WriteOptions, ModelOptions
 
 
 def finetune() -> tuple[type, ...]:
