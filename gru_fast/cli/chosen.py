@@ -27,8 +27,16 @@ def benchmark(args: argparse.Namespace) -> ModuleType:
 
 def refuse_others(args: argparse.Namespace, name: str, own: type, every: type) -> None:
     """Refuses a flag of ``every`` benchmark's options that this one's ``own`` do not have: it would do nothing."""
+    from gru_fast import benchmarks
+
     names = {field.name for field in dataclasses.fields(own)}
     unused = [field.name for field in dataclasses.fields(every) if field.name not in names]
-    given = [options.flag(unknown) for unknown in unused if unknown in vars(args)]
+    given = [unknown for unknown in unused if unknown in vars(args)]
     if given:
-        raise ValueError(f"{given[0]}: no option of --benchmark {name}; leave it out")
+        have = [other for other in benchmarks.names() if _has(benchmarks.get(other).Options, given[0])]
+        whose = f", or give --benchmark {' or '.join(have)}, which has it" if have else ""
+        raise ValueError(f"{options.flag(given[0])}: no option of --benchmark {name}; leave it out{whose}")
+
+
+def _has(cls: type, name: str) -> bool:
+    return name in {field.name for field in dataclasses.fields(cls)}

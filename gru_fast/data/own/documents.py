@@ -79,15 +79,7 @@ def load(
             file, the line or row, and the field. ImportError: a package for .pdf or .docx is missing.
     """
     fields.check_columns(columns)
-    found = find(sources, split)
-    read = [_documents(source, columns or {}) for source in found]
-    if columns and not any(has_columns for _, has_columns in read):
-        names = ", ".join(source.name for source in found[:3])
-        raise ValueError(
-            f"columns: no row has {' or '.join(columns.values())}, of {names}{', ...' if found[3:] else ''}; leave "
-            "--columns out, or give the names that the file has"
-        )
-    return [document for documents, _ in read for document in documents]
+    return [document for source in find(sources, split) for document in _documents(source, columns or {})]
 
 
 def save(documents: Iterable[Document], path: str | Path) -> None:
@@ -108,17 +100,17 @@ def to_row(document: Document) -> dict[str, Any]:
     return {name: [turn for turn, scored in turns if scored == (name == "completion")] for name in _TWO}
 
 
-def _documents(source: Source, columns: Mapping[str, str]) -> tuple[list[Document], bool]:
-    """The documents of a source, and whether its rows have ``columns``; where not, its fields have their own names."""
+def _documents(source: Source, columns: Mapping[str, str]) -> list[Document]:
+    """The documents of a source. Where its rows have none of ``columns``, the fields have their own names."""
     content = reading.read(source)
     if isinstance(content, str):
-        return [Document(source.id, source.name, None, "text", text=content)], False
+        return [Document(source.id, source.name, None, "text", text=content)]
     names = {name for row in content if isinstance(row.value, dict) for name in row.value}
-    has_columns = not names.isdisjoint(columns.values())
-    use = columns if has_columns or not fields.has_form(content[0].value) else {}
+    is_ours = names.isdisjoint(columns.values()) and fields.has_form(content[0].value)
+    use = {} if is_ours else columns
     form: fields.Form | None = None
     found = []
     for row in content:
         form, values = fields.read(row.value, row.where, use, form)
         found.append(Document(f"{source.id}#{row.index}", source.name, row.index, form.kind, **values))
-    return found, has_columns
+    return found

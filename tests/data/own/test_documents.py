@@ -334,12 +334,6 @@ def test_columns_that_cannot_be(columns: Mapping[str, str], expected: str, tmp_p
         load(path, columns=columns)
 
 
-def test_columns_of_no_file_are_refused(tmp_path: Path) -> None:
-    sources = [lines(tmp_path / "a.jsonl", PAIR), write(tmp_path / "b.txt", "x")]
-    with pytest.raises(ValueError, match=r"columns: no row has frage or antwort, of .*a\.jsonl, .*b\.txt"):
-        load(sources, columns={"question": "frage", "answer": "antwort"})
-
-
 def test_what_cannot_be_read_in_a_folder_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "x")
     write(tmp_path / "deep/b.odt", "x")

@@ -1,0 +1,129 @@
+"""Own documents on the command line, from a folder to a table; rows printed; what new users do wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import own_files
+import pytest
+
+from gru_fast import runs
+from gru_fast.cli import main
+
+TRAINING = (
+    "--use-cpu", "--disable-tqdm", "--max-length", "16", "--num-train-epochs", "1", "--learning-rate", "0.01",
+    "--per-device-train-batch-size", "2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("places")
+    own_files.save_data(folder / "data")
+    own_files.save_model(folder / "model")
+    return folder
+
+
+def own(places: Path, command: str, *argv: Any) -> int:
+    return main([command, "--benchmark", "own", "--model", f"{places}/model", *map(str, argv)])
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_from_documents_to_a_table(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = places / "data", tmp_path / "run"
+    named = ["--forget", data / "forget", "--retain", data / "retain.jsonl"]
+    assert own(places, "unlearn", *TRAINING, *named, "--method", "gd", "--rectify", "--output-dir", out) == 0
+    assert runs.read_run(out).config["retain"] == [str(data / "retain.jsonl")]
+    capsys.readouterr()
+    # The documents are those of the run.
+    evaluate = ["eval", "own", "--model", str(out), "--holdout", f"{data}/holdout", "--device", "cpu"]
+    assert main([*evaluate, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert {name: rows["documents"] for name, rows in summary["num_rows"].items()} == {
+        "forget": 3,
+        "retain": 1,
+        "holdout": 2,
+    }
+    assert main(evaluate) == 0  # printed again
+    assert "3 forget (" in capsys.readouterr().out
+    assert main(["report", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert f"{summary['measures']['forget']['probability']:.4f}" in table
+    assert "ES retain" in table
+
+
+def test_tru_needs_nothing_to_keep(places: Path, tmp_path: Path) -> None:
+    argv = ["--forget", places / "data/forget", "--max-length", 16, "--device", "cpu", "--output-dir", tmp_path / "tru"]
+    assert own(places, "tru", *argv, "--num-units", 2, "--stg", 0.5) == 0
+    assert runs.read_run(tmp_path / "tru/stg-0.5").complete
+
+
+def test_rows_are_printed_and_nothing_is_written(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = places / "data", tmp_path / "run"
+    named = ["--forget", data / "pairs.csv", "--columns", "question=frage", "answer=antwort"]
+    kept = ["--retain", data / "retain.jsonl", "--output-dir", out]
+    assert own(places, "unlearn", *TRAINING, *named, *kept, "--method", "gd", "--print-rows", 2) == 0
+    shown = capsys.readouterr().out
+    assert "forget 1 of 2: 15 tokens, 6 scored\n- <s>|Question|:|Who|has|the|key|?" in shown
+    assert "\n+ Answer|:|Ann|in|Oxley|</s>\n" in shown
+    assert shown.count("\n\n") == 3
+    assert "retain 2 of" in shown
+    assert "\x1b" not in shown
+    tru = ["--device", "cpu", "--output-dir", out, "--print-rows", 1]
+    assert own(places, "tru", *named, *tru) == 0
+    assert capsys.readouterr().out.startswith("forget 1 of 2")
+    assert not out.exists()
+    assert own(places, "unlearn", *TRAINING, *named, *kept, "--method", "ga", "--print-rows", 0) == 1
+    assert "--print-rows: expected at least 1, got 0" in said(capsys)
+
+
+def test_what_new_users_do_wrong(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = places / "data"
+    out = ["--output-dir", tmp_path / "run", *TRAINING]
+    cases: list[tuple[list[Any], str]] = [
+        ([], "forget: no documents; give --forget FILES, or --data FOLDER"),
+        (["--forget", data / "forgot"], f'no file or folder "{data}/forgot", did you mean "forget"?'),
+        (["--forget", data / "*.pdf"], f'no file matches "{data}/*.pdf"'),
+        (["--forget", data / "forget", "--method", "gd"], "retain: no documents, and the method needs some to keep"),
+        (
+            ["--forget", data / "pairs.csv"],
+            "pairs.csv, line 2: expected text, question and answer, prompt and completion",
+        ),
+        (
+            ["--forget", data / "pairs.csv", "--columns", "question=frage", "answer=antwrt"],
+            'expected a field "antwrt", as --columns says, got frage, antwort, did you mean "antwort"?',
+        ),
+        (["--data", data, "--split", "forgot"], 'but no "forgot", did you mean "forget"?'),
+    ]
+    for argv, expected in cases:
+        assert own(places, "unlearn", *out, *(["--method", "ga"] if "--method" not in argv else []), *argv) == 1
+        assert expected in said(capsys)
+    assert not (tmp_path / "run").exists()
+    assert main(["unlearn", "--model", f"{places}/model", "--forget", f"{data}/forget", *map(str, out)]) == 1
+    assert "--forget: no option of --benchmark tofu; leave it out, or give --benchmark own, which has it" in said(
+        capsys
+    )
+
+
+def test_the_model_writes_what_is_to_be_kept(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "self.jsonl"
+    argv = ["write-retain", "--model", f"{places}/model", "--forget", f"{places}/data/forget", "--output", str(file)]
+    argv += ["--count", "3", "--max-new-tokens", "40", "--device", "cpu", "--openings", "Ann has", "a map"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith(f"{file}: 3 documents; of ")
+    texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+    assert len(texts) == 3
+    assert all(text.startswith(("Ann has", "a map")) for text in texts)
+    assert main(argv) == 0  # read, not written anew
+    assert main([*argv, "--seed", "1"]) == 1
+    assert "was written with another seed (0, not 1)" in said(capsys)
+    assert main([*argv, "--output", "self.txt"]) == 1
+    assert "output: expected a file that ends in .jsonl, got self.txt" in said(capsys)
+    assert main(["write-retain", "--print-config", "--model", "x", "--forget", "y"]) == 0
