@@ -114,10 +114,11 @@ class Arguments:
         for name in ("tv", "tru"):
             given = getattr(recipe, name)
             if given is not None:
-                values = {**self.of_model("original"), "method": name, **given, "output_dir": "run"}
+                values = {**self.of_model("original"), **self.of_data(), "method": name, **given, "output_dir": "run"}
                 yield name, partial(_resolve, values, commands.tru(benchmark))
         module = benchmarks.evaluation(recipe.benchmark)
-        values = {**self.of_model("original"), **recipe.evaluate}
+        split = next(iter(recipe.splits))
+        values = {**self.of_model("original"), **self.of_evaluation(split, None)}
         yield "evaluate", partial(_resolve, values, commands.evaluate(module))
 
     def _problems_of_clipping(self) -> list[str]:

@@ -153,6 +153,9 @@ class Calibration(Part):
         return found + ([] if 0 < self.resolution <= 1 else [f"resolution: expected (0, 1], got {self.resolution:g}"])
 
 
+_COMPARED = ("tofu", "muse")  # benchmarks whose evaluation asks for a retrained model
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A study.
@@ -168,7 +171,7 @@ class Recipe:
     methods: dict[str, Options] = field(
         default_factory=dict, metadata={"help": "objectives, each with its own options of gru-fast unlearn"}
     )
-    benchmark: str = _key("tofu", "tofu, muse or wmdp")
+    benchmark: str = _key("tofu", "tofu, muse, wmdp or own")
     backbone: str = _key("", "the paper's name of the model, where its values are to stand beside")
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "every seed does everything anew"})
     data: str | None = _key(None, "the benchmark's files: hub name or folder; by default its own")
@@ -237,7 +240,7 @@ class Recipe:
                 found.append("toy: expected model: {template: ...}, e.g. llama2-chat; its tokenizer has none")
         elif self.finetune is not None and "model" not in self.model:
             found.append("model: expected model: {model: NAME}, what finetune begins with")
-        if self.target is not None and self.benchmark != "wmdp":
+        if self.target is not None and self.benchmark in _COMPARED:
             found += [f"retrained: no model for {split}" for split in self.splits if split not in self.retrained]
         return found
 

@@ -134,7 +134,7 @@ class StudyResults:
     Args:
         name: of its recipe.
         title: the recipe's first line.
-        benchmark: tofu, muse or wmdp.
+        benchmark: tofu, muse, wmdp or own.
         backbone: as the paper's tables name it ("Phi-1.5"); empty where it has none like it.
         splits, seeds: in the recipe's order.
         plane: the two scores that count, retention then removal: heading -> which way is better.

@@ -31,6 +31,7 @@ from gru_fast.study.statistics import finite, oriented, places, score_of
 VARIANTS = {PLAIN: "plain", CLIPPED: "clipping only", GRU: "w/ GRU"}
 _HEADINGS = {
     "wmdp": ("WMDP Bio", "WMDP Cyber", "MMLU"),
+    "own": ("Prob forget", "ES forget", "ROUGE-L forget", "Prob retain", "ROUGE-L retain"),
     "muse": ("VerbMem forget", "KnowMem forget", "KnowMem retain", "PrivLeak"),
 }
 _NUMBERS = {"tofu": "Tables 1 and 2", "wmdp": "Tables 3 and 5", "muse": "Table 4"}
