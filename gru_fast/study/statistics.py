@@ -28,6 +28,10 @@ BETTER = {
     "WMDP Bio, Cyber": LOWER,
     "forget ROUGE-L": LOWER,
     "forget prob": LOWER,
+    "Prob forget": LOWER,
+    "EM forget": LOWER,
+    "ES forget": LOWER,
+    "ROUGE-L forget": LOWER,
 }
 _TWO_PLACES = ("FQ (ln p)", "PrivLeak", "VerbMem forget", "KnowMem forget", "KnowMem retain")
 _ORIENT: Mapping[str, Callable[[float], float]] = {
