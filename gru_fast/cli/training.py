@@ -55,7 +55,7 @@ def print_rows(args: argparse.Namespace, data: Any, tokenizer: Any, rank: int) -
 
     parts = {"forget": data.forget, "retain": data.retain}
     rows = [
-        (f"{part} {index + 1} of {len(found)}", found[index])
+        (f"{part} {index + 1} of {len(found)}" + _document_of(found[index]), found[index])
         for part, found in parts.items()
         if found is not None
         for index in range(min(args.print_rows, len(found)))
@@ -63,6 +63,10 @@ def print_rows(args: argparse.Namespace, data: Any, tokenizer: Any, rank: int) -
     if rank == 0:
         print(showing.show(rows, tokenizer, color=showing.wants_color(sys.stdout)))
     return True
+
+
+def _document_of(row: Any) -> str:
+    return f" ({row['document']})" if "document" in row else ""
 
 
 def take_saved_config(args: argparse.Namespace, is_begun: Callable[[Path], bool] = runs.is_run) -> None:

@@ -27,6 +27,12 @@ class ScoredEncoded(Encoded, total=False):
     reference_log_probs: float
 
 
+class NamedEncoded(Encoded, total=False):
+    """An :class:`Encoded` that says which document it is of, for people."""
+
+    document: str
+
+
 class LazyRows(Sequence[Encoded]):
     """Rows that are tokenized when they are read, for data of which a run reads a small part.
 

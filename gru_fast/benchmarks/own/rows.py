@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gru_fast.data.own import Document, check_apart, hold_out, load, pieces
+from gru_fast.data.own import Document, Piece, check_apart, hold_out, load, pieces
 from gru_fast.runs.messages import nearest
 
 if TYPE_CHECKING:
     from gru_fast.data.pairs import UnlearnDataset
-    from gru_fast.data.sequences import Encoded
+    from gru_fast.data.sequences import Encoded, NamedEncoded
     from gru_fast.data.templates import Template
 
 SPLITS = ("forget",)
@@ -158,7 +158,7 @@ def unlearning_data(
 
     def rows(documents: Sequence[Document]) -> list[Encoded]:
         found = pieces(documents, tokenizer, template, options.max_length or MAX_LENGTH, options.overlap)
-        return [piece.row for piece in found]
+        return [_named(piece) for piece in found]
 
     forget = options.documents("forget")
     kept = None
@@ -170,6 +170,12 @@ def unlearning_data(
                 "has the model write some), or take gru-fast tru, which needs none"
             )
     return UnlearnDataset(rows(forget), None if kept is None else rows(kept), seed=seed)
+
+
+def _named(piece: Piece) -> Encoded:
+    part = f", piece {piece.index + 1} of {piece.count}" if piece.count > 1 else ""
+    row: NamedEncoded = {**piece.row, "document": piece.document + part}
+    return row
 
 
 # ---- for gru-fast unlearn --------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ def hold_out(documents: Sequence[Document], share: float = 0.1, seed: int = 0) -
     count = math.ceil(share * len(documents))
     if count and count >= len(documents):
         raise ValueError(
-            f"hold_out: expected at least two documents to hold one out for measuring, got {len(documents)}; add some"
+            f"hold_out: expected at least two documents to hold one out for measuring, got {len(documents)}; add some, "
+            "or hold out nothing (--hold-out 0)"
         )
     held = {*random.Random(seed).sample(range(len(documents)), count)}
     rest = [document for index, document in enumerate(documents) if index not in held]

@@ -71,10 +71,10 @@ def test_rows_are_printed_and_nothing_is_written(
     kept = ["--retain", data / "retain.jsonl", "--output-dir", out]
     assert own(places, "unlearn", *TRAINING, *named, *kept, "--method", "gd", "--print-rows", 2) == 0
     shown = capsys.readouterr().out
-    assert "forget 1 of 2: 15 tokens, 6 scored\n- <s>|Question|:|Who|has|the|key|?" in shown
+    assert "forget 1 of 2 (pairs.csv#0): 15 tokens, 6 scored\n- <s>|Question|:|Who|has|the|key|?" in shown
     assert "\n+ Answer|:|Ann|in|Oxley|</s>\n" in shown
     assert shown.count("\n\n") == 3
-    assert "retain 2 of" in shown
+    assert "\nretain 2 of " in shown
     assert "\x1b" not in shown
     tru = ["--device", "cpu", "--output-dir", out, "--print-rows", 1]
     assert own(places, "tru", *named, *tru) == 0
