@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gru_fast.runs.records import DONE, PRUNED, Job, Status
-from gru_fast.sweep.trial import QUALITY, UTILITY
+from gru_fast.sweep.judge import TOFU, Judge
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -24,14 +24,16 @@ class Draw:
 
     Args:
         gammas, taus: (smallest, largest) value; tau is drawn on a logarithmic scale.
-        share: of the original's Model Utility that a run must keep: the sampler's constraint.
+        share: of the original's utility that a run must keep: the sampler's constraint.
         seed: with a job's number, of its draw.
+        judge: what quality and utility are.
     """
 
     gammas: tuple[float, float]
     taus: tuple[float, float]
     share: float
     seed: int
+    judge: Judge = TOFU
     _studies: dict[str, Study] = field(default_factory=dict)
     _trials: dict[str, Trial] = field(default_factory=dict)  # by job
     _told: set[str] = field(default_factory=set)
@@ -72,15 +74,15 @@ class Draw:
     def _tell(self, study: Study, trial: Trial, job: Status, status: Mapping[str, Status]) -> None:
         from optuna.trial import TrialState
 
-        known = [job.facts.get(name) for name in (UTILITY, QUALITY)]
+        known = [job.facts.get(name) for name in (self.judge.utility, self.judge.quality)]
         if job.state == DONE and all(value is not None and math.isfinite(value) for value in known):
-            least = self.share * next(s.facts[UTILITY] for s in status.values() if "method" not in s.spec)
-            trial.set_constraint(UTILITY, least - job.facts[UTILITY])
-            study.tell(trial, job.facts[QUALITY])
+            least = self.share * next(s.facts[self.judge.utility] for s in status.values() if "method" not in s.spec)
+            trial.set_constraint("utility", least - job.facts[self.judge.utility])
+            study.tell(trial, self.judge.better(job.facts[self.judge.quality]))
         elif job.state == PRUNED:
             for epoch, most in job.facts["utility_bounds"].items():
                 trial.report(most, int(epoch))
-            trial.set_constraint(UTILITY, job.facts["missing_utility"])
+            trial.set_constraint("utility", job.facts["missing_utility"])
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, state=TrialState.FAIL)

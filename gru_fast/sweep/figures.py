@@ -10,11 +10,9 @@ from gru_fast.report.figures import panels, save, style
 from gru_fast.runs.records import FAILED, PRUNED
 from gru_fast.sweep.results import Cell, Results, at, axis, is_grid, shown_tau
 
-_PANELS = (("FQ (ln p): how well it is removed", "quality"), ("MU: what is kept", "utility"))
 _MAP = "viridis"  # told apart by the colour-blind, and in grey
 _MARKS = {PRUNED: "pruned", FAILED: "failed"}
 _BEST = "#d55e00"
-_NOTE = "Framed: the best run. White dot: keeps enough of MU. Light: higher is better."
 
 
 def write(results: Results, folder: Path) -> list[Path]:
@@ -36,7 +34,9 @@ def _figure(results: Results, method: str, cells: Sequence[Cell]) -> Any:
     if is_grid(cells):
         width, height = max(3.4, 0.62 * len(taus) + 1.2), max(2.6, 0.32 * len(gammas) + 0.8)
     figure, axes = panels(1, 2, width=width, height=height)
-    for panel, (title, attribute) in zip(axes[0], _PANELS, strict=True):
+    judge = results.judge
+    shown = ((f"{judge.quality}: how well it is removed", "quality"), (f"{judge.utility}: what is kept", "utility"))
+    for panel, (title, attribute) in zip(axes[0], shown, strict=True):
         draw = _grid if is_grid(cells) else _points
         image = draw(panel, results, method, attribute)
         figure.colorbar(image, ax=panel, shrink=0.85)
@@ -44,7 +44,9 @@ def _figure(results: Results, method: str, cells: Sequence[Cell]) -> Any:
         panel.set_xlabel("tau: largest norm of the gradient")
     axes[0, 0].set_ylabel("gamma: weight of the new retain gradient")
     figure.suptitle(method, fontweight="bold")
-    figure.supxlabel(_NOTE, fontsize=8, style="italic", color="#444444")
+    light = f"higher, which of {judge.short} is worse" if judge.lower else "higher is better"
+    note = f"Framed: the best run. White dot: keeps enough of {judge.utility}. Light: {light}."
+    figure.supxlabel(note, fontsize=8, style="italic", color="#444444")
     return figure
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from gru_fast.runs.files import differences, read_json, write_json
 from gru_fast.runs.records import Job
+from gru_fast.sweep.judge import JUDGES, Judge
 from gru_fast.sweep.options import SweepOptions
 
 if TYPE_CHECKING:
-    from gru_fast.benchmarks.tofu.rows import TofuOptions
     from gru_fast.models.load import ModelOptions
     from gru_fast.unlearn import UnlearnConfig
 
@@ -41,8 +41,13 @@ class Plan:
     folder: Path
     options: SweepOptions
     model: ModelOptions
-    data: TofuOptions
+    data: Any
     configs: Mapping[str, UnlearnConfig]
+
+    @property
+    def judge(self) -> Judge:
+        """What the runs are judged by: the benchmark's."""
+        return JUDGES[self.data.benchmark]
 
     @property
     def needs_original(self) -> bool:
@@ -63,14 +68,25 @@ class Plan:
         self.check_version()
         if not (self.folder / SETTINGS).is_dir() and not is_free(self.folder):
             raise FileExistsError(f"output folder {self.folder} is not empty, and no sweep made it; choose another")
-        if self.options.retain_logs is None:
+        if self.judge.benchmark != "tofu":
+            self._refuse_of_tofu()
+        elif self.options.retain_logs is None:
             raise ValueError(
                 "retain_logs: no value; give --retain-logs, the retrained model's run or log, which Forget Quality "
                 "compares with"
             )
         find(self.model.model)
-        read_log(self.options.retain_logs, self.data.split)
+        if self.options.retain_logs is not None:
+            read_log(self.options.retain_logs, self.data.split)
         self.evaluation()
+
+    def _refuse_of_tofu(self) -> None:
+        """Refuses options that other benchmarks have no use for."""
+        for name in ("retain_logs", "prune"):
+            if getattr(self.options, name):
+                raise ValueError(
+                    f"{name}: is for TOFU's evaluation, not for that of {self.judge.benchmark}; leave it out"
+                )
 
     def check_version(self) -> None:
         """Refuses a folder of gru_fast 0.1: FileExistsError."""
@@ -93,36 +109,47 @@ class Plan:
                 )
 
     def evaluation(self) -> dict[str, Any]:
-        """Options of gru-fast eval tofu, of every model.
+        """Options of gru-fast eval, of every model.
 
         Raises:
             ValueError: ``eval_options`` that cannot be.
         """
-        from gru_fast.benchmarks.tofu.evaluate import TofuEvalOptions
+        from gru_fast import benchmarks
         from gru_fast.options import flags as options
         from gru_fast.options.coerce import nearest
         from gru_fast.options.commands import EvalOptions
 
         given = {str(name).replace("-", "_"): value for name, value in self.options.eval_options.items()}
-        known = [field.name for cls in (TofuEvalOptions, EvalOptions) for field in dataclasses.fields(cls)]
+        evaluation: type = benchmarks.evaluation(self.judge.benchmark).Options
+        known = [field.name for cls in (evaluation, EvalOptions) for field in dataclasses.fields(cls)]
         for name in given:
             if name in _OWN:
                 raise ValueError(f"eval_options: {name} is the sweep's to say; leave it out")
             if name not in known:
-                raise ValueError(f'eval_options: gru-fast eval tofu has no option "{name}"{nearest(name, known)}')
+                raise ValueError(
+                    f'eval_options: gru-fast eval {self.judge.benchmark} has no option "{name}"{nearest(name, known)}'
+                )
         loading = {name: getattr(self.model, name) for name in _OF_MODEL}
         found = {
-            "split": self.data.split,
-            "data": self.data.data,
-            "retain_logs": self.options.retain_logs,
+            **self._documents(evaluation),
+            **({"retain_logs": self.options.retain_logs} if self.judge.benchmark == "tofu" else {}),
             **{name: value for name, value in loading.items() if value not in (None, False)},
             **given,
         }
         try:
-            options.resolve(argparse.Namespace(**{**given, "config": None}), TofuEvalOptions, EvalOptions)
+            asked = {**(found if self.judge.benchmark != "tofu" else given), "config": None}
+            options.resolve(argparse.Namespace(**asked), evaluation, EvalOptions)
         except ValueError as error:
             raise ValueError(f"eval_options: {error}") from None
         return found
+
+    def _documents(self, evaluation: type) -> dict[str, Any]:
+        """What training and evaluation are told alike: where the rows are, and of own documents how they are cut."""
+        if self.judge.benchmark == "tofu":
+            return {"split": self.data.split, "data": self.data.data}
+        both = {field.name for field in dataclasses.fields(evaluation)}
+        found = {field.name: getattr(self.data, field.name) for field in dataclasses.fields(self.data)}
+        return {name: value for name, value in found.items() if name in both and value is not None}
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """What each study is made with: all that its numbers depend on."""

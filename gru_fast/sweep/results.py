@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gru_fast.runs.records import DONE, FAILED, PRUNED, Status
+from gru_fast.sweep.judge import TOFU, Judge
 from gru_fast.sweep.plan import ORIGINAL
-from gru_fast.sweep.trial import QUALITY, UTILITY
 
 Tau = float | None
 PAPER_GAMMA, PAPER_TAU = 0.8, 1.0  # what its Tables 6 and 7 hold fixed
@@ -29,7 +29,7 @@ class Cell:
         method: title of the method.
         gamma, tau: of the run; None for a gamma that has not been drawn yet, or for no clipping.
         state: of the job.
-        quality, utility: ln p of Forget Quality, and Model Utility; None unless it is done.
+        quality, utility: what it is judged by, of TOFU ln p of Forget Quality and Model Utility; None unless done.
         facts: everything else that is known.
         note: why it has failed or was pruned.
         log: where that is to be read.
@@ -54,17 +54,19 @@ class Results:
     Args:
         original: scores of the original model by heading, empty while unknown.
         cells: of each method, by title.
-        share: of the original's Model Utility that the best run must keep.
+        share: of the original's utility that the best run must keep.
+        judge: which scores quality and utility are.
     """
 
     original: Mapping[str, Any]
     cells: Mapping[str, Sequence[Cell]]
     share: float
+    judge: Judge = TOFU
 
     @property
     def least_utility(self) -> float | None:
-        """The Model Utility to be kept; None while the original's is unknown."""
-        utility = self.original.get(UTILITY)
+        """The utility to be kept; None while the original's is unknown."""
+        utility = self.original.get(self.judge.utility)
         return None if utility is None else self.share * utility
 
     def keeps_enough(self, cell: Cell) -> bool:
@@ -73,15 +75,15 @@ class Results:
         return least is not None and cell.utility is not None and cell.utility >= least
 
     def best(self, method: str) -> Cell | None:
-        """The cell of the highest Forget Quality among those that keep enough; of equals, that of the highest utility.
+        """The cell of the best quality among those that keep enough; of equals, that of the highest utility.
 
         None: there is none.
         """
         fit = [cell for cell in self.cells[method] if cell.quality is not None and self.keeps_enough(cell)]
-        return max(fit, key=lambda cell: (cell.quality, cell.utility), default=None)
+        return max(fit, key=lambda cell: (self.judge.better(cell.quality or 0.0), cell.utility), default=None)
 
 
-def collect(status: Mapping[str, Status], share: float) -> Results:
+def collect(status: Mapping[str, Status], share: float, judge: Judge = TOFU) -> Results:
     """The cells of jobs."""
     from gru_fast.unlearn import methods
 
@@ -89,12 +91,12 @@ def collect(status: Mapping[str, Status], share: float) -> Results:
     for job in status.values():
         if job.name != ORIGINAL:
             title = methods.get(job.spec["method"]).title
-            cells.setdefault(title, []).append(_cell(job, title))
+            cells.setdefault(title, []).append(_cell(job, title, judge))
     original = status[ORIGINAL].facts if ORIGINAL in status else {}
-    return Results(original, cells, share)
+    return Results(original, cells, share, judge)
 
 
-def _cell(job: Status, title: str) -> Cell:
+def _cell(job: Status, title: str, judge: Judge) -> Cell:
     is_done = job.state == DONE
     return Cell(
         name=job.name,
@@ -102,8 +104,8 @@ def _cell(job: Status, title: str) -> Cell:
         gamma=job.spec.get("gamma"),
         tau=job.spec.get("tau"),
         state=job.state,
-        quality=job.facts.get(QUALITY) if is_done else None,
-        utility=job.facts.get(UTILITY) if is_done else None,
+        quality=job.facts.get(judge.quality) if is_done else None,
+        utility=job.facts.get(judge.utility) if is_done else None,
         facts=job.facts if is_done else {},
         note=job.reason,
         log=job.log,
@@ -155,9 +157,9 @@ def markdown(results: Results) -> str:
     if all(is_grid(cells) for cells in results.cells.values()):
         parts += ["## Over tau", _markdown(_over(results, "tau")), "## Over gamma", _markdown(_over(results, "gamma"))]
         for method, cells in results.cells.items():
-            parts += [f"## {method}: FQ (ln p) / MU", _markdown(_pairs(cells))]
+            parts += [f"## {method}: {results.judge.quality} / {results.judge.utility}", _markdown(_pairs(cells))]
     else:
-        parts += [part for method, cells in results.cells.items() for part in (f"## {method}", _list(cells))]
+        parts += [part for method, cells in results.cells.items() for part in (f"## {method}", _list(results, cells))]
     return "\n\n".join([*parts, _notes(results)]).rstrip() + "\n"
 
 
@@ -179,9 +181,10 @@ def comma_separated(results: Results) -> str:
 
 
 def _best_rows(results: Results) -> list[list[str]]:
-    rows = [["method", "gamma", "tau", "FQ (ln p)", "MU", "done", "pruned", "failed"]]
+    names = (results.judge.quality, results.judge.utility)
+    rows = [["method", "gamma", "tau", *names, "done", "pruned", "failed"]]
     if results.original:
-        scores = [_number(results.original.get(name)) for name in (QUALITY, UTILITY)]
+        scores = [_number(results.original.get(name)) for name in names]
         rows.append(["Original", "", "", *scores, "", "", ""])
     for method, cells in results.cells.items():
         best = results.best(method)
@@ -195,23 +198,24 @@ def _best_rows(results: Results) -> list[list[str]]:
 
 
 def _rule(results: Results) -> str:
-    least = results.least_utility
+    judge, least = results.judge, results.least_utility
     bound = "unknown yet" if least is None else f"{least:.4f}"
     return (
-        f"Best: the highest FQ of the runs with MU >= {bound}, {results.share:.0%} of the original model's; "
+        f"Best: the {judge.best} {judge.short} of the runs with {judge.utility} >= {bound}, {results.share:.0%} of the "
+        "original model's; "
         '"-" where no run keeps that much.'
     )
 
 
 def _over(results: Results, name: str) -> list[list[str]]:
-    """FQ and MU of each method over tau or gamma, the other one fixed where the paper has it, else at the best run."""
+    """Both scores of each method over tau or gamma, the other fixed where the paper has it, else at the best run."""
     other = "gamma" if name == "tau" else "tau"
     values = axis([cell for cells in results.cells.values() for cell in cells], name)
     rows = [["method", other, "", *(shown_tau(value) for value in values)]]
     for method, cells in results.cells.items():
         fixed = _fixed(results, method, other)
         points = [(fixed, value) if other == "gamma" else (value, fixed) for value in values]
-        for heading, attribute in (("FQ", "quality"), ("MU", "utility")):
+        for heading, attribute in ((results.judge.short, "quality"), (results.judge.utility, "utility")):
             shown = [_shown(at(cells, *point), attribute) for point in points]
             rows.append([method, shown_tau(fixed), heading, *shown])
     return rows
@@ -234,8 +238,8 @@ def _pairs(cells: Sequence[Cell]) -> list[list[str]]:
     return rows
 
 
-def _list(cells: Sequence[Cell]) -> str:
-    rows = [["run", "gamma", "tau", "FQ (ln p)", "MU"]]
+def _list(results: Results, cells: Sequence[Cell]) -> str:
+    rows = [["run", "gamma", "tau", results.judge.quality, results.judge.utility]]
     for cell in cells:
         point = ["-" if value is None else f"{value:.4g}" for value in (cell.gamma, cell.tau)]
         rows.append([cell.name, *point, _shown(cell, "quality"), _shown(cell, "utility")])

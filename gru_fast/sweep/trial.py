@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from gru_fast.jobs.command import Parse, command
 from gru_fast.runs.folder import delete_weights
 from gru_fast.runs.records import Job, Records
+from gru_fast.sweep.judge import TOFU, Judge
 from gru_fast.sweep.plan import ORIGINAL, RUNS, evaluation_file, training_file
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
-
-UTILITY, QUALITY = "MU", "FQ (ln p)"  # headings of the benchmark's scores
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,10 @@ class SweepTask:
         folder: of the sweep.
         split: what is forgotten.
         original: flags that name the original model.
-        share: of the original's Model Utility that the best run must keep.
+        share: of the original's utility that the best run must keep.
         prune: give up runs for which that is out of reach.
         keep_models: whether weights stay after the evaluation.
+        judge: whose evaluation it is, and what counts.
     """
 
     parse: Parse
@@ -39,16 +39,16 @@ class SweepTask:
     share: float
     prune: bool
     keep_models: bool
+    judge: Judge = TOFU
 
     def __call__(self, job: Job) -> dict[str, Any]:
         """The job's scores, with gamma and tau."""
         if job.name == ORIGINAL:
-            output = self.folder / ORIGINAL / "eval" / f"tofu-{self.split}"
-            return self._evaluate([*self.original, "--output-dir", str(output)], output)
+            return self._evaluate([*self.original], self._output(self.folder / ORIGINAL))
         point = {name: {**job.spec, **job.drawn}[name] for name in ("gamma", "tau")}
         run = self.folder / RUNS / job.name
         self._unlearn(job, point, run)
-        scores = self._evaluate(["--model", str(run)], run / "eval" / f"tofu-{self.split}")
+        scores = self._evaluate(["--model", str(run)], self._output(run))
         if not self.keep_models:
             delete_weights(run)
         return {**point, **scores, **_outcome(run)}
@@ -70,20 +70,26 @@ class SweepTask:
         return [Reach(run, evaluation_file(self.folder), self._least_utility())]
 
     def _evaluate(self, model: Sequence[str], output: Path) -> dict[str, Any]:
-        """`gru-fast eval tofu`; returns the scores by heading."""
-        from gru_fast.benchmarks.tofu.evaluate import columns
+        """`gru-fast eval`; returns the scores by heading."""
+        from gru_fast import benchmarks
         from gru_fast.evaluation.summaries import SUMMARY_FILE
         from gru_fast.runs.files import read_json
 
-        with command(["eval", "tofu", "--config", str(evaluation_file(self.folder)), *model], self.parse) as args:
+        name = self.judge.benchmark
+        argv = ["eval", name, "--config", str(evaluation_file(self.folder)), *model, "--output-dir", str(output)]
+        with command(argv, self.parse) as args:
             args.run(args)
-        return columns(read_json(output / SUMMARY_FILE))
+        scores: dict[str, Any] = benchmarks.evaluation(name).columns(read_json(output / SUMMARY_FILE))
+        return scores
+
+    def _output(self, folder: Path) -> Path:
+        return folder / "eval" / f"{self.judge.benchmark}-{self.split}"
 
     def _least_utility(self) -> float:
         record = Records(self.folder).read(ORIGINAL)
         if record is None:
             raise FileNotFoundError(f"{self.folder}: no record of the original model's evaluation")
-        return self.share * float(record["facts"][UTILITY])
+        return self.share * float(record["facts"][self.judge.utility])
 
 
 def _outcome(run: Path) -> dict[str, Any]:

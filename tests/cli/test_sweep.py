@@ -356,3 +356,37 @@ def test_a_folder_of_other_settings(
     assert {path: path.read_bytes() for path in (out / "settings").iterdir()} == files
     assert set(states(out).values()) == {"waiting"}
     assert len(idle) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_over_own_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import own_files
+
+    data, model, out = (
+        own_files.save_data(tmp_path / "data"),
+        own_files.save_model(tmp_path / "model"),
+        tmp_path / "sweep",
+    )
+    argv = [
+        "sweep",
+        "--benchmark",
+        "own",
+        "--model",
+        model,
+        "--forget",
+        data / "forget",
+        "--retain",
+        data / "retain.jsonl",
+    ]
+    argv += ["--method", "ga", "--gammas", 0.5, "--taus", 1, "none", "--max-length", 16, "--num-train-epochs", 1]
+    command = [*map(str, argv), "--use-cpu", "--workers", "1", "--output-dir", str(out)]
+    assert main([*command, "--prune"]) == 1
+    assert "prune: is for TOFU's evaluation, not for that of own; leave it out" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "ES forget" in capsys.readouterr().out
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert [row["state"] for row in rows] == ["done", "done"]
+    assert all(0 < float(row["Prob retain"]) < 1 for row in rows)
+    assert (out / "heatmap-ga.png").is_file()
+    assert main(["sweep", "--benchmark", "muse", "--model", str(model), "--output-dir", str(out)]) == 1
+    assert "benchmark: a sweep judges runs on tofu or own, got muse" in capsys.readouterr().err
