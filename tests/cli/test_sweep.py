@@ -384,7 +384,7 @@ def test_a_sweep_over_own_documents(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "prune: is for TOFU's evaluation, not for that of own; leave it out" in capsys.readouterr().err
     assert main(command) == 0
     assert "ES forget" in capsys.readouterr().out
-    rows = list(csv.DictReader((out / "results.csv").open()))
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == ["done", "done"]
     assert all(0 < float(row["Prob retain"]) < 1 for row in rows)
     assert (out / "heatmap-ga.png").is_file()

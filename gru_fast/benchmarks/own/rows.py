@@ -29,6 +29,7 @@ RETAIN, HOLDOUT = "retain", "holdout"
 MAX_LENGTH = 512
 HOLD_OUT = 0.1
 _PARTS = ("forget", "retain")
+_SELF = "self"
 _SEED = 0  # of what is held out: the evaluation must find the same
 
 _FILES = "files (.txt, .md, .pdf, .docx, .jsonl, .json, .csv, .tsv, .parquet), folders, globs, or org/name:config:split"
@@ -86,6 +87,11 @@ class OwnSources:
         """
         if self.data is None:
             given: list[str] | None = getattr(self, part, None)
+            if part == RETAIN and given == [_SELF] and not Path(_SELF).exists():
+                raise ValueError(
+                    "retain: self: the model writes first, by gru-fast write-retain --output retain.jsonl; then give "
+                    "--retain retain.jsonl"
+                )
             return given or None
         folder = Path(self.data).expanduser()
         if not folder.is_dir():

@@ -100,6 +100,10 @@ def test_what_new_users_do_wrong(places: Path, tmp_path: Path, capsys: pytest.Ca
             ["--forget", data / "pairs.csv", "--columns", "question=frage", "answer=antwrt"],
             'expected a field "antwrt", as --columns says, got frage, antwort, did you mean "antwort"?',
         ),
+        (
+            ["--forget", data / "forget", "--retain", "self", "--method", "gd"],
+            "retain: self: the model writes first, by gru",
+        ),
         (["--data", data, "--split", "forgot"], 'but no "forgot", did you mean "forget"?'),
     ]
     for argv, expected in cases:
