@@ -9,6 +9,7 @@ is dropped, and so is what repeats itself or another text.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -187,6 +188,16 @@ def describe(counts: Mapping[str, int]) -> str:
     return ", ".join([f"{counts[KEPT]} kept", *dropped])
 
 
+def whole_sentences(text: str) -> str:
+    """A text that was cut off, up to where its last sentence ends; as it is where none does.
+
+    >>> whole_sentences("It is 5.30 now. So let us"), whole_sentences("So let us")
+    ('It is 5.30 now.', 'So let us')
+    """
+    found = re.match(r".*(?:[.!?](?=\s|$)|[。！？])", text, re.DOTALL)
+    return found[0] if found else text
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -269,10 +280,13 @@ class _Writer:
             generation_config=config,
             logits_processor=[_Sampler(self.sampling, self.seed, drafts)],
         )
-        texts = []
+        texts: list[str] = []
         for row in output[:, ids.shape[1] :].tolist():
             end = next((at for at, token in enumerate(row) if token in ends), len(row))
-            texts.append(self.tokenizer.decode(row[:end], skip_special_tokens=True))
+            text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
+            # An end token is scored after an answer: it must not be taught in the middle of a sentence.
+            is_cut = end == len(row) and not drafts[len(texts)].is_text
+            texts.append(whole_sentences(text) if is_cut else text)
         return texts
 
 

@@ -125,6 +125,29 @@ def test_a_chat_model_answers_and_writes_texts_where_texts_are_forgotten(model: 
     assert [each.kind for each in found if each.row is not None and not each.row % 2] == ["pair"] * 3
 
 
+def test_an_answer_that_was_cut_off_ends_with_a_sentence() -> None:
+    assert self_written.whole_sentences("One. Two!\nThree is") == "One. Two!"
+    assert self_written.whole_sentences("One, two") == "One, two"
+    assert self_written.whole_sentences("一。二") == "一。"
+    tokens = word_tokenizer(["w0 . w1"], bos=True, chat_template=CHAT)
+
+    class Model:
+        """Writes a sentence and a word more; then a sentence and its end."""
+
+        training, device, generation_config = False, torch.device("cpu"), None
+
+        def eval(self) -> None: ...
+        def train(self, mode: bool) -> None: ...
+
+        def generate(self, input_ids: Tensor, **_: Any) -> Tensor:
+            written = torch.tensor([[5, 4, 5], [5, 4, 1]])  # w1 . w1, w1 . </s>
+            return torch.cat([input_ids, written[: len(input_ids)]], dim=1)
+
+    template = resolve_template("chat", tokens)
+    found = self_written._Writer(Model(), tokens, template, SHORT, ("",), ("w0",), 0, False).write([0, 1], 2)
+    assert [each.answer for each in found] == ["w1 .", "w1 ."]
+
+
 def test_there_are_questions_and_openings_of_our_own(model: Any, tokenizer: Any) -> None:
     found, _ = written(model, tokenizer, 3, openings=None, sampling=Sampling(max_new_tokens=6))
     assert len(found) == 3
