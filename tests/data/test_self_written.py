@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from words import word_llama, word_tokenizer
 
-from gru_fast.data import self_written
+from gru_fast.data import sampling
 from gru_fast.data.own import Document, load
 from gru_fast.data.self_written import Rules, Sampling, describe, write_retain
 from gru_fast.data.templates import TEMPLATES, resolve_template
@@ -69,8 +69,8 @@ def test_the_temperature_falls_to_one() -> None:
 @pytest.mark.parametrize(("temperature", "is_text"), [(1.0, True), (3.0, True), (3.0, False)])
 def test_tokens_are_drawn_as_often_as_the_model_says(temperature: float, is_text: bool) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -9.0])
-    drafts = [self_written._Draft(number, [0], is_text, "") for number in range(4000)]
-    sampler = self_written._Sampler(Sampling(top_k=3, temperature=temperature), 7, drafts)
+    drafts = [sampling.Draft(number, [0], is_text, "") for number in range(4000)]
+    sampler = sampling.Sampler(Sampling(top_k=3, temperature=temperature), 7, drafts)
     chosen = sampler(torch.zeros(4000, 1, dtype=torch.long), logits.expand(4000, -1))
     assert ((chosen == 0).sum(1) == 1).all()
     assert (chosen.isinf().sum(1) == 4).all()
@@ -126,9 +126,9 @@ def test_a_chat_model_answers_and_writes_texts_where_texts_are_forgotten(model: 
 
 
 def test_an_answer_that_was_cut_off_ends_with_a_sentence() -> None:
-    assert self_written.whole_sentences("One. Two!\nThree is") == "One. Two!"
-    assert self_written.whole_sentences("One, two") == "One, two"
-    assert self_written.whole_sentences("一。二") == "一。"
+    assert sampling.whole_sentences("One. Two!\nThree is") == "One. Two!"
+    assert sampling.whole_sentences("One, two") == "One, two"
+    assert sampling.whole_sentences("一。二") == "一。"
     tokens = word_tokenizer(["w0 . w1"], bos=True, chat_template=CHAT)
 
     class Model:
@@ -144,15 +144,15 @@ def test_an_answer_that_was_cut_off_ends_with_a_sentence() -> None:
             return torch.cat([input_ids, written[: len(input_ids)]], dim=1)
 
     template = resolve_template("chat", tokens)
-    found = self_written._Writer(Model(), tokens, template, SHORT, ("",), ("w0",), 0, False).write([0, 1], 2)
+    found = sampling.Writer(Model(), tokens, template, SHORT, ("",), ("w0",), 0, False).write([0, 1], 2)
     assert [each.answer for each in found] == ["w1 .", "w1 ."]
 
 
 def test_there_are_questions_and_openings_of_our_own(model: Any, tokenizer: Any) -> None:
     found, _ = written(model, tokenizer, 3, openings=None, sampling=Sampling(max_new_tokens=6))
     assert len(found) == 3
-    assert len({*self_written._questions()}) > 300
-    assert self_written._openings().count("") == len(self_written._openings()) // 2
+    assert len({*sampling.default_questions()}) > 300
+    assert sampling.default_openings().count("") == len(sampling.default_openings()) // 2
 
 
 # ---- what is dropped -------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Scripted:
         def write(writer: Any, numbers: Any, batch_size: int) -> list[Document]:
             return [Document(f"self-written#{n}", "self-written", n, "text", text=texts[n]) for n in numbers]
 
-        monkeypatch.setattr(self_written._Writer, "write", write)
+        monkeypatch.setattr(sampling.Writer, "write", write)
 
 
 def sentence(start: int, count: int = 20) -> str:
@@ -225,7 +225,7 @@ def test_what_cannot_be_asked(call: Any, expected: str) -> None:
 
 def test_a_stop_changes_nothing(model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, counts = written(model, tokenizer, 12, batch_size=1)
-    file, real, calls = tmp_path / "self.jsonl", self_written._Writer.write, 0
+    file, real, calls = tmp_path / "self.jsonl", sampling.Writer.write, 0
 
     def stopping(*args: Any) -> Any:
         nonlocal calls
@@ -234,7 +234,7 @@ def test_a_stop_changes_nothing(model: Any, tokenizer: Any, tmp_path: Path, monk
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(self_written._Writer, "write", stopping)
+    monkeypatch.setattr(sampling.Writer, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         written(model, tokenizer, 12, batch_size=1, file=file)
     # As if it was stopped between the two files: a document that is not counted.
@@ -244,7 +244,7 @@ def test_a_stop_changes_nothing(model: Any, tokenizer: Any, tmp_path: Path, monk
     assert found == whole
     assert again == counts
     assert [each.text for each in load(file)] == [each.text for each in whole]
-    monkeypatch.setattr(self_written._Writer, "write", lambda *args: pytest.fail("written anew"))
+    monkeypatch.setattr(sampling.Writer, "write", lambda *args: pytest.fail("written anew"))
     assert written(None, None, 12, file=file) == (whole, counts)
 
 
@@ -263,9 +263,9 @@ def test_a_file_of_other_settings_is_refused(model: Any, tokenizer: Any, tmp_pat
 
 
 def test_noise_does_not_depend_on_the_rows_beside(model: Any) -> None:
-    drafts = [self_written._Draft(number, [0], True, "") for number in range(3)]
+    drafts = [sampling.Draft(number, [0], True, "") for number in range(3)]
     scores: Tensor = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
     ids = torch.zeros(3, 1, dtype=torch.long)
-    together = self_written._Sampler(Sampling(), 0, drafts)(ids, scores)
-    alone = self_written._Sampler(Sampling(), 0, drafts[2:])(ids[2:], scores[2:])
+    together = sampling.Sampler(Sampling(), 0, drafts)(ids, scores)
+    alone = sampling.Sampler(Sampling(), 0, drafts[2:])(ids[2:], scores[2:])
     assert torch.equal(together[2:], alone)
