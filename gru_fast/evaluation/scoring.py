@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from gru_fast.metrics.scores import but_last
 from gru_fast.models.forward import Autocast, logits_of, of_each_row, to_device
 from gru_fast.models.frozen import frozen
 from gru_fast.models.head import label_scores_of
+from gru_fast.models.packs import log_probs_of_labels
 
 _MAX_ELEMENTS = 2**24  # of the vocabulary-wide tensors made at a time, beside the model's logits: 64 MiB in float32
 
@@ -36,14 +37,13 @@ def label_log_probs(
 ) -> list[Tensor]:
     """log p of every label token given what comes before it, per sequence: float32 on the CPU, of shape (labels,).
 
-    The arguments are those of :func:`gru_fast.models.forward.of_each_row`, here and below.
+    Sequences with one prompt share its work, see :mod:`gru_fast.models.packs`. The arguments are those of
+    :func:`gru_fast.models.forward.of_each_row`, here and below.
+
+    Raises:
+        ValueError: a sequence without a label token.
     """
-
-    def read(batch: dict[str, Tensor]) -> Iterable[Tensor]:
-        scores = label_scores_of(model, batch)
-        return scores.log_probs.cpu().split(scores.counts.tolist())
-
-    return of_each_row(model, sequences, read, batch_size=batch_size, pad_token_id=pad_token_id, autocast=autocast)
+    return log_probs_of_labels(model, sequences, batch_size=batch_size, pad_token_id=pad_token_id, autocast=autocast)
 
 
 def losses(

@@ -34,7 +34,7 @@ _IN_WORDS = {
     Together.EQUAL_LENGTH: "only rows of equal length are run together",
 }
 # Some families cannot run a batch of such rows, which shows deep within them.
-_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError)
+ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError)
 _LEAST_TOLERANCE = 2e-3  # of the probability: what TF32 makes of float32
 
 # Model -> what was asked of it -> length of the longest row that it was tried with -> what was found.
@@ -70,7 +70,7 @@ def together(
     narrowest = max((found for length, found in tried.items() if length >= len(longest)), default=Together.NONE)
     if narrowest >= widest:
         return widest
-    found, why = _widest(longest, run, max(torch.finfo(dtype).eps ** 0.5, _LEAST_TOLERANCE))
+    found, why = _widest(longest, run, tolerance(dtype))
     if found < min(tried.values(), default=Together.ANY):
         warnings.warn(
             f"{type(model).__name__}: rows of up to {len(longest)} tokens that are {what} in one batch do not get what "
@@ -81,26 +81,31 @@ def together(
     return found
 
 
-def _widest(longest: Sequence[int], run: Run, tolerance: float) -> tuple[Together, str]:
+def _widest(longest: Sequence[int], run: Run, allowed: float) -> tuple[Together, str]:
     """See :func:`together`; and why it is no wider."""
     others = {Together.ANY: longest[-max(1, len(longest) // 4) :], Together.EQUAL_LENGTH: longest[::-1]}
     alone, why = run([longest])[0], ""
     for choice, other in others.items():
         expected = [alone, run([other])[0]]
         try:
-            moved = max(map(_moved, run([longest, other]), expected))
+            most = max(map(moved, run([longest, other]), expected))
         except torch.OutOfMemoryError:
             raise
-        except _ERRORS as error:
+        except ERRORS as error:
             why = in_short(error)
             continue
-        if moved <= tolerance:
+        if most <= allowed:
             return choice, why
-        why = f"{moved:.1%} of the probability moves to other tokens"
+        why = f"{most:.1%} of the probability moves to other tokens"
     return Together.NONE, why
 
 
-def _moved(logits: Tensor, expected: Tensor) -> float:
+def tolerance(dtype: torch.dtype) -> float:
+    """How much of the probability may move between two ways to run a model: half the digits of ``dtype``."""
+    return max(torch.finfo(dtype).eps ** 0.5, _LEAST_TOLERANCE)
+
+
+def moved(logits: Tensor, expected: Tensor) -> float:
     """Mean over positions of the total variation distance of two distributions, (positions, V); 1 for NaN.
 
     0 where NaN was expected: of a model that has diverged there is nothing to find out.

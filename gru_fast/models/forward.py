@@ -67,8 +67,12 @@ def of_each_row(
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor], params: Mapping[str, Tensor] | None = None) -> Tensor:
-    """(B, T, V) for ``input_ids`` and ``attention_mask`` (B, T); with ``params``, by name, instead of the model's."""
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    """(B, T, V) for ``input_ids`` and ``attention_mask`` (B, T); with ``params``, by name, instead of the model's.
+
+    ``batch`` may also have ``position_ids``, (B, T), and then an additive ``attention_mask`` of shape (B, 1, T, T).
+    """
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
     output = functional_call(model, dict(params), args=(), kwargs=inputs) if params else model(**inputs)
     return output.logits
 

@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gru_fast.data.sequences import IGNORE_INDEX
+from gru_fast.models.batching import ERRORS
 from gru_fast.models.forward import logits_of
 from gru_fast.models.frozen import frozen
-from gru_fast.models.scores import Scores, label_scores
+from gru_fast.models.scores import Places, Scores, log_probs_of, positions_scored
 from gru_fast.models.vocabulary import AfterHead, Head, label_log_probs, mean_divergence
 
 SMALL_LOGITS = 2**24  # elements of logits, at most, that are taken as a whole: 64 MiB in float32
 _PROBES = (1.0 + 2.0**-12, -3.0 - 2.0**-12, 50.0 + 2.0**-12)  # no 16-bit numbers, so that a cast shows
-_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError)
 
 # Model -> what it does to its logits; None: nothing that is known here.
 _found: WeakKeyDictionary[nn.Module, AfterHead | None] = WeakKeyDictionary()
@@ -46,25 +45,27 @@ def label_scores_of(model: nn.Module, part: _Part, params: Mapping[str, Tensor] 
     Raises:
         ValueError: no token is scored.
     """
-    labels, reference = part["labels"], part.get("reference_log_probs")
+    at = positions_scored(part["labels"])
+    log_probs = log_probs_after(model, part, at, params)
+    return Scores(log_probs, at.rows.to(log_probs.device), len(part["labels"]), part.get("reference_log_probs"))
+
+
+def log_probs_after(model: nn.Module, part: _Part, at: Places, params: Mapping[str, Tensor] | None = None) -> Tensor:
+    """(N,) log p of the token ``at.tokens[n]`` after position ``at.columns[n]`` of row ``at.rows[n]``.
+
+    Args: as of :func:`label_scores_of`; ``part`` needs no labels.
+    """
     after = _after_head(model, part)
     if after is None:
         logits = logits_of(model, part, params)
-        return label_scores(logits, labels.to(logits.device), reference)
-    found: list[Scores] = []
+        at = at.to(logits.device)
+        return log_probs_of(logits[at.rows, at.columns], at.tokens)
 
     def read(hidden: Tensor, head: Head) -> Tensor:
-        targets = labels[:, 1:].to(hidden.device)
-        scored = targets != IGNORE_INDEX
-        if not bool(scored.any()):
-            label_scores(hidden[..., :1], labels.to(hidden.device))  # says so
-        log_probs = label_log_probs(hidden[:, :-1][scored], targets[scored], head)
-        found.append(Scores(log_probs, scored.nonzero()[:, 0], labels.shape[0], reference))
-        return log_probs
+        there = at.to(hidden.device)
+        return label_log_probs(hidden[there.rows, there.columns], there.tokens, head)
 
-    tied = _run(model, part, params, after, read)
-    scores = found[0]
-    return Scores(tied, scores.rows, scores.num_rows, reference)
+    return _run(model, part, params, after, read)
 
 
 class HiddenStates:
@@ -192,12 +193,12 @@ def _after_head(model: nn.Module, part: _Part) -> AfterHead | None:
 
 def _try_out(model: nn.Module, head: nn.Module, part: _Part) -> AfterHead | None:
     """Sends known numbers through what follows the head, in a pass over two tokens."""
-    some = {name: part[name][:1, :2] for name in ("input_ids", "attention_mask")}
-    some["attention_mask"] = torch.ones_like(some["attention_mask"])
+    ids = part["input_ids"][:1, :2]
+    some = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     calls: list[bool] = []
 
     def instead(hidden: Tensor) -> Tensor:
-        calls.append(isinstance(head.weight, DTensor) or hidden.shape[:-1] != some["input_ids"].shape)
+        calls.append(isinstance(head.weight, DTensor) or hidden.shape[:-1] != ids.shape)
         return hidden.new_tensor(_PROBES, dtype=torch.float32).expand(*hidden.shape[:-1], len(_PROBES)).clone()
 
     try:
@@ -205,9 +206,9 @@ def _try_out(model: nn.Module, head: nn.Module, part: _Part) -> AfterHead | None
             output = logits_of(model, some)
     except torch.OutOfMemoryError:
         raise
-    except _ERRORS:
+    except ERRORS:
         return None
-    if calls != [False] or output.shape != (*some["input_ids"].shape, len(_PROBES)):
+    if calls != [False] or output.shape != (*ids.shape, len(_PROBES)):
         return None
     return _recognised(output[0, 0].tolist())
 

@@ -60,6 +60,43 @@ class Scores:
         return self.sequence_log_probs - self.reference
 
 
+@dataclass(frozen=True)
+class Places:
+    """N places in a batch, and a token that may come after each. All (N,), int64: row, column, token."""
+
+    rows: Tensor
+    columns: Tensor
+    tokens: Tensor
+
+    def to(self, device: torch.device) -> Places:
+        """The same on a device."""
+        return Places(self.rows.to(device), self.columns.to(device), self.tokens.to(device))
+
+
+def positions_scored(labels: Tensor) -> Places:
+    """The places whose next token is a label, row after row.
+
+    Args:
+        labels: (B, T) int64, -100 where nothing is scored. Label 0 has no prediction and never counts.
+
+    Raises:
+        ValueError: no token is scored.
+    """
+    targets = labels[:, 1:]
+    rows, columns = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+    if not len(rows):
+        raise ValueError(
+            f"labels: no token of the {labels.shape[0]} sequences is scored; are they longer than max_length before "
+            "the answer begins?"
+        )
+    return Places(rows, columns, targets[rows, columns])
+
+
+def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """(N,) log p of one token under each of N rows of logits, (N, V); the softmax is taken in float32 at least."""
+    return -F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens, reduction="none")
+
+
 def label_scores(logits: Tensor, labels: Tensor, reference: Tensor | None = None) -> Scores:
     """Scores of ``labels`` under a causal model's ``logits``: position t predicts label t + 1.
 
@@ -68,14 +105,5 @@ def label_scores(logits: Tensor, labels: Tensor, reference: Tensor | None = None
         labels: (B, T) int64, -100 where nothing is scored. Label 0 has no prediction and never counts.
         reference: (B,), see :class:`Scores`.
     """
-    targets = labels[:, 1:]
-    scored = targets != IGNORE_INDEX
-    if not bool(scored.any()):
-        raise ValueError(
-            f"labels: no token of the {labels.shape[0]} sequences is scored; are they longer than max_length before "
-            "the answer begins?"
-        )
-    picked = logits[:, :-1][scored]
-    picked = picked.to(torch.promote_types(picked.dtype, torch.float32))
-    nll = F.cross_entropy(picked, targets[scored], reduction="none")
-    return Scores(-nll, scored.nonzero()[:, 0], labels.shape[0], reference)
+    at = positions_scored(labels)
+    return Scores(log_probs_of(logits[at.rows, at.columns], at.tokens), at.rows, labels.shape[0], reference)

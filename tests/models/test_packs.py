@@ -1,0 +1,127 @@
+"""Answers that share a prompt, run as one row, against each run alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from gru_fast.data.sequences import Encoded
+from gru_fast.models import head, packs
+from gru_fast.models.packs import log_probs_of_labels, packed
+
+FAMILIES: dict[str, Any] = {
+    "llama": tiny.llama,
+    "learned positions": lambda: tiny.family(
+        "gpt2", vocab_size=48, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2
+    ),
+    "eager": lambda: tiny.llama(attn_implementation="eager"),
+}
+
+
+def row(prompt: list[int], answer: list[int], unscored: int = 0) -> Encoded:
+    """``unscored``: how many tokens from the answer's second on have no label."""
+    labels = [answer[0], *[-100] * unscored, *answer[1 + unscored :]]
+    return {"input_ids": [*prompt, *answer], "labels": [*[-100] * len(prompt), *labels]}
+
+
+ROWS = [
+    row([5, 6, 7, 8], [9, 10, 11, 2]),
+    row([5, 6, 7], [20, 21, 2]),
+    row([5, 6, 7, 8], [9, 30, 31, 32, 33, 34, 2], unscored=2),
+    row([5, 6, 7, 8], [2]),
+    row([40], [41, 42]),
+    row([5, 6, 7, 8], [44, 10, 11, 45, 2]),
+]
+
+
+def alone(model: nn.Module, one: Encoded) -> torch.Tensor:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([one["input_ids"]])).logits[0]
+    log_probs = logits[:-1].log_softmax(-1).gather(1, torch.tensor(one["input_ids"])[1:, None])[:, 0]
+    return log_probs[torch.tensor(one["labels"])[1:] != -100]
+
+
+def test_packs_by_hand() -> None:
+    found = packed(ROWS)
+    assert [(pack.prompt, pack.rows) for pack in found] == [
+        ((5, 6, 7, 8), [0, 2, 3, 5]),
+        ((5, 6, 7), [1]),
+        ((40,), [4]),
+    ]
+    assert [len(pack) for pack in found] == [4 + 3 + 6 + 0 + 4, 3 + 2, 1 + 1]
+    assert found[0].starts == [4, 7, 13, 13]
+    batch = packs._batch(found[:2], 0, tiny.llama(), torch.no_grad)
+    assert batch["input_ids"][0].tolist() == [5, 6, 7, 8, 9, 10, 11, 9, 30, 31, 32, 33, 34, 44, 10, 11, 45]
+    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 4, 5, 6, 7]
+    seen = batch["attention_mask"][0, 0] == 0
+    assert seen[14].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 13, 14]
+    assert seen[2].nonzero()[:, 0].tolist() == [0, 1, 2]
+    at = packs._places(found[0], 0)
+    assert at.columns.tolist() == [3, 4, 5, 6, 3, 9, 10, 11, 12, 3, 3, 13, 14, 15, 16]
+    assert at.tokens.tolist() == [9, 10, 11, 2, 9, 32, 33, 34, 2, 2, 44, 10, 11, 45, 2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("small", [0, 2**24], ids=["blocks", "whole"])
+def test_every_answer_gets_what_it_gets_alone(
+    family: str, batch_size: int, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "SMALL_LOGITS", small)
+    model, steps = FAMILIES[family]().train(), []
+    found = log_probs_of_labels(model, ROWS, batch_size=batch_size, pad_token_id=0, advance=steps.append)
+    assert list(packs._tried[model].values()) == [True]
+    assert sum(steps) == len(ROWS)
+    assert model.training
+    model.eval()
+    for one, values in zip(ROWS, found, strict=True):
+        assert not values.requires_grad
+        torch.testing.assert_close(values, alone(model, one), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_does_not_read_the_mask_runs_rows_one_by_one() -> None:
+    """Mamba has no attention: answers would follow one another."""
+    model = tiny.family("mamba", vocab_size=48, hidden_size=32, num_hidden_layers=2, state_size=4).eval()
+    with torch.no_grad():
+        for param in model.parameters():
+            if param.ndim > 1:
+                param.mul_(4.0)
+    found = log_probs_of_labels(model, ROWS, batch_size=4, pad_token_id=0)
+    assert list(packs._tried[model].values()) == [False]
+    for one, values in zip(ROWS, found, strict=True):
+        torch.testing.assert_close(values, alone(model, one), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_without_a_common_prompt_are_not_tried() -> None:
+    model = tiny.llama()
+    rows = tiny.rows(5, seed=1)
+    found = log_probs_of_labels(model, rows, batch_size=2, pad_token_id=0)
+    assert model not in packs._tried
+    for one, values in zip(rows, found, strict=True):
+        torch.testing.assert_close(values, alone(model.eval(), one), atol=1e-5, rtol=1e-5)
+
+
+def test_a_longer_pack_is_tried_again() -> None:
+    model = tiny.llama()
+    log_probs_of_labels(model, ROWS[:4], batch_size=4, pad_token_id=0)
+    log_probs_of_labels(model, ROWS, batch_size=4, pad_token_id=0)
+    log_probs_of_labels(model, ROWS[:3], batch_size=4, pad_token_id=0)
+    assert packs._tried[model] == {13: True, 17: True}
+
+
+def test_bfloat16() -> None:
+    model = tiny.llama(dtype=torch.bfloat16).eval()
+    for one, values in zip(ROWS, log_probs_of_labels(model, ROWS, batch_size=4, pad_token_id=0), strict=True):
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values, alone(model, one).float(), atol=0.1, rtol=0.05)
+
+
+def test_a_row_without_a_label_is_named() -> None:
+    with pytest.raises(ValueError, match=r"rows\[1\]: none of its 2 tokens is scored"):
+        log_probs_of_labels(
+            tiny.llama(), [ROWS[0], {"input_ids": [1, 2], "labels": [-100, -100]}], batch_size=2, pad_token_id=0
+        )
