@@ -45,10 +45,12 @@ def cpu_seconds(command: str | Sequence[str], checkout: Path | None) -> float:
     """User and system time of a command. ``checkout``: whose gru_fast it imports."""
     environment = dict(os.environ)
     if checkout is not None:
-        environment["PYTHONPATH"] = str(checkout)
+        environment["PYTHONPATH"] = str(checkout)  # after the folder that `python -m` is started in: that is the same
     before = _spent()
     shell = isinstance(command, str)
-    done = subprocess.run(command, shell=shell, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, shell=shell, env=environment, cwd=checkout, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{command}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return _spent() - before
