@@ -3,9 +3,9 @@
     python bench/eval_time.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data ../shared/tofu --against ../before
     python bench/eval_time.py --model MODEL --data ../shared/tofu --other framework="python run_its_evaluator.py"
 
-``--against``: a checkout of gru_fast with its compiled core in it, run by the same Python. ``--other NAME=COMMAND``: run
-by the shell in the folder it is started from; that it does the same work is for you to see to. Every round runs each
-once, in turn; what counts is user and system time of the process and its children, which other work on the machine
+``--against``: a checkout of gru_fast with its compiled core in it, run by the same Python. ``--other NAME=COMMAND``:
+run by the shell in the folder it is started from; that it does the same work is for you to see to. Every round runs
+each once, in turn; what counts is user and system time of the process and its children, which other work on the machine
 changes little, and of that the median. Records of both checkouts are compared: losses to 1e-5, written texts exactly.
 """
 
