@@ -99,7 +99,7 @@ __device__ __forceinline__ void widen(uint32_t word, float& first, float& second
 template <DType T>
 __device__ __forceinline__ uint32_t narrow(float first, float second) {
   if constexpr (T == DType::kBFloat16) {
-    return (bits_of(first) >> 16) | bits_of(second);
+    return __byte_perm(bits_of(first), bits_of(second), 0x7632);
   } else {
 #ifdef __CUDACC__
     uint32_t word;

@@ -127,20 +127,22 @@ __device__ __forceinline__ Floats<N> update_ema(const ReduceChunk& chunk, Floats
   return updated;
 }
 
-// Elements [begin, end) of a chunk, a multiple of N.
-template <DType G, DType E, int N, int K>
-__device__ __forceinline__ void reduce_units(const ReduceChunk& chunk, int begin, int end, ThreadSums& sums) {
-  const bool has_grad = chunk.grad != nullptr;
-  const bool has_retain = chunk.retain != nullptr && !chunk.ema_is_current;
+// Elements [begin, end) of a chunk, a multiple of N. What holds for the whole chunk is decided outside of the loop.
+// kCurrent: e already holds this step's value. kFull: g and r are there, and every thread has all of its K units.
+template <DType G, DType E, int N, int K, bool kCurrent, bool kFull>
+__device__ __forceinline__ void reduce_loop(const ReduceChunk& chunk, int begin, int end, ThreadSums& sums) {
+  const bool has_grad = kFull || chunk.grad != nullptr;
+  const bool has_retain = !kCurrent && (kFull || chunk.retain != nullptr);
+#pragma unroll 1
   for (int first = begin + static_cast<int>(threadIdx.x) * N; first < end; first += K * kThreads * N) {
     Unit<G, N> g[K], r[K];
     Unit<E, N> e[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {  // all loads first; apply wants g and e again, nobody r
       const int at = first + k * kThreads * N;
-      e[k] = load<E, N, Reuse::kLater>(chunk.ema, at, at < end);
-      r[k] = load<G, N, Reuse::kNever>(chunk.retain, at, has_retain && at < end);
-      g[k] = load<G, N, Reuse::kLater>(chunk.grad, at, has_grad && at < end);
+      e[k] = load<E, N, Reuse::kLater>(chunk.ema, at, kFull || at < end);
+      r[k] = load<G, N, Reuse::kNever>(chunk.retain, at, has_retain && (kFull || at < end));
+      g[k] = load<G, N, Reuse::kLater>(chunk.grad, at, has_grad && (kFull || at < end));
     }
     float dot = 0.0f, ema_sq = 0.0f, grad_sq = 0.0f;
 #pragma unroll
@@ -148,9 +150,9 @@ __device__ __forceinline__ void reduce_units(const ReduceChunk& chunk, int begin
       const int at = first + k * kThreads * N;
       const Floats<N> gs = unpack<G, N>(g[k]);
       Floats<N> es = unpack<E, N>(e[k]);
-      if (!chunk.ema_is_current) {
+      if constexpr (!kCurrent) {
         es = update_ema<E, N>(chunk, es, unpack<G, N>(r[k]), at, sums.refused);
-        if (at < end) store<E, N>(chunk.ema, at, pack<E, N>(es));
+        if (kFull || at < end) store<E, N>(chunk.ema, at, pack<E, N>(es));
       }
 #pragma unroll
       for (int i = 0; i < N; ++i) {
@@ -164,6 +166,18 @@ __device__ __forceinline__ void reduce_units(const ReduceChunk& chunk, int begin
       }
     }
   }
+}
+
+template <DType G, DType E, int N, int K>
+__device__ __forceinline__ void reduce_units(const ReduceChunk& chunk, int begin, int end, ThreadSums& sums) {
+  if (chunk.ema_is_current) return reduce_loop<G, E, N, K, true, false>(chunk, begin, end, sums);
+  if (N > 1 && chunk.grad != nullptr && chunk.retain != nullptr) {
+    constexpr int kStep = K * kThreads * N;
+    const int whole = begin + (end - begin) / kStep * kStep;
+    reduce_loop<G, E, N, K, false, true>(chunk, begin, whole, sums);
+    begin = whole;
+  }
+  reduce_loop<G, E, N, K, false, false>(chunk, begin, end, sums);
 }
 
 template <DType G, DType E>

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from gru_fast.core.average import Average
-from gru_fast.core.backends import passes_for
 from gru_fast.core.backends.parts import Work
 from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.buckets import HeldGradients, kept
 from gru_fast.core.checks import check_loss_scale
-from gru_fast.core.sharded.shards import is_sharded, local
-from gru_fast.core.stats import RETAIN_NONFINITE
+from gru_fast.core.folding import Folding
+from gru_fast.core.sharded.shards import local
 
 
 class StepInProgress:
@@ -92,23 +91,19 @@ class StepInProgress:
             self._folded = [False] * len(average.params)
             self.refused = {device: torch.zeros((), dtype=torch.float64, device=device) for device in average.devices}
         held = [param.grad for param in average.params]
-        fold = _Fold(
-            average,
-            self._folded,
-            self.refused or {},
-            StepArgs(1.0 - gamma, gamma / self.scale, seed=average.seed),
-            share,
-            held,
-        )
+        args = StepArgs(1.0 - gamma, gamma / self.scale, seed=average.seed)
+        fold = Folding(average, self._folded, self.refused or {}, args, share, held)
         for param in average.params:
             param.grad = None
         hooks = [param.register_post_accumulate_grad_hook(fold) for param in average.params]
         try:
             yield
+            fold.flush()
             average.sharded.check_taken(fold.num_sharded, "stream()")
             _check_nothing_came_back(average.params)
         finally:
             self._inside = None
+            fold.end()
             for hook in hooks:
                 hook.remove()
             for param, grad in zip(average.params, held, strict=True):
@@ -176,61 +171,6 @@ class StepInProgress:
             if r is not None and grads[row] is None:
                 self._average.params[row].grad = share = r * factor
                 grads[row] = local(share)
-
-
-class _Fold:
-    """A hook of parameters: takes the gradient that backward has just made into e, and frees it.
-
-    Args:
-        average: e.
-        folded: by row, whether e has taken in a gradient in this step; written.
-        refused: by device, what could not be taken in; added to.
-        args: gamma and scale of the step.
-        share: how much of the gradient goes to the one in ``held``.
-        held: the gradients that ``.grad`` will have after the block.
-    """
-
-    def __init__(
-        self,
-        average: Average,
-        folded: list[bool],
-        refused: dict[torch.device, Tensor],
-        args: StepArgs,
-        share: float,
-        held: list[Tensor | None],
-    ) -> None:
-        self._average, self._folded, self._refused = average, folded, refused
-        self._first, self._share, self._held = args, share, held
-        self._later = StepArgs(1.0, args.gain, seed=args.seed)  # of a row that has been folded in this step
-        self.num_sharded = 0  # gradients of sharded parameters that came
-
-    @torch.no_grad()
-    def __call__(self, param: Tensor) -> None:
-        given, param.grad = param.grad, None
-        if given is None:
-            return
-        average = self._average
-        row = average.row_of[id(param)]
-        ema = average.tensors[row]
-        self.num_sharded += is_sharded(param)
-        given = average.sharded.placed(given, row, "retain_grads")
-        retain = local(given)
-        names = None if average.names is None else [average.names[row]]
-        keys = average.rounding_keys
-        rows = Rows(
-            [None], [retain], [ema], ids=[row], names=names, rounding_keys=None if keys is None else [keys[row]]
-        )
-        passes = passes_for(ema.device, rows)
-        passes.fold(self._later if self._folded[row] else self._first, average.rounding.get(ema.device))
-        self._refused[ema.device] += passes.stats[RETAIN_NONFINITE].to(ema.device)
-        self._folded[row] = average.seen[row] = True
-        if self._share != 0.0:
-            held = self._held[row]
-            if held is None:
-                # Not in place: autograd may have given two parameters gradients that share memory.
-                self._held[row] = given * self._share
-            else:
-                local(held).add_(retain, alpha=self._share)
 
 
 def _selected(work: Work, chosen: list[int]) -> Work:
