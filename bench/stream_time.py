@@ -4,8 +4,8 @@
     python bench/stream_time.py --device cuda --ema-dtype bfloat16 --dtype bfloat16
     python bench/stream_time.py --tensors 10 --rounds 3 --json out.json
 
-Rounds take turns, so that a noisy moment meets both. The parameters are too small for the device to matter: what is left
-is the hook, the call of the pass and the launch. What counts is the CPU time of the process.
+Rounds take turns, so that a noisy moment meets both. The parameters are too small for the device to matter: what is
+left is the hook, the call of the pass and the launch. What counts is the CPU time of the process.
 """
 
 from __future__ import annotations

@@ -58,11 +58,15 @@ GRU_FAST_HD uint64_t mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+// What all keys of a step have in common.
+GRU_FAST_HD uint64_t step_key(uint64_t seed, uint64_t step) {
+  const uint64_t key = mix64(seed + 0x9e3779b97f4a7c15ull);
+  return mix64(key ^ (step + 0x632be59bd9b4e019ull));
+}
+
 // The key of one tile of kRoundingTile elements.
-GRU_FAST_HD uint64_t tile_key(uint64_t seed, uint64_t step, uint32_t rounding_key, uint64_t tile) {
-  uint64_t key = mix64(seed + 0x9e3779b97f4a7c15ull);
-  key = mix64(key ^ (step + 0x632be59bd9b4e019ull));
-  key = mix64(key ^ ((static_cast<uint64_t>(rounding_key) << 32) + 0xd1b54a32d192ed03ull));
+GRU_FAST_HD uint64_t tile_key(uint64_t step_key, uint32_t rounding_key, uint64_t tile) {
+  const uint64_t key = mix64(step_key ^ ((static_cast<uint64_t>(rounding_key) << 32) + 0xd1b54a32d192ed03ull));
   return mix64(key + tile * 0x9e3779b97f4a7c15ull);
 }
 

@@ -34,13 +34,13 @@ void for_each_chunk(const Plan& plan, int num_threads, Direction direction, Visi
 
 // Splits a span where a 16-bit e changes its rounding tile, and keys each part.
 template <class Visit>
-void for_each_tile(Kind kind, const Row& row, Span span, uint64_t seed, uint64_t step, Visit&& visit) {
+void for_each_tile(Kind kind, const Row& row, Span span, uint64_t of_step, Visit&& visit) {
   if (kind.ema == DType::kFloat32) return visit(span);
   for (int64_t rest = span.numel, begin = span.tile_offset; rest > 0;) {
     Span part = span;
     part.numel = std::min(rest, kRoundingTile - begin % kRoundingTile);
     part.tile_offset = begin % kRoundingTile;
-    part.rounding_key = tile_key(seed, step, row.rounding_key, static_cast<uint64_t>(begin / kRoundingTile));
+    part.rounding_key = tile_key(of_step, row.rounding_key, static_cast<uint64_t>(begin / kRoundingTile));
     visit(part);
     const auto advance = [&](auto*& base, int64_t bytes) {
       if (base != nullptr) base = const_cast<char*>(static_cast<const char*>(base)) + bytes;
@@ -73,11 +73,12 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
     return;
   }
   auto* slots = static_cast<Sums*>(context.scratch);
-  const uint64_t step = context.rounding_step != nullptr ? static_cast<uint64_t>(*context.rounding_step) : 0;
+  const uint64_t of_step =
+      step_key(args.seed, context.rounding_step != nullptr ? static_cast<uint64_t>(*context.rounding_step) : 0);
   for_each_chunk(
       plan, context.num_threads, Direction::kForward, [&](Kind kind, const Row& row, const Span& span, int64_t slot) {
         Sums sums;
-        for_each_tile(kind, row, span, args.seed, step,
+        for_each_tile(kind, row, span, of_step,
                       [&](const Span& part) { sums.add(kernels().reduce(kind, part, args.keep, args.gain)); });
         slots[slot] = sums;
       });

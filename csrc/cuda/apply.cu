@@ -203,7 +203,8 @@ void finish(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
   for_each_launch(plan, [&](const Launch& launch, bool is_last) {
     const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &finish_kernel<G>; });
-    run(kernel, launch, FinishArgs{context.stats, args.tau, args.rule, is_last}, context, "launching finish");
+    run(kernel, launch, FinishArgs{context.stats, args.tau, args.rule, is_last}, context, "launching finish",
+        Grid::kSmall);
   });
 }
 

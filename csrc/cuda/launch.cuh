@@ -175,13 +175,18 @@ void start(void (*kernel)(Params...), uint32_t blocks, int threads, const Contex
   check(cudaLaunchKernelEx(&config, kernel, args...), doing);
 }
 
+// kSmall: a quarter of the blocks, for kernels that nearly always have nothing to do. Starting and ending the blocks is
+// then all that they cost.
+enum class Grid { kFull, kSmall };
+
 // Runs `kernel` over the chunks of `launch`; returns the number of blocks. A launch without chunks gets one block.
 template <class LaunchT, class Args>
 uint32_t run(void (*kernel)(Shared<TableOf<typename LaunchT::RowType>>, Args), const LaunchT& launch, const Args& args,
-             const Context& context, const char* doing) {
+             const Context& context, const char* doing, Grid grid = Grid::kFull) {
   static_assert(sizeof(Args) <= kMaxArgsBytes);
   const auto* function = reinterpret_cast<const void*>(kernel);
-  const uint32_t blocks = std::clamp(launch.num_chunks, 1u, full_grid(function, context.device));
+  const uint32_t most = full_grid(function, context.device) / (grid == Grid::kSmall ? kBlocksPerSm : 1);
+  const uint32_t blocks = std::clamp(launch.num_chunks, 1u, std::max(most, 1u));
   TableOf<typename LaunchT::RowType> table;
   table.num_rows = static_cast<uint32_t>(launch.rows.size());
   table.chunks_per_block = launch.num_chunks / blocks;

@@ -186,8 +186,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
   const bool vetoed = *args.vetoed != 0;
-  uint64_t step = 0;
-  if (E != DType::kFloat32 && args.rounding_step != nullptr) step = static_cast<uint64_t>(*args.rounding_step);
+  uint64_t of_step = 0;
+  if constexpr (E != DType::kFloat32) {
+    of_step = step_key(args.seed, args.rounding_step == nullptr ? 0 : static_cast<uint64_t>(*args.rounding_step));
+  }
   ThreadSums sums;
   if (!vetoed) {
     walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
                         args.keep,
                         args.gain};
       if constexpr (E != DType::kFloat32) {
-        const uint64_t key = tile_key(args.seed, step, row.rounding_key, static_cast<uint64_t>(begin / kRoundingTile));
+        const uint64_t key = tile_key(of_step, row.rounding_key, static_cast<uint64_t>(begin / kRoundingTile));
         chunk.key_lo = static_cast<uint32_t>(key);
         chunk.key_hi = static_cast<uint32_t>(key >> 32);
       }
@@ -283,7 +285,8 @@ void launch_wide_sums(const Plan& plan, Header* header, const Context& context) 
   for_each_launch(plan, [&](const Launch& launch, bool is_last) {
     kernel_args.kind = launch.kind;
     kernel_args.slots.ticket = is_last ? &header->wide_ticket : nullptr;
-    kernel_args.slots.first += run(&wide_sums_kernel, launch, kernel_args, context, "launching wide_sums");
+    kernel_args.slots.first +=
+        run(&wide_sums_kernel, launch, kernel_args, context, "launching wide_sums", Grid::kSmall);
   });
 }
 

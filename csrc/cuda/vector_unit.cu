@@ -267,7 +267,8 @@ void launch_wide_sums(const VectorPlan& plan, const VectorArgs& args, uint32_t* 
   for_each_launch(plan, [&](const VectorLaunch& launch, bool is_last) {
     kernel_args.kind = launch.kind;
     kernel_args.slots.ticket = is_last ? ticket : nullptr;
-    kernel_args.slots.first += run(&wide_vector_sums_kernel<U>, launch, kernel_args, context, "launching wide sums");
+    kernel_args.slots.first +=
+        run(&wide_vector_sums_kernel<U>, launch, kernel_args, context, "launching wide sums", Grid::kSmall);
   });
 }
 

@@ -67,6 +67,8 @@ class Folding:
         held: list[Tensor | None],
     ) -> None:
         self._average, self._folded, self._refused = average, folded, refused
+        self._row_of, self._shards = average.row_of, average.sharded.shards is not None
+        self._devices = [e.device for e in average.tensors]
         self._first, self._share, self._held = args, share, held
         self._later = StepArgs(1.0, args.gain, seed=args.seed)  # of a row that has been folded in this step
         self._times = [0] * len(average.params)  # that a row has been taken, in this block
@@ -75,27 +77,30 @@ class Folding:
         self._streams: set[torch.cuda.Stream] = set()  # that e was written on
         self.num_sharded = 0  # gradients of sharded parameters that came
 
-    @torch.no_grad()
     def __call__(self, param: Tensor) -> None:
-        given, param.grad = param.grad, None
+        given = param.grad
         if given is None:
             return
-        average = self._average
-        row = average.row_of[id(param)]
-        self.num_sharded += is_sharded(param)
-        given = average.sharded.placed(given, row, "retain_grads")
-        retain = local(given)
-        self._put(row, retain)
+        param.grad = None
+        row = self._row_of[id(param)]
+        if self._shards:
+            self.num_sharded += is_sharded(param)
+            given = self._average.sharded.placed(given, row, "retain_grads")
+        self._put(row, local(given) if self._shards else given)
         if self._share != 0.0:
-            held = self._held[row]
-            if held is None:
-                # Not in place: autograd may have given two parameters gradients that share memory.
-                self._held[row] = given * self._share
-            else:
-                local(held).add_(retain, alpha=self._share)
+            self._give_share(row, given)
+
+    @torch.no_grad()
+    def _give_share(self, row: int, given: Tensor) -> None:
+        held = self._held[row]
+        if held is None:
+            # Not in place: autograd may have given two parameters gradients that share memory.
+            self._held[row] = given * self._share
+        else:
+            local(held).add_(local(given), alpha=self._share)
 
     def _put(self, row: int, retain: Tensor) -> None:
-        device, times = self._average.tensors[row].device, self._times[row]
+        device, times = self._devices[row], self._times[row]
         is_first = times == 0 and not self._folded[row]
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         bucket = self._waiting.get(device)

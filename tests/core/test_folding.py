@@ -1,4 +1,4 @@
-"""What stream() folds together: how many calls it takes, that the bits do not depend on it, and what an error leaves."""
+"""What stream() folds together: how many calls it takes, that no bit depends on it, and what an error leaves."""
 
 from __future__ import annotations
 
