@@ -2,6 +2,7 @@
 # Everything a machine with an NVIDIA GPU can tell about gru_fast, in one command and without a network.
 #
 #   bench/gpu_check.sh                     all stages, the most telling first; at most 540 s
+#   bench/gpu_check.sh --part 1            what tells most, in less than 5 minutes; --part 2 and 3: the rest, likewise
 #   bench/gpu_check.sh --quick             tests, memcheck and the smallest model only
 #   bench/gpu_check.sh --only build,tests,user-step --seconds 300
 #   bench/gpu_check.sh --study MODEL.gguf --data FOLDER [-- --seeds 0 --splits forget05]
@@ -13,8 +14,11 @@
 # Needs nvcc, and python3 (or $PYTHON) with torch, numpy, transformers, pybind11, scikit-build-core, cmake, ninja, pytest
 # and hypothesis; memcheck and its like also compute-sanitizer, ncu itself; the study what gru_fast[unlearn] asks for, and
 # gguf. Builds for the GPU it finds (or $CUDAARCHS), into a folder of its own: installed packages are left alone. Writes
-# DIR/<device>*.json and .md (--results DIR, default bench/results), the summary anew after every stage. A stage that
-# fails or runs out of time does not stop the others; the exit status is 0 only if all of them passed.
+# DIR/<device>*.json and .md (--results DIR, default bench/results), the summary anew after every stage and the JSON after
+# every table, so that what is cut off leaves what it had; at the end all of it, with the logs, in DIR/<device>.tar.gz (of
+# a part: <device>-part1.md and so on). A stage that fails or runs out of time does not stop the others; the exit status
+# is 0 only if all of them passed. Clocks and modes of the device are left as they are. Where there is no git,
+# GRU_FAST_COMMIT says which commit the results are of.
 #
 # The study goes on where it stopped if DIR is kept. Where a file is too large to be brought there whole:
 # split -d -b 60M MODEL.gguf MODEL.gguf. makes pieces that are joined here (and checked against MODEL.gguf.sha256).
@@ -23,7 +27,7 @@ set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
-device=cuda quick=false only='' seconds=540 results=$root/bench/results study='' data=locuslab/TOFU study_options=()
+device=cuda quick=false part='' only='' seconds='' results=$root/bench/results study='' data=locuslab/TOFU study_options=()
 
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
@@ -31,7 +35,7 @@ while (($#)); do
   case $1 in
     --quick) quick=true ;;
     --cpu) device=cpu ;;
-    --only | --seconds | --results | --study | --data)
+    --only | --part | --seconds | --results | --study | --data)
       [[ $# -ge 2 ]] || { echo "gpu_check: $1 needs a value" >&2; exit 2; }
       declare "${1#--}=$2"
       shift
@@ -50,6 +54,14 @@ refuse() { echo "gpu_check: $1" >&2; exit 2; }
 stages=(build tests step-gpt2-124m step-phi-1.5 step-llama2-7b user-step host-syncs memcheck ncu racecheck initcheck
   synccheck scaling vector-time step-all)
 $quick && stages=(build tests memcheck step-gpt2-124m)
+case $part in
+  '') ;;
+  1) stages=(build tests memcheck step-gpt2-124m host-syncs ncu) ;;
+  2) stages=(build step-phi-1.5 step-llama2-7b user-step) ;;
+  3) stages=(build racecheck initcheck synccheck scaling vector-time) ;;
+  *) refuse "--part: expected 1, 2 or 3, got $part" ;;
+esac
+[[ -n $seconds ]] || seconds=$([[ -n $part ]] && echo 290 || echo 540)
 [[ -n $study ]] && stages=(build study)
 for name in ${only//,/ }; do
   [[ " ${stages[*]} " == *" $name "* ]] || refuse "--only $name: expected stages among ${stages[*]}"
@@ -74,6 +86,7 @@ else
   title='rehearsal on the CPU'
 fi
 slug=$(tr '[:upper:] ' '[:lower:]-' <<<"$title" | tr -cd 'a-z0-9.-')
+summary_name=$slug${part:+-part$part}
 mkdir -p "$results" && results=$(cd "$results" && pwd) || refuse "--results: cannot make $results"
 
 # ---- stages ------------------------------------------------------------------------------------------------------------
@@ -132,7 +145,7 @@ write_summary() {
       fi
       printf '```\n'
     done
-  } >"$results/$slug.md.part" && mv "$results/$slug.md.part" "$results/$slug.md"
+  } >"$results/$summary_name.md.part" && mv "$results/$summary_name.md.part" "$results/$summary_name.md"
 }
 
 finish() {
@@ -140,7 +153,13 @@ finish() {
   echo "=== summary: $title"
   summary
   local status=$?
-  echo "results: $results/$slug.md, logs: $work"
+  local found=("$results/$slug"*.json "$results/$summary_name.md") files=() file
+  for file in "${found[@]}"; do
+    [[ -f $file ]] && files+=("$(basename "$file")")
+  done
+  (cd "$work" && find . -maxdepth 1 \( -name '*.log' -o -name 'ncu-*.txt' \) -print0 |
+    tar -czf "$results/$summary_name.tar.gz" --null -T - -C "$results" "${files[@]}")
+  echo "results: $results/$summary_name.md, with the logs in $summary_name.tar.gz; work: $work"
   exit "$status"
 }
 
@@ -158,6 +177,8 @@ build() {
 tests() {
   local files=(test_build core/test_cuda core/test_ema core/test_ops core/test_passes core/test_promises core/test_vectors) chosen=(-m cuda) name
   [[ $device == cpu ]] && chosen=(-k by_hand)
+  # Warnings of a torch that CI has not seen are no failures here.
+  [[ $device == cuda ]] && chosen+=(-W default)
   for name in "${files[@]}"; do
     chosen+=("$root/tests/$name.py")
   done
@@ -192,7 +213,7 @@ ncu_figures() {
   metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
   local ema status=0
   for ema in bfloat16 float32; do
-    ncu --kernel-name 'regex:(reduce|apply)_kernel' --launch-count 6 --metrics "$metrics" \
+    ncu --clock-control none --kernel-name 'regex:(reduce|apply)_kernel' --launch-count 6 --metrics "$metrics" \
       "$python" "$root/bench/profile_step.py" --device cuda --shapes phi-1.5 --ema-dtype "$ema" --no-profiler --steps 2 \
       >"ncu-$ema.txt" 2>&1 || status=$?
     cat "ncu-$ema.txt"
@@ -211,7 +232,7 @@ step_time() {
 }
 
 user_step() {
-  local sizes=(--models smollm2-135m llama-3.2-1b --budget 40) ema
+  local sizes=(--models smollm2-135m llama-3.2-1b --budget 25) ema
   [[ $device == cpu ]] && sizes=(--models tiny --batch-size 2 --length 16 --rounds 2)
   for ema in bfloat16 float32; do
     "$python" "$root/bench/user_step.py" --device "$device" --dtype bfloat16 --ema-dtype "$ema" "${sizes[@]}" \
@@ -262,8 +283,9 @@ export -f build tests cannot sanitizer profile host_syncs ncu_figures step_time 
 if ! stage build 240 bash -c build; then finish; fi
 stage tests 120 bash -c tests
 stage step-gpt2-124m 90 bash -c "step_time gpt2-124m 12 $($quick && echo --no-compile)"
-stage step-phi-1.5 90 bash -c 'step_time phi-1.5 16'
-stage step-llama2-7b 90 bash -c 'step_time llama2-7b 16'
+# The public code flattens to the host and works in float64: a step of it takes longer than all others together.
+stage step-phi-1.5 90 bash -c 'step_time phi-1.5 16 --without official'
+stage step-llama2-7b 90 bash -c 'step_time llama2-7b 16 --without official'
 stage user-step 120 bash -c user_step
 stage host-syncs 60 bash -c host_syncs
 stage memcheck 90 bash -c 'sanitizer memcheck'

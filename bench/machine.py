@@ -23,7 +23,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """Commit of this tree, `+` behind it where files differ from it."""
+    """Commit of this tree, `+` behind it where files differ from it; without git what GRU_FAST_COMMIT says."""
 
     def git(*arguments: str) -> str:
         where = Path(__file__).parent
@@ -34,7 +34,7 @@ def _commit() -> str:
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("GRU_FAST_COMMIT", "unknown")
 
 
 def describe(device: torch.device, *, keeps_freed_memory: bool) -> dict[str, object]:

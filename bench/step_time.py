@@ -90,6 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="full: project and clip; none: nothing to do (default: both)",
     )
     parser.add_argument("--baselines", nargs="*", choices=list(BASELINES), default=None, help="only these")
+    parser.add_argument("--without", nargs="*", choices=list(BASELINES), default=[], help="all but these")
     parser.add_argument(
         "--all", action="store_true", help="also what takes minutes: compile-lists*, flat-autotune, reference"
     )
@@ -108,7 +109,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="a baseline whose checked step took longer is not timed (default: 30)",
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--json", type=Path, help="write all results here")
+    parser.add_argument("--json", type=Path, help="write all results here, after every table")
     parser.add_argument("--plot", type=Path, help="write a figure here (needs matplotlib)")
     options = parser.parse_args(arguments)
     if (options.tensors is None) != (options.numel is None):
@@ -138,6 +139,8 @@ def chosen_baselines(options: argparse.Namespace) -> tuple[list[type[Form]], dic
         if options.baselines is not None:
             if name in options.baselines:
                 chosen.append(form)
+        elif name in options.without:
+            left_out[name] = "--without"
         elif form.compiled and options.no_compile:
             left_out[name] = "--no-compile"
         elif not form.by_default and not options.all:
@@ -306,10 +309,12 @@ def main(arguments: list[str] | None = None) -> None:
     about = machine.describe(device, keeps_freed_memory=memory.keep_freed_memory())
     report.say(machine.header(about) + "\n")
     todo = list(jobs(options))
-    cells = [cell for job in todo for cell in run_job(job, options, options.budget / len(todo))]
+    cells: list[report.Cell] = []
+    for job in todo:
+        cells += run_job(job, options, options.budget / len(todo))
+        if options.json is not None:  # after each, for whoever has no time for all
+            report.write_json(options.json, about, cells=cells)
     report.say([report.verdict(cell) for cell in cells])
-    if options.json is not None:
-        report.write_json(options.json, about, cells=cells)
     if options.plot is not None and cells:
         plots.plot_cells(options.plot, cells, machine.device_name(device))
 

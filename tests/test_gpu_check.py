@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,13 +47,29 @@ def test_gpu_check_refuses_unknown_stages() -> None:
     assert "--only racechek: expected stages among build tests" in done.stderr
 
 
+def test_gpu_check_refuses_unknown_parts() -> None:
+    done = gpu_check("--cpu", "--part", "4")
+    assert done.returncode == 2
+    assert "--part: expected 1, 2 or 3, got 4" in done.stderr
+
+
+def test_parts_of_gpu_check_leave_out_what_the_others_do(tmp_path: Path) -> None:
+    done = gpu_check("--cpu", "--part", "3", "--only", "memcheck", "--results", str(tmp_path))
+    assert done.returncode == 2
+    assert "--only memcheck: expected stages among build racecheck" in done.stderr
+
+
 def test_gpu_check_rehearses_on_the_cpu(tmp_path: Path) -> None:
     done = gpu_check("--cpu", "--only", "step-phi-1.5,ncu", "--results", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     summary = (tmp_path / "rehearsal-on-the-cpu.md").read_text()
     assert [line.split()[0] for line in summary.splitlines() if " ok, " in line] == ["build", "step-phi-1.5", "ncu"]
     assert "### custom" in summary
-    assert (tmp_path / "rehearsal-on-the-cpu-phi-1.5.json").is_file()
+    written = tmp_path / "rehearsal-on-the-cpu-phi-1.5.json"
+    assert "--without" in json.loads(written.read_text())["cells"][0]["left_out"]["official"]
+    with tarfile.open(tmp_path / "rehearsal-on-the-cpu.tar.gz") as archive:
+        names = {name.removeprefix("./") for name in archive.getnames()}
+    assert {written.name, "rehearsal-on-the-cpu.md", "build.log", "step-phi-1.5.log", "ncu.log"} <= names
 
 
 def test_gpu_check_says_what_the_time_did_not_allow(tmp_path: Path) -> None:
