@@ -20,6 +20,7 @@ wanted(options, asked) -> dict  the settings of a summary that answers the optio
 report(summary) -> str          it in words
 columns(summary) -> dict        its numbers by heading, for `gru-fast report`
 PLANE                           two of the headings, retention and removal: {heading: which way is better}
+KNOWLEDGE                       headings of what is high where the forget set is known, for attacks; by default removal
 
 Nothing else needs to know of a new folder. One without rows.py can be evaluated on, not unlearned.
 """

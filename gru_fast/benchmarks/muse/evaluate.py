@@ -169,6 +169,8 @@ PLANE = {
     "PrivLeak": "0 is best; below, something is left, above, too much is gone",
 }
 
+KNOWLEDGE = ("VerbMem forget", "KnowMem forget")
+
 
 def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """What `gru-fast report` shows of a summary, by heading; None where it is not known."""

@@ -216,6 +216,8 @@ def report(summary: Mapping[str, Any]) -> str:
 # A plot of removal against retention: the columns of both, and which way is better.
 PLANE = {"MU": "what is kept, higher is better", "FQ (ln p)": "how well it is removed, higher is better"}
 
+KNOWLEDGE = ("forget ROUGE-L", "forget prob")
+
 
 def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """What `gru-fast report` shows of a summary, by heading; None where it is not known."""

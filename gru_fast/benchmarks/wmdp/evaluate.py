@@ -131,6 +131,8 @@ def _local_specs(options: WmdpEvalOptions) -> Mapping[str, Any] | None:
 # A plot of removal against retention: the columns of both, and which way is better.
 PLANE = {"MMLU": "what is kept, higher is better", "WMDP Cyber": "what is left of it, lower is better"}
 
+KNOWLEDGE = ("WMDP Bio", "WMDP Cyber")
+
 
 def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """What `gru-fast report` shows of a summary, by heading; None where it is not known."""
