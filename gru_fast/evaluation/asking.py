@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from gru_fast.data.sequences import Encoded, content_hash
-from gru_fast.evaluation.generation import generate
+from gru_fast.evaluation.generation import Draw, generate
 from gru_fast.evaluation.record_folder import RecordFolder, RowSet, score_sets
 from gru_fast.evaluation.scoring import (
     SequenceLoss,
@@ -77,13 +77,19 @@ class Scorer:
         """The norm of the gradient of each sequence's loss."""
         return gradient_norms(self.model, rows, autocast=self.autocast)
 
-    def write(self, prompts: Sequence[Prompt]) -> list[str]:
-        """What the model writes after each prompt."""
+    def write(self, prompts: Sequence[Prompt], draws: Sequence[Draw] | None = None) -> list[str]:
+        """What the model writes after each prompt; greedily, or as ``draws`` say, one a prompt."""
         written: dict[int, str] = {}
         for some in self._groups(prompts):
             ids, limits = [prompts[i].ids for i in some], [prompts[i].max_new_tokens for i in some]
             texts = generate(
-                self.model, self.tokenizer, ids, limits, batch_size=self.batch_size, autocast=self.autocast
+                self.model,
+                self.tokenizer,
+                ids,
+                limits,
+                batch_size=self.batch_size,
+                autocast=self.autocast,
+                draws=None if draws is None else [draws[i] for i in some],
             )
             written.update(zip(some, texts, strict=True))
         return [written[i] for i in range(len(prompts))]

@@ -1,9 +1,10 @@
-"""What a model writes: greedy continuations of prompts. The one place that generates."""
+"""What a model writes: continuations of prompts, greedy or drawn. The one place that generates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -17,6 +18,21 @@ from gru_fast.models.frozen import frozen
 from gru_fast.models.limits import padding_id
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How the continuation of one prompt is drawn: a pure function of the model, the prompt and this.
+
+    Args:
+        seed: of one uniform number a token, by which the token is looked up in the cumulated probabilities.
+        temperature: what logits are divided by, above 0.
+        top_p: of the most probable tokens, as many as have this share between them; 1 for all.
+    """
+
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -25,13 +41,15 @@ def generate(
     *,
     batch_size: int,
     autocast: Autocast = nullcontext,
+    draws: Sequence[Draw] | None = None,
 ) -> list[str]:
-    """Continuation of each prompt by greedy decoding, without special tokens; ends before the first end-of-sequence.
+    """Continuation of each prompt, without special tokens; ends before the first end-of-sequence.
 
-    Pure greedy: sampling and penalties of the model's own generation config are not applied. In exact arithmetic the
-    text does not depend on the batch: padding is on the left, each row has its own limit, and a model that does not
-    leave padding, or the rows beside a row, out of account is given prompts that it can run together (see
-    :func:`gru_fast.models.batching.together`, which tries that with two tokens written after a prompt).
+    Pure greedy decoding, or the pure probabilities of ``draws``: sampling and penalties of the model's own generation
+    config are not applied. In exact arithmetic the text does not depend on the batch: padding is on the left, each row
+    has its own limit and its own numbers to draw with, and a model that does not leave padding, or the rows beside a
+    row, out of account is given prompts that it can run together (see :func:`gru_fast.models.batching.together`, which
+    tries that with two tokens written after a prompt).
 
     Args:
         model: a causal LM with ``generate``; eval mode and no gradients meanwhile.
@@ -39,6 +57,7 @@ def generate(
         prompts: token ids, each at least one.
         max_new_tokens: most tokens to write, one number or one per prompt; 0 gives "".
         batch_size: prompts per batch; they are sorted by length.
+        draws: one a prompt; None: greedy.
     """
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(prompts):
@@ -46,6 +65,8 @@ def generate(
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompts[{i}]: expected at least one token, got none")
+    if draws is not None and len(draws) != len(prompts):
+        raise ValueError(f"draws: expected {len(prompts)}, one a prompt, got {len(draws)}")
     texts = [""] * len(prompts)
     ends = _end_tokens(model, tokenizer)
     pad = padding_id(model, tokenizer)
@@ -63,12 +84,44 @@ def generate(
         )
         for some in by_length([len(prompts[i]) for i in writable], batch_size, choice):
             rows = [writable[i] for i in some]
-            output = run([prompts[i] for i in rows], max(limits[i] for i in rows))
+            most = max(limits[i] for i in rows)
+            drawing = {} if draws is None else {"logits_processor": [_Drawing([draws[i] for i in rows], most)]}
+            output = run([prompts[i] for i in rows], most, **drawing)
             written = output[:, max(len(prompts[i]) for i in rows) :].tolist()
             for i, ids in zip(rows, written, strict=True):
                 end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
                 texts[i] = tokenizer.decode(ids[: min(end, limits[i])], skip_special_tokens=True)
     return texts
+
+
+class _Drawing:
+    """Leaves of the logits (B, V) of a step one token a row, the one that is drawn; for transformers' generate."""
+
+    def __init__(self, draws: Sequence[Draw], steps: int) -> None:
+        self.numbers = torch.stack([_uniform(draw.seed, steps) for draw in draws])
+        self.temperatures = torch.tensor([[draw.temperature] for draw in draws], dtype=torch.float64)
+        self.shares = torch.tensor([[draw.top_p] for draw in draws], dtype=torch.float64)
+        self.step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        device = scores.device
+        number = self.numbers[:, self.step : self.step + 1].to(device)
+        self.step += 1
+        probs = (scores.double() / self.temperatures.to(device)).softmax(dim=-1)
+        probs, tokens = probs.sort(dim=-1, descending=True, stable=True)
+        sums = probs.cumsum(dim=-1)
+        # Up to the token with which the share is reached, that one included.
+        shares = self.shares.to(device).clamp(max=1)
+        kept = (sums - probs < shares).sum(dim=-1, keepdim=True)
+        whole = sums.gather(1, kept - 1)
+        at = torch.searchsorted(sums, number * whole, right=True).minimum(kept - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, at), 0.0)
+
+
+def _uniform(seed: int, count: int) -> Tensor:
+    """(count,) float64 in [0, 1); the first of them are the same for any count."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.tensor([float(torch.rand((), generator=generator, dtype=torch.float64)) for _ in range(count)])
 
 
 def _together(

@@ -12,7 +12,7 @@ from sharp import END, Words, sequences
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from gru_fast.evaluation.generation import generate
+from gru_fast.evaluation.generation import Draw, generate
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +155,54 @@ def test_a_prompt_may_fill_all_positions_where_one_token_is_to_be_written() -> N
     most = model.config.n_positions
     texts = generate(model, Words(), [[3] * most, [4] * 3], 1, batch_size=2)
     assert [len(text.split()) for text in texts] == [1, 1]
+
+
+# ---- drawn -----------------------------------------------------------------------------------------------------------
+
+
+def draws_of(count: int, **how: float) -> list[Draw]:
+    return [Draw(seed, **how) for seed in range(count)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_draws_do_not_depend_on_the_batch_or_on_how_many_there_are(model: LlamaForCausalLM, batch_size: int) -> None:
+    prompts = [row["input_ids"][:-1] for row in sequences()]
+    draws = draws_of(len(prompts), temperature=1.3)
+    alone = [
+        generate(model, Words(), [prompt], 9, batch_size=1, draws=[draw])[0]
+        for prompt, draw in zip(prompts, draws, strict=True)
+    ]
+    assert generate(model, Words(), prompts, 9, batch_size=batch_size, draws=draws) == alone
+    short = generate(model, Words(), prompts, [3] * len(prompts), batch_size=batch_size, draws=draws)
+    assert all(long.startswith(text) for long, text in zip(alone, short, strict=True))
+    assert len({*generate(model, Words(), prompts[:1] * 12, 9, batch_size=5, draws=draws_of(12))}) > 3
+
+
+@torch.no_grad()
+def test_what_is_drawn_has_the_models_probabilities(model: LlamaForCausalLM) -> None:
+    prompt, count = [3, 4, 5], 3000
+    for temperature in (0.7, 2.0):
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
+        expected = (logits / temperature).softmax(0)
+        draws = draws_of(count, temperature=temperature)
+        found = generate(model, Words(), [prompt] * count, 1, batch_size=500, draws=draws)
+        for token in expected.topk(4).indices.tolist():
+            share = (found.count(str(token)) if token != END else found.count("")) / count
+            p = float(expected[token])
+            assert abs(share - p) < 4.5 * (p * (1 - p) / count) ** 0.5
+
+
+@torch.no_grad()
+def test_top_p_takes_the_tokens_up_to_its_share(model: LlamaForCausalLM) -> None:
+    prompt = [3, 4, 5]
+    probs, tokens = model(input_ids=torch.tensor([prompt])).logits[0, -1].double().softmax(0).sort(descending=True)
+    share = float(probs[:2].sum()) + 1e-6  # two are not enough
+    found = generate(model, Words(), [prompt] * 300, 1, batch_size=300, draws=draws_of(300, top_p=share))
+    assert {*found} == {"" if token == END else str(token) for token in tokens[:3].tolist()}
+    greedy = generate(model, Words(), [prompt] * 5, 6, batch_size=5, draws=draws_of(5, top_p=1e-9))
+    assert {*greedy} == {" ".join(map(str, greedy_by_hand(model, prompt, 6)))}
+
+
+def test_one_draw_a_prompt(model: LlamaForCausalLM) -> None:
+    with pytest.raises(ValueError, match="draws: expected 2, one a prompt, got 1"):
+        generate(model, Words(), [[3], [4]], 1, batch_size=1, draws=draws_of(1))

@@ -28,6 +28,7 @@ class Finding:
         retained_before, retained_after: of the retrained model, which never knew; None where there is none.
         interval: 95% of the score after, over rows; None where it was not taken.
         is_knowledge: high where the forget set is known. What came back is said of these.
+        is_shown: in the table that is printed.
         at: what the attack was set to, for figures: {"format": "int4-g64"}, {"step": 10, "learning_rate": 1e-4, ...}.
     """
 
@@ -40,6 +41,7 @@ class Finding:
     retained_after: float | None = None
     interval: tuple[float, float] | None = None
     is_knowledge: bool = True
+    is_shown: bool = True
     at: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -118,7 +120,7 @@ def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 def report(summary: Mapping[str, Any]) -> str:
     """The findings as a table, and what they come to."""
-    rows = summary["findings"]
+    rows = [row for row in summary["findings"] if row["is_shown"]]
     has_retrained = any(row["retained_after"] is not None for row in rows)
     headings = ["before", "after", "original", "back"] + (["retr.", "attacked", "back"] if has_retrained else [])
     wide = max([len(row["what"]) for row in rows] + [len(summary["attack"])])

@@ -25,10 +25,13 @@ class Target:
         folder: of the attacks, a folder each.
         benchmark: the module that says what is to be forgotten, see :mod:`gru_fast.benchmarks`; ``data``: its options.
         evaluation: the module of its evaluation; ``options``: its options.
+        words: the tokenizer and template of the model under attack, without the model.
         train: role -> the model made ready to train, anew at every call, its tokenizer and template.
         homes: role -> where an evaluation of it would be that `gru-fast eval` has made; None where there is no folder.
         device: for what trains: None the accelerator, if there is one.
         max_rows: the first rows of the forget set that are asked about; None for all.
+        max_new_tokens: tokens that may be written as an answer, at most.
+        prefix_tokens: of a text, how many are given.
     """
 
     subjects: Mapping[str, Subject]
@@ -37,10 +40,13 @@ class Target:
     data: Any
     evaluation: Any
     options: Any
+    words: Callable[[], tuple[Any, Any]]
     train: Callable[[str], tuple[Any, Any, Any]]
     homes: Mapping[str, Path | None] = field(default_factory=dict)
     device: str | None = None
     max_rows: int | None = None
+    max_new_tokens: int = 128
+    prefix_tokens: int = 64
 
     @property
     def roles(self) -> list[str]:
@@ -59,7 +65,10 @@ class Target:
             "benchmark": self.data.benchmark,
             "split": self.data.split,
             "models": {role: dict(subject.asked) for role, subject in self.subjects.items()},
+            "data": str(self.data.data),
             "max_rows": self.max_rows,
+            "max_new_tokens": self.max_new_tokens,
+            "prefix_tokens": self.prefix_tokens,
         }
 
     def evaluate(self, role: str, output_dir: Path, subject: Subject | None = None) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from gru_fast.benchmarks.tofu.rows import (
     title,
     unlearning,
     unlearning_data,
+    wordings,
 )
 
 __all__ = [
     "HUB", "MAX_ROWS", "SPLITS", "SUBSETS", "IdkRows", "Options", "TofuOptions", "default_lengths", "eval_sets",
     "finetuning_data", "idk_answers", "load", "load_eval_sets", "retain_of", "split_problem", "title", "unlearning",
-    "unlearning_data",
+    "unlearning_data", "wordings",
 ]  # fmt: skip

@@ -257,6 +257,23 @@ def unlearning(
     )
 
 
+def wordings(options: TofuOptions) -> dict[str, list[Row]]:
+    """The questions to forget in other words: ``paraphrased_question`` of the perturbed rows, where they have it.
+
+    The published data have it; a folder may lack the field, or the file.
+    """
+    try:
+        rows = load(f"{options.split}_perturbed", options.data)
+    except FileNotFoundError:
+        return {}
+    found = [
+        {"question": row["question"], "asked": row["paraphrased_question"]}
+        for row in rows
+        if isinstance(row.get("paraphrased_question"), str)
+    ]
+    return {"paraphrase": found} if found else {}
+
+
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 

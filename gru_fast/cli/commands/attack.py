@@ -59,6 +59,8 @@ class AttackOptions:
     max_rows: int = field(
         default=0, metadata={"help": "the first rows to forget, for relearn, sample and extract; 0 for all"}
     )
+    max_new_tokens: int = field(default=128, metadata={"help": "tokens of a written answer, at most"})
+    prefix_tokens: int = field(default=64, metadata={"help": "of a text to forget, the tokens that are given"})
     output_dir: str | None = field(
         default=None,
         metadata={"help": "folder of the attacks; by default attacks/BENCHMARK-SPLIT in the model's folder"},
@@ -79,7 +81,7 @@ class AttackOptions:
                 attacks.get(name)
             except ValueError as error:  # noqa: PERF203 all that is wrong at once
                 problems.append(str(error))
-        for name, least in (("max_rows", 0), ("batch_size", 1)):
+        for name, least in (("max_rows", 0), ("batch_size", 1), ("max_new_tokens", 1), ("prefix_tokens", 1)):
             if getattr(self, name) < least:
                 problems.append(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if problems:
@@ -212,10 +214,13 @@ def _target(how: AttackOptions, benchmark: Any, data: Any, model: ModelOptions) 
         data=data,
         evaluation=evaluation,
         options=of_evaluation,
+        words=models.words,
         train=models.train,
         homes={role: _home(options.model, title) for role, options in models.options.items()},
         device=how.device,
         max_rows=how.max_rows or None,
+        max_new_tokens=how.max_new_tokens,
+        prefix_tokens=how.prefix_tokens,
     )
 
 
@@ -267,6 +272,7 @@ class _Models:
         self.options = options
         self.how = how
         self._loaded: tuple[str, Any] | None = None
+        self._words: tuple[Any, Any] | None = None
 
     def subject(self, role: str) -> Any:
         from gru_fast.cli import evaluating
@@ -291,6 +297,16 @@ class _Models:
             self._loaded = role, evaluating.load(self.options[role], self.how.device)
         found: tuple[Any, Any, Any] = self._loaded[1]
         return found
+
+    def words(self) -> tuple[Any, Any]:
+        """Tokenizer and template of the model under attack."""
+        from gru_fast import models
+
+        if self._words is None:
+            options = self.options["unlearned"]
+            tokenizer = models.load_tokenizer(options)
+            self._words = tokenizer, models.load_template(options, tokenizer)
+        return self._words
 
     def train(self, role: str) -> tuple[Any, Any, Any]:
         """A model made ready to train, on the CPU, anew at every call."""
