@@ -122,6 +122,10 @@ def target(models: Models, folder: Path, unlearned: Path | None = None, **change
             lambda file: evaluating.newest(options.model) < file.stat().st_mtime, progress=False,
         )  # fmt: skip
 
+    def words() -> tuple[Any, Any]:
+        tokenizer = load_tokenizer(asked["unlearned"])
+        return tokenizer, load_template(asked["unlearned"], tokenizer)
+
     def train(role: str) -> tuple[Any, Any, Any]:
         options = asked[role]
         tokenizer = load_tokenizer(options)
@@ -135,6 +139,7 @@ def target(models: Models, folder: Path, unlearned: Path | None = None, **change
         "data": benchmark.Options(data=str(models.data), split="forget05", max_length=LENGTH),
         "evaluation": evaluation,
         "options": evaluation.Options(split="forget05", data=str(models.data), max_length=LENGTH),
+        "words": words,
         "train": train,
         "device": "cpu",
     }

@@ -7,6 +7,7 @@ from the template: the benchmark puts its questions through it, so that any benc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -161,7 +162,7 @@ def _question(
         if frame.question is None:
             return None
         prompt = ids[:first]
-        answer = _text(tokenizer, body).removeprefix(template.answer_tag.strip()).strip()
+        answer = _without(template.answer_tag, _text(tokenizer, body))
         most = min(target.max_new_tokens, len(body) + len(body) // 2)
     else:
         if frame.text is None:
@@ -169,11 +170,18 @@ def _question(
         kept = max(1, min(target.prefix_tokens, len(ids) // 2))
         prompt, body = ids[:kept], [*ids[kept:first], *body[max(kept - first, 0) :]][: target.max_new_tokens]
         if frame.text:
-            prompt = [*encode_prompt(tokenizer, _TEXT, frame.text), *ids[first:kept]]
+            head = len(encode_prompt(tokenizer, _TEXT, ""))
+            prompt = [*encode_prompt(tokenizer, _TEXT, frame.text), *ids[head:kept]]
         answer, most = _text(tokenizer, body), len(body)
     if frame.begun:
         prompt = [*prompt, *tokenizer(template.answer_tag + frame.begun, add_special_tokens=False)["input_ids"]]
     return Question(prompt, most, index, _text(tokenizer, prompt[-100:]), answer, tuple(body))
+
+
+def _without(tag: str, answer: str) -> str:
+    """An answer without the tag before it; some tokenizers put spaces between its signs."""
+    signs = r"\s*".join(map(re.escape, "".join(tag.split())))
+    return re.sub(rf"^\s*{signs}\s*", "", answer) if signs else answer
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:
