@@ -22,6 +22,7 @@ class Entry:
         evaluation: name of the evaluation ("tofu-forget05"), None without one.
         summary: its content; empty without one.
         scores: what its benchmark shows of it, by heading; None where a number is missing.
+        attacks: attack -> its summary, of those on the same question.
         note: what is missing, and what mends it.
     """
 
@@ -29,6 +30,7 @@ class Entry:
     evaluation: str | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, float | None] = field(default_factory=dict)
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -166,9 +168,13 @@ def _entries(run: Run) -> list[Entry]:
     elif not run.evaluations:
         benchmark = (run.result or {}).get("benchmark") or "tofu"
         note = f"not evaluated: gru-fast eval {benchmark} --model {run.folder}"
-    if not run.evaluations:
-        return [Entry(run, note=note)]
-    return [Entry(run, name, summary, _scores(name, summary), note) for name, summary in run.evaluations.items()]
+    found = [
+        Entry(run, name, summary, _scores(name, summary), run.attacks.get(name, {}), note)
+        for name, summary in run.evaluations.items()
+    ]
+    # Attacks do not need an evaluation that was made before.
+    found += [Entry(run, attacks=of, note=note) for name, of in run.attacks.items() if name not in run.evaluations]
+    return found or [Entry(run, note=note)]
 
 
 def _scores(name: str, summary: Mapping[str, Any]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ path.png       Probability of what is kept against that of what is removed, alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,7 @@ from gru_fast.report.collect import Entry, pairs, plane_of, steps
 
 PLAIN, GRU, REFERENCE = "#d55e00", "#0072b2", "#444444"  # Okabe and Ito's: told apart by the colour-blind too
 FAINT = "#f3f3f3"
-_MARKERS = "osD^vPX*<>"
+MARKERS = "osD^vPX*<>"
 _FORMATS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
 WIDE = 30  # largest over smallest loss from which on a log scale is drawn
 _MANY_STEPS = 50  # from here on single steps are drawn thin, with their moving average
@@ -47,8 +47,14 @@ def require() -> None:
         raise ModuleNotFoundError("figures need matplotlib: pip install 'gru_fast[unlearn]'")
 
 
-def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
+Drawing = Callable[[Sequence[Entry]], Any]  # a figure; None where the entries have no data for it
+
+
+def write(entries: Sequence[Entry], folder: Path, drawings: Mapping[str, Drawing] | None = None) -> list[Path]:
     """Draws what the entries have the data for; returns the PNG files. Each has an SVG beside it.
+
+    Args:
+        drawings: by name; None: those of this file.
 
     Raises:
         ModuleNotFoundError: no matplotlib.
@@ -56,7 +62,7 @@ def write(entries: Sequence[Entry], folder: Path) -> list[Path]:
     require()
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for name, draw in _FIGURES.items():
+    for name, draw in (_FIGURES if drawings is None else drawings).items():
         with style():
             figure = draw(entries)
             if figure is not None:
@@ -128,7 +134,7 @@ def over_steps(entries: Sequence[Entry]) -> Any:
     axes[0, 0].set_ylabel("retain loss\n(nats per token)")
     axes[1, 0].set_ylabel("cos(unlearning gradient,\nretain gradient)")
     axes[1, -1].text(0.98, 0.03, "conflict: the step would raise the retain loss", **_note(axes[1, -1]), ha="right")
-    _legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
+    legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
     return figure
 
 
@@ -154,7 +160,7 @@ def angles(entries: Sequence[Entry]) -> Any:
     axes[0, 0].set_yticks(range(0, 181, 45))
     axes[0, 0].set_ylabel("angle to the retain gradient\n(degrees)")
     axes[0, -1].text(0.98, 0.96, "above 90°: raises the retain loss", **_note(axes[0, -1]), ha="right", va="top")
-    _legend(
+    legend(
         figure,
         [("without GRU", PLAIN), ("with GRU, before", (GRU, "none")), ("with GRU, after", GRU)],
         marker="o",
@@ -200,7 +206,7 @@ def tradeoff(entries: Sequence[Entry]) -> Any:
     if not titles:
         return None
     figure, axes = panels(1, len(groups), width=5.6, height=4.0)
-    marks = dict(zip(titles, _MARKERS * len(titles), strict=False))
+    marks = dict(zip(titles, MARKERS * len(titles), strict=False))
     for axis, ((benchmark, split), group) in zip(axes[0], groups.items(), strict=True):
         for plain, rectified in pairs(group):
             arrow(axis, plain.plane, rectified.plane)
@@ -216,7 +222,7 @@ def tradeoff(entries: Sequence[Entry]) -> Any:
         axis.set_ylabel(up)
         axis.margins(0.08, 0.1)
     shapes = [(title, "#999999", mark) for title, mark in marks.items()]
-    _legend(figure, [*shapes, ("without GRU", PLAIN), ("with GRU", GRU)], marker="s")
+    legend(figure, [*shapes, ("without GRU", PLAIN), ("with GRU", GRU)], marker="s")
     return figure
 
 
@@ -243,7 +249,7 @@ def paths(entries: Sequence[Entry]) -> Any:
     axes[0, 0].set_ylim(-0.02, 1.02)
     axes[0, 0].set_ylabel("retain Probability")
     axes[0, 0].text(0.03, 0.03, "at the same removal,\nhigher is better", **_note(axes[0, 0]))
-    _legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
+    legend(figure, [("without GRU", PLAIN), ("with GRU", GRU)])
     return figure
 
 
@@ -257,7 +263,7 @@ def _note(axis: Any) -> dict[str, Any]:
     return {"transform": axis.transAxes, "fontsize": 8, "color": REFERENCE, "style": "italic"}
 
 
-def _legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = None) -> None:
+def legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = None) -> None:
     """A legend above the panels: (label, colour, or (edge, face) colours, and where given a marker of its own)."""
     from matplotlib.lines import Line2D
 
@@ -282,7 +288,7 @@ def _legend(figure: Any, items: Sequence[tuple[Any, ...]], marker: str | None = 
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.5)
 
 
-_FIGURES: dict[str, Callable[[Sequence[Entry]], Any]] = {
+_FIGURES: dict[str, Drawing] = {
     "steps": over_steps,
     "angles": angles,
     "tradeoff": tradeoff,

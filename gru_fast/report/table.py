@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gru_fast import attacks
+from gru_fast.attacks.parts.outcome import columns as columns_of
+from gru_fast.attacks.parts.outcome import worst
 from gru_fast.report.collect import Entry
 
 Value = str | float | int | None
@@ -78,8 +81,21 @@ def columns(entries: Sequence[Entry]) -> list[Column]:
     headings = dict.fromkeys(heading for entry in entries for heading in entry.scores)
     rectified = [entry for entry in entries if entry.rectified]
     how = [column for column in _HOW if len({column.value(entry) for entry in rectified}) > 1]
-    wanted = [_METHOD, _GRU, *how, _SPLIT, *map(score, headings), SECONDS_PER_STEP, _SKIPPED, _RUN]
+    attacked = dict.fromkeys(heading for entry in entries for heading in _backs(entry))
+    wanted = [_METHOD, _GRU, *how, _SPLIT, *map(score, headings), *map(_back, attacked)]
+    wanted += [SECONDS_PER_STEP, _SKIPPED, _RUN]
     return [column for column in wanted if any(column.value(entry) not in {None, ""} for entry in entries)]
+
+
+def _backs(entry: Entry) -> dict[str, float | None]:
+    """What each attack has brought back, by heading, in the order in which attacks are done."""
+    known = attacks.names()
+    ordered = sorted(entry.attacks, key=lambda name: known.index(name) if name in known else len(known))
+    return {heading: value for name in ordered for heading, value in columns_of(entry.attacks[name]).items()}
+
+
+def _back(heading: str) -> Column:
+    return Column(heading, lambda entry: _backs(entry).get(heading), "{:.0%}".format)
 
 
 def text(entries: Sequence[Entry]) -> str:
@@ -115,6 +131,7 @@ def markdown(entries: Sequence[Entry]) -> str:
         ]
         parts.append("\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows))
         parts += [_LEGENDS[name] for name in {str(entry.benchmark) for entry in group} & _LEGENDS.keys()]
+        parts += [_LEGEND_OF_ATTACKS] if any(entry.attacks for entry in group) else []
     notes = [f"- `{os.path.relpath(entry.run.folder)}`: {entry.note}" for entry in entries if entry.note]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
@@ -124,6 +141,11 @@ _LEGENDS = {
     "logarithm; 0 is a model that cannot be told from one that never saw the forget set. MU: Model Utility, 0 to 1, "
     "higher is better. ROUGE-L: recall of the written answers; prob: Probability of the true ones; 0 to 1."
 }
+
+_LEGEND_OF_ATTACKS = (
+    "back: of the scores that say what is known, the greatest share of the way from unlearned to original model "
+    "that an attack got back; what the same attack does to the retrained model is in its summary, and in the CSV."
+)
 
 
 def _by_benchmark(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -135,7 +157,7 @@ def _by_benchmark(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 def comma_separated(entries: Sequence[Entry]) -> str:
     """Everything there is of each entry, unrounded: a row each, a column for every number of any summary."""
-    rows = [{**_facts(entry), **_flat(entry.summary)} for entry in entries]
+    rows = [{**_facts(entry), **_flat(entry.summary), **_flat(_of_attacks(entry), "attacks.")} for entry in entries]
     names = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
@@ -161,6 +183,14 @@ def _facts(entry: Entry) -> dict[str, Value]:
         **{name: outcome.get(name) for name in _RESULTS},
         "evaluation": entry.evaluation,
         "note": entry.note,
+    }
+
+
+def _of_attacks(entry: Entry) -> dict[str, Any]:
+    """What came back, of the model and of the retrained one, by attack."""
+    return {
+        name: {"back": worst(summary), "retained_back": worst(summary, "retained_back")}
+        for name, summary in entry.attacks.items()
     }
 
 

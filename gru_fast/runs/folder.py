@@ -7,6 +7,7 @@ trainer_state.json   the log of every step, as transformers.Trainer writes it
 model and tokenizer  as `save_pretrained` writes them (with LoRA: the adapter)
 checkpoint-N/        where `--resume` goes on
 eval/NAME/           evaluations of the model
+attacks/NAME/        attacks on it, a folder each (gru-fast attack)
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Run:
             peak_memory_bytes; None while the run has not finished.
         log: one mapping per log entry of the trainer, in order; of the last checkpoint while the run has not finished.
         evaluations: name of the evaluation ("tofu-forget05") -> its summary.
+        attacks: name of the evaluation -> attack -> its summary.
     """
 
     folder: Path
@@ -65,6 +67,7 @@ class Run:
     result: dict[str, Any] | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    attacks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -107,7 +110,15 @@ def read_run(folder: str | Path) -> Run:
         result=read_json(result) if result.is_file() else None,
         log=read_json(state)["log_history"] if state else [],
         evaluations={path.parent.name: read_json(path) for path in sorted(folder.glob("eval/*/summary.json"))},
+        attacks=_attacks(folder),
     )
+
+
+def _attacks(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("attacks/*/*/summary.json")):
+        found.setdefault(path.parents[1].name, {})[path.parent.name] = read_json(path)
+    return found
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

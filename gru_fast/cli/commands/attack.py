@@ -229,9 +229,11 @@ def _check_names(names: Mapping[str, str | None]) -> None:
     from gru_fast.models.load import find
 
     for role, name in names.items():
+        if name is None:
+            continue
         try:
-            find(name or "")
-        except FileNotFoundError as error:  # noqa: PERF203 the first says enough
+            find(name)
+        except FileNotFoundError as error:
             raise FileNotFoundError(f"{role}: {error}") from None
     unlearned = names["unlearned"]
     for role, name in names.items():
