@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gru_fast.data.hashes import hash_of
 from gru_fast.data.sequences import Encoded
@@ -43,8 +43,12 @@ Numbers = dict[str, dict[str, float | None]]  # metric -> its numbers, see gru_f
 
 @dataclass(kw_only=True)  # a benchmark's own options come first
 class ExtraOptions:
-    """Optional metrics, for the options of a benchmark's evaluation to inherit."""
+    """Optional metrics, for the options of a benchmark's evaluation to inherit.
 
+    ``aggregates``: names of what the benchmark makes of several metrics, which it knows itself.
+    """
+
+    aggregates: ClassVar[tuple[str, ...]] = ()
     metrics: list[str] | None = field(
         default=None,
         metadata={"help": f"further numbers (gru-fast ls metrics): {', '.join(scores.names())}"},
@@ -60,6 +64,8 @@ class ExtraOptions:
         """What is wrong with them, for messages."""
         problems = []
         for name in self.metrics or ():
+            if name in self.aggregates:
+                continue
             try:
                 fields = scores.get(name).fields
             except ValueError as error:

@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gru_fast.benchmarks.tofu import extra as tofu_extra
 from gru_fast.benchmarks.tofu.records import check, content, encode, score
@@ -31,6 +31,7 @@ from gru_fast.evaluation import extra
 from gru_fast.evaluation.asking import Scorer, score_rows
 from gru_fast.evaluation.record_folder import RowSet, check_settings
 from gru_fast.evaluation.subject import Subject, check_whole
+from gru_fast.metrics import aggregate
 from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import Record, Records
@@ -46,6 +47,7 @@ MAX_LENGTH = 200
 class TofuEvalOptions(extra.ExtraOptions):
     """What `gru-fast eval tofu` can be asked."""
 
+    aggregates: ClassVar[tuple[str, ...]] = tuple(aggregate.HELP)
     split: str | None = field(
         default=None,
         metadata={"help": f"what was to be forgotten: {', '.join(SPLITS)}; by default as in the run of --model"},

@@ -8,6 +8,7 @@ which the hub has for membership inference (the original data have none; a folde
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gru_fast.data.sequences import Encoded
 from gru_fast.data.templates import encode_rows
 from gru_fast.evaluation import extra
 from gru_fast.evaluation.subject import Subject
+from gru_fast.metrics.aggregate import aggregates, with_needs
 from gru_fast.metrics.logs import read_records
 
 _SETTINGS = ("split", "template", "max_length", "max_rows")  # of the evaluation, that the records depend on
@@ -28,7 +30,7 @@ def load_rows(names: Sequence[str], split: str, data: str | Path, max_rows: int 
     Raises:
         FileNotFoundError: no holdout rows, with where to get them.
     """
-    sets = extra.Sets().to_encode(names)
+    sets = extra.Sets().to_encode(with_needs(names))
     found = {of: rows for of, rows in load_eval_sets(split, data, max_rows).items() if of in sets} if sets else {}
     if "holdout" in sets:
         name = split.replace("forget", "holdout")
@@ -64,8 +66,9 @@ def measure(
         pairs = {of: [(row["question"], row["answer"]) for row in rows[of]] for of in sets}
         return {of: encode_rows(tokenizer, template, pairs[of], settings["max_length"]) for of in sets}
 
-    return extra.run(
-        options,
+    names = options.metrics or []
+    numbers = extra.run(
+        replace(options, metrics=with_needs(names)),
         subject,
         subject.output_dir / extra.FOLDER,
         extra.Sets(generations=generations),
@@ -73,3 +76,4 @@ def measure(
         settings=settings,
         retained=extra.find(retain_logs, f"tofu-{settings['split']}"),
     )
+    return {**numbers, **aggregates(names, numbers, records, summary["model_utility"])}

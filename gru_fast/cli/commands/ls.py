@@ -1,7 +1,7 @@
-"""List what can be chosen: methods with their own options, recipes, studies, splits, templates, metrics.
+"""List what can be chosen: methods with their own options, recipes, studies, splits, templates, metrics, attacks.
 
 gru-fast ls              everything
-gru-fast ls methods      one of methods, recipes, studies, splits, templates, metrics
+gru-fast ls methods      one of methods, recipes, studies, splits, templates, metrics, attacks
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-HELP = "list methods, recipes, studies, splits, templates and metrics"
+HELP = "list methods, recipes, studies, splits, templates, metrics and attacks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,9 +85,16 @@ def _templates() -> list[dict[str, Any]]:
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from gru_fast.metrics import scores
+    from gru_fast.metrics import aggregate, scores
 
-    return [{"name": name, "help": scores.get(name).help} for name in scores.names()]
+    found = [{"name": name, "help": scores.get(name).help} for name in scores.names()]
+    return found + [{"name": name, "help": f"TOFU alone: {text}"} for name, text in aggregate.HELP.items()]
+
+
+def _attacks() -> list[dict[str, Any]]:
+    from gru_fast import attacks
+
+    return [{"name": name, "help": attacks.get(name).HELP} for name in attacks.names()]
 
 
 _SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -97,6 +104,7 @@ _SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "splits": _splits,
     "templates": _templates,
     "metrics": _metrics,
+    "attacks": _attacks,
 }
 
 
@@ -116,6 +124,7 @@ _HEADINGS = {
     "splits": "splits: --benchmark BENCHMARK --split NAME forgets it and keeps",
     "templates": "templates: --template NAME",
     "metrics": "optional metrics: gru-fast eval BENCHMARK --metrics NAME ...",
+    "attacks": "attacks: gru-fast attack RUN --attacks NAME ...",
 }
 
 

@@ -13,6 +13,7 @@ from words import word_llama, word_tokenizer
 
 from gru_fast.benchmarks.tofu.extra import load_rows
 from gru_fast.cli import main
+from gru_fast.metrics import aggregate
 from gru_fast.metrics.scores import names
 
 WORDS = (
@@ -137,15 +138,21 @@ def test_privleak_is_relative_to_the_retrained_run(tmp_path: Path, data: Path) -
     assert summary_of(model)["extra"] == kept
 
 
-def test_all_metrics_at_once(tmp_path: Path, data: Path) -> None:
+def save_classifier(folder: Path) -> str:
+    """A classifier of gibberish, at random."""
     tokenizer = word_tokenizer([WORDS], pad_token="</s>", model_input_names=["input_ids", "attention_mask"])
-    tokenizer.save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(folder)
     config = DistilBertConfig(
         vocab_size=len(tokenizer), dim=8, hidden_dim=8, n_layers=1, n_heads=1, id2label={0: "clean", 1: "noise"}
     )
-    DistilBertForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    DistilBertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_all_metrics_at_once(tmp_path: Path, data: Path) -> None:
+    classifier = save_classifier(tmp_path / "classifier")
     model, base = save_run(tmp_path / "npo", data), str(save_model(tmp_path / "base", seed=2))
-    others = ("--gibberish-model", str(tmp_path / "classifier"), "--reference-model", base)
+    others = ("--gibberish-model", classifier, "--reference-model", base)
     assert evaluate(model, "--metrics", *names(), *others) == 0
     numbers = summary_of(model)["extra"]
     assert list(numbers) == names()
@@ -156,6 +163,31 @@ def test_all_metrics_at_once(tmp_path: Path, data: Path) -> None:
     assert (kept["reference"], kept["num_rows"], kept["split"]) == (base, 4, "forget05")
     # Another classifier is another pass; it is not there.
     assert evaluate(model, "--metrics", "gibberish", "--gibberish-model", str(tmp_path / "none")) == 1
+
+
+def test_aggregates_bring_what_they_are_made_of(tmp_path: Path, data: Path, loads: list[str]) -> None:
+    model, retained = save_run(tmp_path / "npo", data), save_run(tmp_path / "retrained", data, seed=1)
+    classifier = ("--gibberish-model", save_classifier(tmp_path / "classifier"))
+    assert evaluate(model, "--metrics", "aggregate_memorization") == 0
+    numbers = summary_of(model)["extra"]
+    assert list(numbers) == ["extraction_strength", "exact_memorization", "aggregate_memorization"]
+    assert evaluate(retained, "--metrics", "aggregate_privacy") == 0
+    assert summary_of(retained)["extra"]["aggregate_privacy"] == {"all": None}  # against nobody
+    assert evaluate(model, "--metrics", "aggregate_overall", "--retain-logs", retained, *classifier) == 0
+    found = summary_of(model)
+    assert found["extra"]["aggregate_memorization"] == numbers["aggregate_memorization"]
+    assert [name for name in found["extra"] if name.startswith("aggregate")] == [
+        "aggregate_memorization",
+        "aggregate_overall",
+    ]
+    loads.clear()
+    assert evaluate(model, "--metrics", *aggregate.HELP, "--retain-logs", retained, *classifier) == 0
+    assert loads == []
+    again = summary_of(model)["extra"]
+    parts = [again[name]["all"] for name in aggregate.NAMES]
+    utility, clean = found["model_utility"], again["gibberish"]["forget"]
+    assert parts[2] == pytest.approx(2 * utility * clean / (utility + clean) if utility else 0)
+    assert again["aggregate_overall"]["all"] == pytest.approx(3 / sum(1 / x for x in parts) if min(parts) else 0)
 
 
 def test_without_holdout_rows_attacks_are_refused_before_the_model_is_loaded(
@@ -195,7 +227,7 @@ def test_a_log_has_no_further_metrics(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_metrics_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "metrics", "--json"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)["metrics"]] == names()
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["metrics"]] == [*names(), *aggregate.HELP]
 
 
 def test_only_the_rows_that_are_needed_are_read(data: Path) -> None:
