@@ -5,7 +5,7 @@ issue 150). H is the harmonic mean; all numbers are 0 to 1, and higher is better
 
     Memorization  H(1 - ES, 1 - EM, 1 - ParaProb, 1 - TR) on the forget set: extraction strength, exact memorization,
                   Probability of the paraphrased answer, truth ratio p / (p + p_wrong)
-    Privacy       H of s over the attacks LOSS, ZLib, Min-k, Min-k++: how near each is to its value on the retrained model
+    Privacy       H of s over the attacks LOSS, ZLib, Min-k, Min-k++: how near each is to what the retrained model has
     Utility       H(MU, Fluency): Model Utility, and how probably what is written on the forget set is no gibberish
 
 What the paper does not state, and what is done here: s of an attack is 1 - |A - A_ret| / max(A_ret, 1 - A_ret), A its

@@ -133,6 +133,16 @@ def evaluate(evaluation: ModuleType) -> tuple[type, ...]:
     return evaluation.Options, EvalOptions, ModelOptions
 
 
+def attack(benchmark: ModuleType | None = None) -> tuple[type, ...]:
+    """Options of all attacks together, of each by itself, of the data, of the model."""
+    from gru_fast import attacks
+    from gru_fast.models.load import ModelOptions
+    from gru_fast.options.attack import AttackOptions
+
+    own = (attacks.get(name).Options for name in attacks.names())
+    return (AttackOptions, *own, _of_data(benchmark), ModelOptions)
+
+
 def _of_data(benchmark: ModuleType | None) -> type:
     from gru_fast import benchmarks
 

@@ -36,6 +36,15 @@ class Arguments:
         own = {name: value for name, value in found.items() if name in known}
         return {**own, **self.on_device(), **self.recipe.evaluate}
 
+    def of_attack(self) -> dict[str, Any]:
+        """What evaluations are given, as gru-fast attack has it: some of it are its own options."""
+        from gru_fast import benchmarks
+
+        known = {part.name for part in fields(benchmarks.evaluation(self.recipe.benchmark).Options)}
+        own = {name: value for name, value in self.recipe.evaluate.items() if name not in known}
+        of_evaluation = {name: value for name, value in self.recipe.evaluate.items() if name in known}
+        return {**({"evaluate": of_evaluation} if of_evaluation else {}), **own, **self.on_device()}
+
     def of_model(self, model: str) -> dict[str, Any]:
         """Options of a model, by any command."""
         return {**self.recipe.model, "model": model}
@@ -116,6 +125,9 @@ class Arguments:
             if given is not None:
                 values = {**self.of_model("original"), **self.of_data(), "method": name, **given, "output_dir": "run"}
                 yield name, partial(_resolve, values, commands.tru(benchmark))
+        if recipe.attacks is not None:
+            values = {**self.of_model("original"), **self.of_attack(), **recipe.attacks.options}
+            yield "attacks", partial(_resolve, values, commands.attack(benchmark))
         module = benchmarks.evaluation(recipe.benchmark)
         split = next(iter(recipe.splits))
         values = {**self.of_model("original"), **self.of_evaluation(split, None)}

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gru_fast import benchmarks, runs
+from gru_fast import attacks, benchmarks, runs
+from gru_fast.attacks.parts.outcome import SUMMARY_FILE, worst
 from gru_fast.runs.records import BLOCKED, FAILED, WAITING, Status
 from gru_fast.study import results
-from gru_fast.study.plan import Plan, Planned, calibration_of
+from gru_fast.study.plan import Plan, Planned, attacks_of, calibration_of, mixture_of
 from gru_fast.study.recipe import Recipe
-from gru_fast.study.results import Calibrated, Point, Sample, StudyResults, StudyRun
+from gru_fast.study.results import Attacked, Calibrated, Point, Sample, StudyResults, StudyRun
 from gru_fast.study.task import commands_of
 
 _BOTH_TOPICS = "WMDP Bio, Cyber"  # mean of the two accuracies
@@ -54,9 +55,9 @@ def _run(plan: Plan, planned: Planned, status: Mapping[str, Status], module: Any
         return replace(run, state=WAITING)
     commands = _commands(plan, job)
     run = replace(run, state=job.state, reason=job.reason, log=_relative(job.log, plan.folder), commands=commands)
-    calibration = status.get(calibration_of(planned.job))
-    if run.is_done and calibration is not None:
-        run = _with_calibration(run, calibration, plan)
+    for what, name in (("calibration", calibration_of(planned.job)), ("attacks", attacks_of(planned.job))):
+        if run.is_done and name in status:
+            run = _with_further(run, what, status[name], plan)
     if not run.is_done:
         return run
     folder, evaluation = plan.folder / run.folder, Path(planned.evaluation)
@@ -73,6 +74,7 @@ def _run(plan: Plan, planned: Planned, status: Mapping[str, Status], module: Any
         steps=_steps(found.log),
         samples=list(_samples(evaluation, plan.recipe.samples)),
         calibrated=list(_calibrated(folder / "calibration" / "calibration.json", module)),
+        attacked=list(attacked(folder, plan.recipe)),
         config=found.config,
         result=found.result or {},
         environment=found.environment,
@@ -100,12 +102,12 @@ def _is_both(split: str) -> bool:
     return {"bio", "cyber"} <= {*split.split("-")}
 
 
-def _with_calibration(run: StudyRun, job: Status, plan: Plan) -> StudyRun:
-    """The run with the commands of its calibration, and why that has failed."""
+def _with_further(run: StudyRun, what: str, job: Status, plan: Plan) -> StudyRun:
+    """The run with the commands of a further job, its calibration or the attacks on it, and why that has failed."""
     run = replace(run, commands=[*run.commands, *_commands(plan, job)])
     if job.state not in {FAILED, BLOCKED}:
         return run
-    return replace(run, reason=f"calibration: {job.reason}", log=_relative(job.log, plan.folder))
+    return replace(run, reason=f"{what}: {job.reason}", log=_relative(job.log, plan.folder))
 
 
 def _commands(plan: Plan, job: Status) -> list[str]:
@@ -160,6 +162,16 @@ def _calibrated(file: Path, module: Any) -> Iterator[Calibrated]:
     for row in runs.read_json(file)["targets"]:
         scores = {name: row[name] for name in row if name not in {"target", "utility_at_least", "alpha"}}
         yield Calibrated(row["target"], row["alpha"], scores)
+
+
+def attacked(folder: Path, recipe: Recipe) -> Iterator[Attacked]:
+    """What came back of a run, then of its mixtures."""
+    shares = recipe.attacks.at if recipe.attacks else []
+    for share, model in [(None, folder), *((share, Path(mixture_of(str(folder), share))) for share in shares)]:
+        for name in attacks.names():
+            for file in model.glob(f"attacks/*/{name}/{SUMMARY_FILE}"):
+                summary = runs.read_json(file)
+                yield Attacked(name, share, worst(summary), worst(summary, "retained_back"))
 
 
 def _relative(path: str, folder: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any, cast
 from gru_fast.runs.records import Job
 from gru_fast.study import results
 from gru_fast.study.arguments import Arguments, flags
-from gru_fast.study.recipe import Calibration, Part, Recipe
+from gru_fast.study.recipe import Attacks, Calibration, Part, Recipe
 from gru_fast.study.render import setting
 from gru_fast.study.results import StudyRun
 from gru_fast.study.task import CHECKPOINT, launcher_of
@@ -98,6 +98,7 @@ class Plan:
             "further": [
                 *(work for work, main in zip(unlearned, is_main, strict=True) if not main),
                 *(self._calibration(run) for run in runs if self._is_in(self.recipe.calibration, run)),
+                *(self._attacked(run) for run in runs if self._is_in(self.recipe.attacks, run)),
             ],
         }
 
@@ -286,7 +287,7 @@ class Plan:
             argv = self._evaluate(CHECKPOINT, f"{folder}/along/{CHECKPOINT}", run.split, retain_logs=logs)["argv"]
             steps.append({"do": "along", "run": folder, "argv": argv})
         steps.append(self._evaluate(folder, evaluation, run.split, retain_logs=logs))
-        if not self._is_in(recipe.calibration, run):
+        if not self._is_in(recipe.calibration, run) and not self._is_in(recipe.attacks, run):
             steps += self._deletion(folder)
         return _Work(run.name, steps, self._needs(run.split, seed), [Planned(run, run.name, evaluation)])
 
@@ -299,7 +300,11 @@ class Plan:
         """A job of its own: where no share can be kept, the run itself has not failed."""
         folder, logs = str(self.folder / run.folder), self._retain_logs(run.split, run.seed)
         step = self._calibrate(folder, run.split, cast("int", run.seed), logs)
-        return _Work(calibration_of(run.name), [step, *self._deletion(folder)], (run.name,))
+        is_attacked = self._is_in(self.recipe.attacks, run)
+        if is_attacked and cast("Attacks", self.recipe.attacks).at:
+            step["argv"] += flags({"save_models": True})
+        deletion = [] if is_attacked else self._deletion(folder)
+        return _Work(calibration_of(run.name), [step, *deletion], (run.name,))
 
     def _calibrate(self, run: str, split: str, seed: int, logs: str | None) -> Step:
         part = cast("Calibration", self.recipe.calibration)
@@ -312,6 +317,41 @@ class Plan:
             "output_dir": f"{run}/calibration",
         }
         return {"do": "command", "argv": ["calibrate", *flags(options)]}
+
+    def _attacked(self, run: StudyRun) -> _Work:
+        """Attacks on a run and on its mixtures, a job of its own; the last that needs the weights."""
+        folder, part = str(self.folder / run.folder), cast("Attacks", self.recipe.attacks)
+        is_calibrated = self._is_in(self.recipe.calibration, run)
+        models = [folder, *(mixture_of(folder, share) for share in part.at if is_calibrated)]
+        steps = [self._attack(model, run.split, run.seed) for model in models]
+        for model in models:
+            steps += self._deletion(model)
+        needs = (run.name, *([calibration_of(run.name)] if is_calibrated and part.at else []))
+        return _Work(attacks_of(run.name), steps, needs)
+
+    def _attack(self, model: str, split: str, seed: int | None) -> Step:
+        part = cast("Attacks", self.recipe.attacks)
+        logs = self._retain_logs(split, seed)
+        options = {
+            **self._arguments.of_model(model),
+            "benchmark": self.recipe.benchmark,
+            **self._arguments.of_data(),
+            "split": split,
+            **({"attacks": part.attacks} if part.attacks else {}),
+            "original": self._target(seed),
+            **{name: value for name, value in self._retrained_model(split, seed).items() if value},
+            **({"retain_logs": logs} if logs else {}),
+            **self._arguments.of_attack(),
+            **part.options,
+        }
+        return {"do": "command", "argv": ["attack", *flags(options)]}
+
+    def _retrained_model(self, split: str, seed: int | None) -> dict[str, str | None]:
+        """The retrained model itself, where there is more of it than a log."""
+        if self.recipe.target is None:
+            return {"retrained": str(self.folder / MODELS / f"retrained-{split}-seed{seed}")}
+        given = self.recipe.retrained.get(split)
+        return {"retrained": None if given is None or _is_log(given) else given}
 
     def _deletion(self, folder: str) -> list[Step]:
         return [] if self.keep_models else [{"do": "delete", "run": folder}]
@@ -378,6 +418,16 @@ class Plan:
 def calibration_of(run: str) -> str:
     """The job that calibrates a run, by the run's name."""
     return f"{run}-calibrated"
+
+
+def attacks_of(run: str) -> str:
+    """The job that attacks a run, by the run's name."""
+    return f"{run}-attacked"
+
+
+def mixture_of(folder: str, share: float) -> str:
+    """The run folder that gru-fast calibrate --save-models leaves for a share."""
+    return f"{folder}/calibration/target-{share:g}"
 
 
 def _of_variant(run: StudyRun) -> dict[str, Any]:

@@ -28,9 +28,13 @@ _OWN = {
     "evaluate": ("model", "data", "split", "retain_logs", "from_logs", "output_dir"),
     "tv": ("model", "benchmark", "data", "split", "method", "seed", "output_dir"),
     "tru": ("model", "benchmark", "data", "split", "method", "seed", "output_dir"),
-}
+    "attacks": (
+        "model", "benchmark", "data", "split", "attacks", "original", "retrained", "retain_logs", "evaluate",
+        "output_dir",
+    ),
+}  # fmt: skip
 LAUNCHED = ("finetune", "unlearn", "tru", "eval", "calibrate")  # what a launcher can start
-PARTS = ("along", "ablation", "sensitivity", "calibration")  # keys of a recipe that are a Part
+PARTS = ("along", "ablation", "sensitivity", "calibration", "attacks")  # keys of a recipe that are a Part
 NAMED = ("methods", "splits", "seeds")  # what a part is for
 
 
@@ -157,6 +161,30 @@ _COMPARED = ("tofu", "muse")  # benchmarks whose evaluation asks for a retrained
 
 
 @dataclass(frozen=True)
+class Attacks(Part):
+    """What comes back of a run, and of its mixtures that keep a share of the original's utility."""
+
+    attacks: list[str] = field(default_factory=list, metadata={"help": "which (gru-fast ls attacks); empty: all"})
+    at: list[float] = field(
+        default_factory=list,
+        metadata={"help": "shares of calibration whose mixtures are attacked too: at equal retention"},
+    )
+    options: Options = field(default_factory=dict, metadata={"help": "options of gru-fast attack"})
+
+    def problems(self) -> list[str]:
+        """What cannot be."""
+        from gru_fast import attacks
+
+        found = []
+        for name in self.attacks:
+            try:
+                attacks.get(name)
+            except ValueError as error:  # noqa: PERF203 all that is wrong at once
+                found.append(str(error))
+        return found
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A study.
 
@@ -200,6 +228,7 @@ class Recipe:
     ablation: Ablation | None = field(default=None, metadata={"help": "clipping alone, beside plain and GRU"})
     sensitivity: Sensitivity | None = field(default=None, metadata={"help": "values of gamma and tau"})
     calibration: Calibration | None = field(default=None, metadata={"help": "mixtures with the original model"})
+    attacks: Attacks | None = field(default=None, metadata={"help": "attacks on the runs: does it come back?"})
     launch: dict[str, str] = field(
         default_factory=dict,
         metadata={
@@ -284,7 +313,8 @@ class Recipe:
 
     def _of_options(self) -> list[str]:
         """Options that are the study's to say."""
-        places = {name: getattr(self, name) or {} for name in _OWN}
+        places = {name: getattr(self, name) or {} for name in _OWN if name != "attacks"}
+        places["attacks"] = self.attacks.options if self.attacks else {}
         places |= {f"methods: {name}": own for name, own in self.methods.items()}
         for name, split in self.splits.items():
             places |= {f"splits: {name}: unlearn": split.unlearn}
@@ -308,4 +338,9 @@ class Recipe:
                 there = getattr(self, key)
                 named = getattr(part, key)
                 found += [f"{where}: {key}: {name!r} is not among {key}" for name in named if name not in there]
+        shares = self.calibration.shares if self.calibration else []
+        at = self.attacks.at if self.attacks else []
+        found += [
+            f"attacks: at: {share:g} is not among the shares of calibration" for share in at if share not in shares
+        ]
         return found

@@ -58,6 +58,20 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
+class Attacked:
+    """What an attack brought back of a run (``at`` None), or of its mixture at a share of the original's utility.
+
+    back, retained_back: the greatest share of the way back to the original, and what the same attack does to the
+    retrained model; None where it is not known.
+    """
+
+    attack: str
+    at: float | None
+    back: float | None
+    retained_back: float | None
+
+
+@dataclass(frozen=True)
 class StudyRun:
     """One model of a study and its evaluation.
 
@@ -82,6 +96,7 @@ class StudyRun:
         steps: logged values by name, one a step; None where it was not logged.
         samples: some questions, and what the model writes.
         calibrated: by target, in order.
+        attacked: by model and attack, in order.
         config, result, environment: of the run folder.
     """
 
@@ -107,6 +122,7 @@ class StudyRun:
     steps: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     calibrated: Sequence[Calibrated] = ()
+    attacked: Sequence[Attacked] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -208,7 +224,7 @@ def read(path: Path) -> StudyResults:
 
 
 def _run(content: Mapping[str, Any]) -> StudyRun:
-    parts: dict[str, Any] = {"points": Point, "samples": Sample, "calibrated": Calibrated}
+    parts: dict[str, Any] = {"points": Point, "samples": Sample, "calibrated": Calibrated, "attacked": Attacked}
     made = {name: [cls(**item) for item in content.get(name, [])] for name, cls in parts.items()}
     known = {part.name for part in fields(StudyRun)}
     return StudyRun(**{name: value for name, value in content.items() if name in known} | made)

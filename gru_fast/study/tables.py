@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from gru_fast.study import overview, paper
+from gru_fast.study import attacked, overview, paper
 from gru_fast.study.render import Cell, Column, Score, Table, last_if_none, score_column, setting, without_empty
 from gru_fast.study.results import (
     ABLATION,
@@ -40,7 +40,7 @@ _MEANS = "Mean ± standard deviation over seeds; n: runs with scores, of those i
 
 def tables(results: StudyResults) -> list[Table]:
     """All that there is anything for, in the order of the paper."""
-    per_split = (comparison, over_tau, over_gamma, ablation, calibration, vectors)
+    per_split = (comparison, over_tau, over_gamma, ablation, calibration, attacked.attacks, vectors)
     found = [make(results, split) for make in per_split for split in results.splits]
     found += [overview.statistics(results), overview.every_pair(results), overview.every_run(results)]
     return [table for table in found if table.rows]

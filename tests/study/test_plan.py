@@ -271,3 +271,62 @@ def test_flags() -> None:
         "--tau", "null", "--rectify", "true", "--stg", "1", "2.5", "--method-options", '{"beta": 0.1}',
         "--max-rows", "3",
     ]  # fmt: skip
+
+
+# ---- attacks ---------------------------------------------------------------------------------------------------------
+
+
+def test_attacks_come_last_on_runs_and_on_their_mixtures() -> None:
+    part = {"attacks": ["quantize", "sample"], "at": [0.9], "methods": ["gd"], "options": {"samples": 4}}
+    plan = plan_of(attacks=part, calibration={"shares": [0.85, 0.9]}, evaluate={"max_rows": 7, "batch_size": 3})
+    found = jobs(plan)
+    attacked = found["forget05-seed3-gd-gru-attacked"]
+    assert attacked.needs == ("forget05-seed3-gd-gru", "forget05-seed3-gd-gru-calibrated")
+    assert "forget05-seed3-ga-gru-attacked" not in found
+    run = "out/runs/forget05/seed3/gd-gru"
+    models = [parse(step["argv"]).model for step in attacked.spec["steps"] if step["do"] == "command"]
+    assert models == [run, f"{run}/calibration/target-0.9"]
+    args = options(attacked, "attack")
+    assert (args.original, args.retrained) == ("out/models/original-seed3", "out/models/retrained-forget05-seed3")
+    assert args.retain_logs == "out/models/retrained-forget05-seed3/eval/tofu-forget05"
+    assert (args.attacks, args.samples, args.evaluate) == (["quantize", "sample"], "4", '{"max_rows": 7}')
+    assert (args.batch_size, args.device, args.split, args.benchmark) == ("3", "cpu", "forget05", "tofu")
+    # The weights go when the attacks are done, and not before; mixtures are kept till then.
+    deleted = [step["run"] for step in attacked.spec["steps"] if step["do"] == "delete"]
+    assert deleted == models
+    for name in ("", "-calibrated"):
+        assert all(step["do"] != "delete" for step in found[f"forget05-seed3-gd-gru{name}"].spec["steps"])
+    assert options(found["forget05-seed3-gd-gru-calibrated"], "calibrate").save_models == "true"
+    assert found["forget05-seed3-ga-gru-calibrated"].spec["steps"][-1]["do"] == "delete"
+
+
+def test_attacks_without_calibration_and_with_a_log_for_a_retrained_model(tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    log.write_text("{}")
+    given = {"finetune": None, "target": "owner/model", "retrained": {"forget05": str(log)}}
+    found = jobs(plan_of(attacks={}, model={}, **given))
+    args = options(found["forget05-seed3-ga-attacked"], "attack")
+    assert (args.original, args.retain_logs, hasattr(args, "retrained")) == ("owner/model", str(log), False)
+    assert not hasattr(args, "attacks")  # all of them
+    assert found["forget05-seed3-ga-attacked"].needs == ("forget05-seed3-ga",)
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ({"attacks": ["quantise"]}, 'attacks: attacks: .* got "quantise", did you mean "quantize"'),
+        ({"at": [0.9]}, "attacks: at: 0.9 is not among the shares of calibration"),
+        ({"methods": ["npo"]}, "attacks: methods: 'npo' is not among methods"),
+        ({"options": {"original": "x"}}, "attacks: original is the study's to say; leave it out"),
+    ],
+)
+def test_attacks_that_cannot_be(part: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        plan_of(attacks=part)
+
+
+def test_options_of_attacks_are_checked_before_anything_is_done() -> None:
+    with pytest.raises(ValueError, match="attacks: samples: expected at least 1, got 0"):
+        plan_of(attacks={"options": {"samples": 0}}).jobs()
+    with pytest.raises(ValueError, match="attacks: smaples: no such option; did you mean"):
+        plan_of(attacks={"options": {"smaples": 3}}).jobs()

@@ -24,78 +24,23 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gru_fast.attacks.parts.target import Target
     from gru_fast.models.load import ModelOptions
+    from gru_fast.options.attack import AttackOptions
 
 HELP = "attack an unlearned model: quantize, relearn, sample, extract"
 
 
-@dataclass
-class AttackOptions:
-    """Which attacks, and what they are held against."""
-
-    attacks: list[str] | None = field(
-        default=None, metadata={"help": "some of quantize, relearn, sample, extract; by default all"}
-    )
-    original: str | None = field(
-        default=None, metadata={"help": "the model before unlearning, as --model; by default what its run started from"}
-    )
-    retrained: str | None = field(
-        default=None,
-        metadata={"help": "the model that never saw the forget set, as --model; by default --retain-logs if it is one"},
-    )
-    retain_logs: str | None = field(
-        default=None,
-        metadata={"help": "evaluation of the retrained model, for scores relative to it: its run, or a log"},
-    )
-    evaluate: dict[str, Any] | None = field(
-        default=None, metadata={"help": "options of gru-fast eval BENCHMARK for quantize, such as max_rows=50"}
-    )
-    max_rows: int = field(
-        default=0, metadata={"help": "the first rows to forget, for relearn, sample and extract; 0 for all"}
-    )
-    max_new_tokens: int = field(default=128, metadata={"help": "tokens of a written answer, at most"})
-    prefix_tokens: int = field(default=64, metadata={"help": "of a text to forget, the tokens that are given"})
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "folder of the attacks; by default attacks/BENCHMARK-SPLIT in the model's folder"},
-    )
-    batch_size: int = field(default=16, metadata={"help": "rows at a time"})
-    device: str | None = field(
-        default=None, metadata={"help": "cuda, cuda:1, cpu, ...; by default the accelerator, if there is one"}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "do anew what was done before"})
-
-    def __post_init__(self) -> None:
-        from gru_fast import attacks
-
-        self.attacks = list(dict.fromkeys(self.attacks)) if self.attacks else attacks.names()
-        problems = []
-        for name in self.attacks:
-            try:
-                attacks.get(name)
-            except ValueError as error:  # noqa: PERF203 all that is wrong at once
-                problems.append(str(error))
-        for name, least in (("max_rows", 0), ("batch_size", 1), ("max_new_tokens", 1), ("prefix_tokens", 1)):
-            if getattr(self, name) < least:
-                problems.append(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if problems:
-            raise ValueError("; ".join(problems))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from gru_fast import attacks
-    from gru_fast.models.load import ModelOptions
     from gru_fast.options import commands
     from gru_fast.options import flags as options
 
-    of_attacks = [attacks.get(name).Options for name in attacks.names()]
-    options.add(parser, AttackOptions, *of_attacks, commands.data_of_all(), ModelOptions)
+    *of_attacks, _, model = commands.attack()
+    options.add(parser, *of_attacks, commands.data_of_all(), model)
     parser.usage = "%(prog)s [RUN] [--config FILE] [options]"
     parser.add_argument("model", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help="the same as --model")
     parser.add_argument("--dry-run", action="store_true", help="say what it will take, and stop")
@@ -106,16 +51,15 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast import attacks
     from gru_fast.attacks.parts import outcome
     from gru_fast.cli import chosen, evaluating, training
-    from gru_fast.models.load import ModelOptions
+    from gru_fast.options import commands
     from gru_fast.options import flags as options
     from gru_fast.runs import processes
 
     args.benchmark = _benchmark_name(args)
     benchmark = chosen.benchmark(args)
-    of_attacks = {name: attacks.get(name).Options for name in attacks.names()}
-    classes = (AttackOptions, *of_attacks.values(), benchmark.Options, ModelOptions)
+    classes = commands.attack(benchmark)
     how, *instances, data, model = options.resolve(args, *classes, fill=lambda values: _fill(benchmark, values))
-    settings = dict(zip(of_attacks, instances, strict=True))
+    settings = dict(zip(attacks.names(), instances, strict=True))
     if args.print_config:
         print(options.config_text((how, *instances, data, model), args), end="")
         return 0

@@ -247,7 +247,7 @@ def _check_jobs(plan: Plan) -> None:
         if changed:
             raise ValueError(f"{plan.folder}: {name} was made with {changed[0]}; give another --output-dir")
     for name, new in wanted.items():
-        run = None if name in made else _calibrated_run(new.spec["steps"])
+        run = None if name in made else _further_on(new.spec["steps"])
         of = {"do": "delete", "run": run}
         if run is not None and any(
             of in made[each]["spec"]["steps"] and records.is_over(each) for each in new.needs if each in made
@@ -258,10 +258,10 @@ def _check_jobs(plan: Plan) -> None:
             )
 
 
-def _calibrated_run(steps: Sequence[Mapping[str, Any]]) -> str | None:
-    """The run that a job calibrates; None if it does something else."""
+def _further_on(steps: Sequence[Mapping[str, Any]]) -> str | None:
+    """The run that a job calibrates or attacks; None if it does something else."""
     argv = steps[0].get("argv", [""])
-    return str(argv[argv.index("--model") + 1]) if argv[0] == "calibrate" else None
+    return str(argv[argv.index("--model") + 1]) if argv[0] in {"calibrate", "attack"} else None
 
 
 def _status(plan: Plan) -> Mapping[str, Status]:
