@@ -27,14 +27,14 @@ def study(split: str = "forget05") -> results.StudyResults:
                 Attacked("sample", 0.9, at_equal, 0.0),
             ]
             runs.append(study_results.run("NPO", 0.5, -3.0, variant=variant, seed=seed, attacked=attacked))
-    runs.append(study_results.run("NPO", None, None, variant=GRU, seed=2, state=results.FAILED))
+    runs.append(study_results.run("NPO", None, None, variant=GRU, seed=2, state="failed"))
     runs.append(study_results.run("GA", 0.5, -3.0))
     return study_results.study(runs)
 
 
 def test_means_over_seeds_and_the_lower_one() -> None:
     table = attacks(study(), "forget05")
-    assert [column.title for column in table.columns] == [
+    assert [column.heading for column in table.columns] == [
         "Method", "Variant", "quantize", "sample", "sample at 90%", "n",
     ]  # fmt: skip
     plain, gru, retrained = table.rows
