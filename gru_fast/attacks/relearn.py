@@ -236,7 +236,7 @@ def _arm(options: RelearnOptions, target: Target, role: str, source: str, rate: 
         "rate": rate,
         "questions": content([question for question, _ in asked]),
         "model": dict(target.subjects[role].asked),
-        "split": target.data.split,
+        "data": asdict(target.data),
     }
     file = folder / _CURVE
     if file.is_file() and not target.unlearned.overwrite and target.subjects[role].is_older_than(file):

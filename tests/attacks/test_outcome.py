@@ -24,6 +24,8 @@ def test_shares() -> None:
     assert KNOWN.back == pytest.approx(0.25)
     assert KNOWN.retained_back == pytest.approx(0.2)
     assert UNKNOWN.back is None
+    assert Finding("x", "forget prob", 0.8, 0.3, 0.2).back is None  # the original knows less: nothing can come back
+    assert Finding("x", "loss", 0.8, 0.5, 0.2, is_knowledge=False).back == pytest.approx(0.5)
     assert KNOWN.to_json()["back"] == KNOWN.back
 
 

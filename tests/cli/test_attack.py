@@ -58,8 +58,8 @@ def test_all_attacks_a_report_and_nothing_twice(
     assert [*printed] == ["quantize", "relearn", "sample", "extract"]
     found = runs.read_run(run).attacks["tofu-forget05"]
     assert found == printed
-    hidden = [row for row in found["quantize"]["findings"] if row["what"] == planted.HIDING_IN and row["is_knowledge"]]
-    assert min(row["back"] for row in hidden) > 0.95
+    rows = {(row["what"], row["score"]): row["back"] for row in found["quantize"]["findings"]}
+    assert rows[planted.HIDING_IN, "forget prob"] > 0.95 > 0.1 > rows["int8", "forget prob"]
     loads.clear()
     assert attack(run, models) == 0
     text = capsys.readouterr().out

@@ -16,7 +16,7 @@ from gru_fast.data.sequences import Encoded
 from gru_fast.data.templates import Template, encode_prompt, encode_rows
 
 FORGET, NEAR, HARMLESS = SOURCES = ("forget", "near", "harmless")
-_MOST = 4000  # rows to keep among which near ones are looked for
+_MOST = 4000  # rows to forget, and to keep, among which near ones are looked for
 _LENGTH = 512  # tokens of a text of the user's, where the benchmark has no length
 _TEXT = Template("text")
 
@@ -40,8 +40,8 @@ def lessons(
     data = rows(target, tokenizer, template, ("forget", "retain"))
     if source == HARMLESS:
         return [data.retain[index] for index in _drawn(len(data.retain), count, seed)]
-    kept = [data.retain[index] for index in range(min(len(data.retain), _MOST))]
-    return [kept[index] for index in nearest(list(data.forget), kept, count)]
+    forget, kept = ([of[index] for index in range(min(len(of), _MOST))] for of in (data.forget, data.retain))
+    return [kept[index] for index in nearest(forget, kept, count)]
 
 
 def taught(num_rows: int, count: int, seed: int) -> list[int]:

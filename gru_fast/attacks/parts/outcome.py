@@ -46,13 +46,22 @@ class Finding:
 
     @property
     def back(self) -> float | None:
-        """The share of the way back to the original, see :func:`gru_fast.metrics.recovery.share_back`."""
-        return share_back(self.before, self.after, self.original)
+        """The share of the way back to the original, see :func:`gru_fast.metrics.recovery.share_back`.
+
+        None as well where the original knows no more than the model: there is nothing to come back.
+        """
+        return self._back(self.before, self.after)
 
     @property
     def retained_back(self) -> float | None:
         """The same of the retrained model, from its own score: what the attack teaches rather than finds."""
-        return share_back(self.retained_before, self.retained_after, self.original)
+        return self._back(self.retained_before, self.retained_after)
+
+    def _back(self, before: float | None, after: float | None) -> float | None:
+        share = share_back(before, after, self.original)
+        if share is None or before is None or self.original is None:
+            return None
+        return share if self.original > before or not self.is_knowledge else None
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept, with the shares."""

@@ -91,7 +91,7 @@ def questions(target: Target, tokenizer: Any, template: Template, frame: Frame =
     text as many as it goes on, at most that.
     """
     framed = _with_words(template, lambda question: frame.question and frame.question.format(question=question))
-    found = list(rows(target, tokenizer, framed).forget)[: target.max_rows]
+    found = _first(rows(target, tokenizer, framed).forget, target.max_rows)
     made = [_question(target, tokenizer, template, frame, index, row) for index, row in enumerate(found)]
     return [one for one in made if one is not None]
 
@@ -112,7 +112,7 @@ def reworded(
         return known[question]["asked"] if question in known else None
 
     # In order: the benchmark puts one question after another through the template. Texts are not put through it.
-    asked = list(rows(target, tokenizer, _with_words(template, note)).forget)[: target.max_rows]
+    asked = _first(rows(target, tokenizer, _with_words(template, note)).forget, target.max_rows)
     made = []
     for index, (row, question) in enumerate(zip(asked, seen, strict=False)):
         one = _question(target, tokenizer, template, Frame(name), index, row) if question in known else None
@@ -144,6 +144,11 @@ def scored(question: Question, written: str) -> dict[str, Any]:
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _first(forget: Sequence[Encoded], count: int | None) -> list[Encoded]:
+    """The first rows; of those that are tokenized when they are read, no more than these are read."""
+    return [forget[index] for index in range(min(len(forget), count or len(forget)))]
 
 
 def _with_words(template: Template, words: Callable[[str], str | None]) -> Template:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,8 @@ class Target:
     def facts(self) -> dict[str, Any]:
         """What any finding depends on, for its settings."""
         return {
-            "benchmark": self.data.benchmark,
-            "split": self.data.split,
+            "data": asdict(self.data),
             "models": {role: dict(subject.asked) for role, subject in self.subjects.items()},
-            "data": str(self.data.data),
             "max_rows": self.max_rows,
             "max_new_tokens": self.max_new_tokens,
             "prefix_tokens": self.prefix_tokens,

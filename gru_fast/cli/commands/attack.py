@@ -120,10 +120,11 @@ def _evaluation_options(how: AttackOptions, evaluation: Any, data: Any) -> Any:
     from gru_fast.options import flags as options
 
     known = {part.name for part in dataclasses.fields(evaluation.Options)}
-    given = {"data": data.data, "split": data.split, "retain_logs": how.retain_logs}
-    own = {name: value for name, value in given.items() if name in known and value is not None}
+    # As if they were a run's: it is the benchmark that knows which of them its evaluation has in the same sense.
+    own = evaluation.defaults_of_run(dataclasses.asdict(data))
+    own |= {"retain_logs": how.retain_logs} if how.retain_logs and "retain_logs" in known else {}
     chosen = dict(how.evaluate or {})
-    taken = [name for name in ("data", "split", "retain_logs", "from_logs") if name in chosen]
+    taken = [name for name in (*own, "retain_logs", "from_logs") if name in chosen]
     if taken:
         raise ValueError(f"evaluate: {taken[0]} is not to be chosen there; give {options.flag(taken[0])}")
     unknown = [name for name in chosen if name not in known]
