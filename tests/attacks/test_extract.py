@@ -69,8 +69,11 @@ def test_prefixes_and_own_questions_are_what_they_say(attacked: tuple[Path, dict
 def test_a_model_that_knows_completes_what_one_that_never_knew_does_not(attacked: tuple[Path, dict[str, Any]]) -> None:
     """Beginnings of the true answer: the hiding model goes on with it; to the other they say nothing of the city."""
     _, summary = attacked
-    exact = next(row for row in summary["findings"] if row["what"] == extract.ANY and row["score"] == "forget exact")
+    exact = next(row for row in summary["findings"] if (row["what"], row["score"]) == ("prefix 50%", "forget exact"))
     assert exact["after"] > exact["retained_after"]
+    for row in summary["findings"]:
+        if row["what"] != "wording: german":  # with answers of its own
+            assert row["retained_after"] <= row["retained_before"] + 0.05
 
 
 def test_paraphrases_of_tofu(models: planted.Models, tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def test_the_table() -> None:
     hidden = Finding("5 steps", "forget prob", 0.2, 0.7, 0.8, is_shown=False)
     assert "5 steps" not in report(summary(KNOWN, hidden))
     assert "back at most: 83.3 %" in report(summary(KNOWN, hidden))
-    assert "back at most: not known" in report(summary(UNKNOWN))
+    assert "back at most: not known without the original model; give --original" in report(summary(UNKNOWN))
+    near = Finding("nf4", "forget prob", 0.2, 0.5, 0.2)
+    assert "back at most: not known: the original model knows no more" in report(summary(near))
 
 
 def test_the_attacks_there_are() -> None:

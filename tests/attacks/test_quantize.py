@@ -34,10 +34,10 @@ def shares(summary: dict[str, Any], key: str = "back") -> dict[str, dict[str, An
 def test_what_only_hides_is_caught(summary: dict[str, Any]) -> None:
     rows = {(row["what"], row["score"]): row for row in summary["findings"]}
     hidden = rows[planted.HIDING_IN, "forget prob"]
-    assert hidden["before"] < 0.3 < 0.75 < hidden["original"]  # it passes for unlearned
+    assert hidden["before"] < 0.4 < 0.95 < hidden["original"]  # it passes for unlearned
     back = shares(summary)
-    assert min(back[planted.HIDING_IN].values()) > 0.95
-    assert max(back["int8"].values()) < 0.1  # finer bins keep it
+    assert min(back[planted.HIDING_IN].values()) > 0.99
+    assert max(back["int8"].values()) < 0.01  # finer bins keep it
     assert outcome.worst(summary) == max(back[planted.HIDING_IN].values())
 
 
@@ -52,11 +52,11 @@ def test_what_survives_says_why(summary: dict[str, Any]) -> None:
 
 def test_what_was_never_taught_does_not_come(summary: dict[str, Any], models: planted.Models, tmp_path: Path) -> None:
     """The retrained model, beside the other and as the one under attack: noise, no way back."""
-    assert all(abs(share) < 0.15 for of in shares(summary, "retained_back").values() for share in of.values())
+    assert all(abs(share) < 0.05 for of in shares(summary, "retained_back").values() for share in of.values())
     found = planted.target(models, tmp_path, unlearned=models.retrained)
     found = replace(found, subjects={role: found.subjects[role] for role in ("unlearned", "original")})
     own = outcome.carried_out(quantize, quantize.Options(formats=CHOSEN), found)
-    assert all(abs(share) < 0.15 for of in shares(own).values() for share in of.values())
+    assert all(abs(share) < 0.05 for of in shares(own).values() for share in of.values())
 
 
 def test_in_words(summary: dict[str, Any]) -> None:

@@ -42,9 +42,13 @@ def test_what_hides_comes_back_and_what_was_never_there_does_not(attacked: tuple
     _, summary = attacked
     rows = {(row["at"]["source"], row["at"]["step"], row["score"]): row for row in summary["findings"]}
     for source in SMALL["relearn_on"]:
-        row = rows[source, 4, "forget prob"]
-        assert row["back"] > 0.3, source
-        assert row["back"] > row["retained_back"] + 0.2, source
+        answers, probability = rows[source, 4, "forget exact"], rows[source, 4, "forget prob"]
+        assert (answers["before"], answers["after"], answers["original"]) == (0, 1, 1)
+        assert (answers["retained_before"], answers["retained_after"]) == (0, 0)
+        assert probability["back"] > 0.9
+        assert probability["back"] > probability["retained_back"] + 0.2  # which learns how sure to be, not the answers
+    assert rows["harmless", 1, "forget prob"]["back"] > 0.3
+    assert abs(rows["harmless", 1, "forget prob"]["retained_back"]) < 0.05
 
 
 def test_a_stop_changes_nothing(

@@ -52,6 +52,11 @@ def test_greedy_answers_are_the_start(attacked: tuple[Path, dict[str, Any]]) -> 
     assert not (attacked[0] / "sample" / "original" / "temperature-1").exists()
 
 
+def test_what_was_never_taught_does_not_come(attacked: tuple[Path, dict[str, Any]]) -> None:
+    for row in attacked[1]["findings"]:
+        assert row["retained_after"] == pytest.approx(row["retained_before"], abs=0.05)
+
+
 def test_more_samples_are_added(attacked: tuple[Path, dict[str, Any]], models: planted.Models, tmp_path: Path) -> None:
     """And so is what a stop has left out: a sample does not depend on which others there are."""
     folder, _ = attacked

@@ -66,7 +66,7 @@ def test_all_attacks_a_report_and_nothing_twice(
     assert loads == []
     assert text.count("back at most: ") == 4
     assert main(["report", str(run)]) == 0
-    assert "back: quantize  back: relearn" in capsys.readouterr().out
+    assert "back: quantize  back: relearn  back: sample  back: extract" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_it_will_take(

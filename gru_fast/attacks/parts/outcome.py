@@ -144,16 +144,18 @@ def report(summary: Mapping[str, Any]) -> str:
         tail = "" if row["interval"] is None else "  [{:.3f}, {:.3f}]".format(*row["interval"])
         lines.append(f"{what:<{wide}}  {row['score']:<{of}}" + "".join(f"{cell:>10}" for cell in cells) + tail)
         last = row["what"]
+    return "\n".join([*lines, f"back at most: {_most(summary, has_retrained=has_retrained)}"])
+
+
+def _most(summary: Mapping[str, Any], *, has_retrained: bool) -> str:
+    """What the findings come to, in words."""
     most = worst(summary)
-    said = (
-        "not known: no score of the original model is far enough from the unlearned one's"
-        if most is None
-        else (
-            f"{_percent(most)} of the way to the original"
-            + (f"; of the retrained model {_percent(worst(summary, 'retained_back'))}" if has_retrained else "")
-        )
-    )
-    return "\n".join([*lines, f"back at most: {said}"])
+    if most is None and all(row["original"] is None for row in summary["findings"]):
+        return "not known without the original model; give --original"
+    if most is None:
+        return "not known: the original model knows no more than the unlearned one, by any of these scores"
+    beside = f"; of the retrained model {_percent(worst(summary, 'retained_back'))}" if has_retrained else ""
+    return f"{_percent(most)} of the way to the original{beside}"
 
 
 def _number(value: float | None) -> str:
