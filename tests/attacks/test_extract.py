@@ -72,7 +72,7 @@ def test_a_model_that_knows_completes_what_one_that_never_knew_does_not(attacked
     exact = next(row for row in summary["findings"] if (row["what"], row["score"]) == ("prefix 50%", "forget exact"))
     assert exact["after"] > exact["retained_after"]
     for row in summary["findings"]:
-        if row["what"] != "wording: german":  # with answers of its own
+        if row["what"] not in {"wording: german", extract.ANY}:  # the user's are held against other answers
             assert row["retained_after"] <= row["retained_before"] + 0.05
 
 
