@@ -143,6 +143,7 @@ PLANE = {
     "Prob retain": "what is kept, higher is better",
     "ES forget": "what is left of it, lower is better, down to what was never seen",
 }
+KNOWLEDGE = ("ES forget", "EM forget", "ROUGE-L forget", "Prob forget")
 _HEADINGS = {"probability": "Prob", "exact_memorization": "EM", "extraction_strength": "ES", "rougeL": "ROUGE-L"}
 
 
