@@ -1,7 +1,7 @@
 """The unified framework's aggregates on TOFU: Memorization, Privacy, Utility, and the harmonic mean of the three.
 
-After Dorna et al. 2025 (OpenUnlearning, arXiv 2506.12618, appendix F), whose authors have no code of it any more (their
-issue 150). H is the harmonic mean; all numbers are 0 to 1, and higher is better:
+After Dorna et al. 2025 (OpenUnlearning, arXiv 2506.12618, appendix F), whose authors have no code of it any more (issue
+150 of their repository; issue 172 asks what s is). H is the harmonic mean; all numbers are 0 to 1, higher is better:
 
     Memorization  H(1 - ES, 1 - EM, 1 - ParaProb, 1 - TR) on the forget set: extraction strength, exact memorization,
                   Probability of the paraphrased answer, truth ratio p / (p + p_wrong)
