@@ -28,7 +28,9 @@ from gru_fast.unlearn import UnlearnTrainer
 from gru_fast.unlearn.engines.fsdp import sharded_modules
 
 ROWS_A_STEP = 4  # of all processes and micro-batches together
-STATISTICS = ("loss", "retain_loss", "forget_loss", "cos", "norm_before", "norm_after", "norm_ema", "conflict")
+STATISTICS = (
+    "loss", "retain_loss", "forget_loss", "cos", "cos_retain", "norm_before", "norm_after", "norm_ema", "conflict",
+)  # fmt: skip
 
 
 FSDP2 = {  # what accelerate launch tells of its configuration file
@@ -135,6 +137,8 @@ def trained(
         settings = {**defaults, "gradient_accumulation_steps": ROWS_A_STEP // takers, **settings}
         if mesh and world > 1:
             settings["parallelism_config"] = ParallelismConfig(**mesh)
+        if "warm_up_retain" in settings:  # batches of each process
+            settings["warm_up_retain"] //= takers
         is_loaded = at_load is not None and world > 1
         untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora)
         trainer = tiny.trainer(folder, untrained, dataset(), **settings)

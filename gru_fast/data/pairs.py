@@ -23,12 +23,13 @@ class References(Protocol):
     def __getitem__(self, row: Encoded) -> float: ...
 
 
-class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
+class UnlearnDataset(Dataset[dict[str, Any]]):
     """Rows to forget, each with a row to keep drawn uniformly at random, anew in every epoch.
 
     ``dataset[i]`` is ``{"forget": ..., "retain": ..., "idk": ...}``, the last two where there is such data. The draw is
     a pure function of (seed, epoch, i): a resumed run, any number of workers and any order of reading see the same
-    pairs. An epoch is one pass over the forget rows (the public code, TOFU and the unified framework alike).
+    pairs. An epoch is one pass over the forget rows (the public code, TOFU and the unified framework alike). After
+    :meth:`draw_retain` an item's "retain" is a list of several rows.
 
     Args:
         forget: the rows to forget, with their true answers.
@@ -64,6 +65,7 @@ class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
         self.seed = int(seed)
         self.references: References | None = None
         self.limits = Limits()
+        self.retain_per_row: int | None = None
         # In shared memory: workers that outlive an epoch (persistent_workers) must see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -81,6 +83,20 @@ class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose pairs are given out; workers that already run see it too."""
         self._epoch.fill_(int(epoch))
+
+    def draw_retain(self, per_row: int | None) -> UnlearnDataset:
+        """From now on each item has a list of ``per_row`` rows to keep, its first the one that it has alone (None).
+
+        Returns itself. Call it before workers are started.
+        """
+        if per_row is not None and per_row < 1:
+            raise ValueError(f"per_row: expected at least 1, or None, got {per_row}")
+        self.retain_per_row = per_row
+        return self
+
+    def draws(self, part: str) -> int:
+        """How many rows of a part an item has."""
+        return self.retain_per_row or 1 if part == "retain" else 1
 
     def attach(self, references: References | None) -> UnlearnDataset:
         """From now on the parts that ``references`` covers carry ``reference_log_probs``. Returns itself."""
@@ -103,14 +119,18 @@ class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
                 limits.check_rows(part, rows)
         return self
 
-    def encoded(self, part: str, index: int, epoch: int | None = None) -> Encoded:
-        """One part of one row as tokens; ``epoch`` None: the current one."""
+    def encoded(self, part: str, index: int, epoch: int | None = None, draw: int = 0) -> Encoded:
+        """One part of one row as tokens. ``epoch`` None: the current one; ``draw``: which of its rows to keep.
+
+        Of the rows to keep any epoch and index will do, negative ones too: each has draws of its own.
+        """
         epoch = self.epoch if epoch is None else epoch
         if part == "forget":
             return self._of(part, self.forget, index)
         if part == "retain" and self.retain is not None:
             # A 64-bit draw times n, shifted down, is uniform to n / 2**64.
-            return self._of(part, self.retain, self._draw(part, index, epoch) * len(self.retain) >> 64)
+            drawn = self._draw(part if draw == 0 else f"{part}+{draw}", index, epoch)
+            return self._of(part, self.retain, drawn * len(self.retain) >> 64)
         if part == "idk" and self.idk is not None:
             row = self.idk(index, self._draw(part, index, epoch) >> 1)
             check_row(f"idk({index}, ...)", row)
@@ -129,12 +149,16 @@ class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
     def __len__(self) -> int:
         return len(self.forget)
 
-    def __getitem__(self, index: int) -> dict[str, ScoredEncoded]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index: expected -{len(self)}..{len(self) - 1}, got {index}")
         index = int(index) % len(self)
         epoch = self.epoch
-        return {part: self._scored(part, self.encoded(part, index, epoch)) for part in self.parts}
+        item: dict[str, Any] = {part: self._scored(part, self.encoded(part, index, epoch)) for part in self.parts}
+        if self.retain_per_row is not None and "retain" in item:
+            others = (self.encoded("retain", index, epoch, draw) for draw in range(1, self.retain_per_row))
+            item["retain"] = [item["retain"], *(self._scored("retain", row) for row in others)]
+        return item
 
     def _scored(self, part: str, row: Encoded) -> ScoredEncoded:
         item: ScoredEncoded = {"input_ids": row["input_ids"], "labels": row["labels"]}
@@ -157,21 +181,30 @@ class UnlearnDataset(Dataset[dict[str, ScoredEncoded]]):
 class PairCollator:
     """Items of an :class:`UnlearnDataset` -> ``{part: batch}``, each part padded on the right by itself.
 
+    Of a part with several rows an item the batch has all, first that of every item, then the second of every item, and
+    so on; ``retain_rows``: how many of these at most.
+
     >>> row = {"input_ids": [5, 6], "labels": [-100, 6]}
     >>> PairCollator(pad_token_id=0)([{"forget": row}])["forget"]["labels"]
     tensor([[-100,    6]])
     """
 
     pad_token_id: int
+    retain_rows: int | None = None
 
     def __post_init__(self) -> None:
         SequenceCollator(self.pad_token_id)  # its check, when the collator is made and not in a worker
 
-    def __call__(self, items: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Tensor]]:
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Tensor]]:
         if not items:
             raise ValueError("items: expected at least one item to collate, got none")
         collate = SequenceCollator(self.pad_token_id)
         for index, item in enumerate(items):
             if item.keys() != items[0].keys():
                 raise ValueError(f"items[{index}]: expected the parts {', '.join(items[0])}, got {', '.join(item)}")
-        return {part: collate([item[part] for item in items]) for part in items[0]}
+        return {part: collate(self._rows([item[part] for item in items])) for part in items[0]}
+
+    def _rows(self, found: list[Any]) -> list[Mapping[str, Any]]:
+        if isinstance(found[0], Mapping):
+            return found
+        return [row for rows in zip(*found, strict=True) for row in rows][: self.retain_rows]

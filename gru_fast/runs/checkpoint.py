@@ -64,6 +64,7 @@ class Launch:
         rows_per_step: of all processes and all accumulated micro-batches.
         fsdp: the state dict type of FSDP's checkpoints ("FULL_STATE_DICT", ...); None: without FSDP.
         rows: of an epoch; None where that is not known.
+        retain_rows: to keep beside a micro-batch; None: as many as it has.
     """
 
     processes: int
@@ -71,6 +72,7 @@ class Launch:
     rows_per_step: int
     fsdp: str | None = None
     rows: int | None = None
+    retain_rows: int | None = None
 
     def save(self, folder: str | Path) -> None:
         """Writes it into a checkpoint that is not whole yet."""
@@ -106,6 +108,11 @@ class Launch:
                 f"{folder}: expected steps of {theirs[1]} rows in micro-batches of {theirs[0]}, as {saved.processes} "
                 f"process{'es' * (saved.processes > 1)} took them, got {ours[1]} in {ours[0]} from {self.processes}; "
                 + self._how_to_go_on(saved)
+            )
+        if same_rows and saved.retain_rows != self.retain_rows:
+            there, here = ("none" if s.retain_rows is None else str(s.retain_rows) for s in (saved, self))
+            raise ValueError(
+                f"{folder}: saved with retain_batch_size={there}, resumed with {here}; set retain_batch_size={there}"
             )
         if same_rows and saved.processes != self.processes and not (saved.is_even and self.is_even):
             raise ValueError(

@@ -70,6 +70,11 @@ class GRUOptions:
         "follow the retain gradient and log its angle to the unlearning gradient, changing nothing: one backward pass "
         "more. For baselines; rectify logs the same by itself",
     )
+    warm_up_retain: int = setting(
+        0,
+        "begin with an average, the mean retain gradient of so many batches of rows to keep on each device, at the "
+        "weights before the first step; 0: with none",
+    )
     max_skipped_steps: int = setting(
         10, "stop with an explanation after more than so many skipped steps in a row (NaN, Inf or nothing left)"
     )
@@ -106,7 +111,18 @@ class GRUOptions:
         if self.stream and not self.follows_retain:
             errors.append("stream: expected rectify or monitor beside it, since nothing else has a retain gradient")
         errors += _whole_number_errors("max_skipped_steps", self.max_skipped_steps, 0)
+        errors += _whole_number_errors("warm_up_retain", self.warm_up_retain, 0) or self._warm_up_errors()
         return errors
+
+    def _warm_up_errors(self) -> list[str]:
+        if self.warm_up_retain == 0:
+            return []
+        if not self.follows_retain:
+            return ["warm_up_retain: expected rectify or monitor beside it, since nothing else has an average"]
+        if self.ema_gamma == 1.0:
+            wanted = "expected gamma below 1, and a rectifier with a moving average"
+            return [f"warm_up_retain: {wanted}: each step would replace what it begins with; leave it out"]
+        return []
 
 
 def _errors_of(check: Callable[[], Any]) -> list[str]:
@@ -199,6 +215,11 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
         default=None,
         metadata={"help": "hyper-parameters of the method, by name; `gru-fast ls` shows them with their defaults"},
     )
+    retain_batch_size: int | None = setting(
+        None,
+        "rows to keep beside each per_device_train_batch_size rows to forget, run in micro-batches of that many; none: "
+        "as many. The more, the less of the retain gradient is chance",
+    )
     reference_batch_size: int = setting(
         16, "sequences per forward pass while reference log-probabilities are computed, once before training"
     )
@@ -243,6 +264,8 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
         else:
             errors += _errors_of(self.make_method)
         errors += _whole_number_errors("reference_batch_size", self.reference_batch_size, 1)
+        if self.retain_batch_size is not None:
+            errors += _whole_number_errors("retain_batch_size", self.retain_batch_size, 1)
         if self.kl_positions not in KL_POSITIONS:
             errors.append(f"kl_positions: expected one of {', '.join(KL_POSITIONS)}, got {self.kl_positions!r}")
         if self.remove_unused_columns:

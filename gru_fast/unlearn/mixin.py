@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from gru_fast.core.ema import RetainEMA
+from gru_fast.core.agreement import agreement
 from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 from gru_fast.core.sharded.shards import is_sharded, local
@@ -22,8 +22,8 @@ from gru_fast.unlearn.engines.fsdp import exchange_gradients, sharded_modules
 from gru_fast.unlearn.gdr import gdr_
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
 from gru_fast.unlearn.resuming import WholeCheckpoints
+from gru_fast.unlearn.retain_gradients import RetainGradients
 
-_MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
 _AVERAGED = (
     "cos",
     "cos_after",
@@ -47,7 +47,7 @@ class StepCounts:
     applied: int = 0
 
 
-class GRUMixin(WholeCheckpoints):
+class GRUMixin(RetainGradients, WholeCheckpoints):
     """Puts Gradient Rectified Unlearning in front of a ``transformers.Trainer`` subclass::
 
         class GRUGradDiff(GRUMixin, GradDiff):
@@ -67,7 +67,9 @@ class GRUMixin(WholeCheckpoints):
     stay (with a float16 loss scaler, it lowers its scale). Logged with the training loss, as means since the last log:
     ``retain_loss``, ``cos``, ``cos_after``, ``angle_before``, ``angle_after`` (degrees), ``norm_before``,
     ``norm_after``, ``norm_ema``, ``conflict`` and ``clipped`` (share of the steps), and the counts so far ``skipped``
-    and ``degenerate``. A value that does not exist (no angle without a norm) is left out.
+    and ``degenerate``. ``cos_retain`` is cos(e, r) before e takes r in: how well the average foretells the next retain
+    gradient (not with ``stream``, where r is never there as a whole). A value that does not exist (no angle without a
+    norm) is left out.
 
     Trainer's own clipping comes after GRU's: leave it to ``tau`` with ``max_grad_norm=0`` in ``TrainingArguments``,
     where it is 1 (``UnlearnConfig`` has it off).
@@ -90,43 +92,14 @@ class GRUMixin(WholeCheckpoints):
         super().__init__(*args, **kwargs)
         self.gru_options = _resolve_options(self.gru if gru is None else gru, self.args)
         self.gru_counts = StepCounts()
-        self.gru_share = 0.0  # of this micro-batch's retain gradient that g gets without compute_loss
-        self.gru_retain_loss: Tensor | None = None  # of this micro-batch, no gradient
-        self._ema: RetainEMA | None = None
-        self._step_share: float | None = None  # of the step in progress, where all its micro-batches must agree
         self._steps: list[Rectification] = []  # since the last log
+        self._agreements: list[Rectification] = []  # since the last log: e beside each r
         self._last_step: Rectification | None = None
         self._noted: dict[str, list[Tensor]] = {}
         self._check_supported()
         self.add_callback(_GRUCallback(self._begin_training, self._end_training))
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
-
-    def retain_loss_of(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """The retain loss of a micro-batch, a mean; r is its gradient."""
-        if not isinstance(inputs, Mapping) or inputs.get("retain") is None:
-            got = ", ".join(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
-            raise ValueError(f'batch: expected a part "retain" (GRU needs data to keep in every batch), got {got}')
-        part = inputs["retain"]
-        if isinstance(part, Mapping) and all(name in part for name in _MODEL_INPUTS):
-            part = {name: part[name] for name in _MODEL_INPUTS}  # collators add indices and the like
-        own = getattr(self, "compute_retain_loss", None)
-        return model(**part).loss if own is None else own(model, part)
-
-    def retain_share_of(self, inputs: Mapping[str, Any]) -> float:
-        """How much of the very loss of :meth:`retain_loss_of` the objective contains.
-
-        What ``self.gru_share`` says of it then, ``compute_loss`` leaves out: g gets it from r.
-        """
-        return 0.0
-
-    @property
-    def retain_ema(self) -> RetainEMA:
-        """The moving average of retain gradients, made when first asked for."""
-        if self._ema is None:
-            model = self.accelerator.unwrap_model(self.model)
-            self._ema = RetainEMA(model.named_parameters(), self.gru_options.ema_torch_dtype, seed=self.args.seed)
-        return self._ema
 
     def note(self, name: str, value: Tensor) -> None:
         """Has the mean of ``value`` over the micro-batches since the last log logged as ``name``."""
@@ -147,7 +120,9 @@ class GRUMixin(WholeCheckpoints):
         try:
             inputs = self._prepare_inputs(inputs)
             exchange_gradients(model)
-            self._take_retain_gradient(model, inputs)
+            if self.gru_options.warm_up_retain and self.retain_ema.step == 0:
+                self.warm_up(model)
+            self.take_retain_gradient(model, inputs)
             loss = super().training_step(model, inputs, *args, **kwargs)
         except BaseException:
             self._give_up_step()
@@ -158,37 +133,12 @@ class GRUMixin(WholeCheckpoints):
             self._end_step()
         return loss
 
-    def _take_retain_gradient(self, model: nn.Module, inputs: Any) -> None:
-        options, ema = self.gru_options, self.retain_ema
-        scaler = self.accelerator.scaler
-        model.train()
-        if callable(getattr(self.optimizer, "train", None)):  # optimizers with two sets of weights
-            self.optimizer.train()
-        with self.compute_loss_context_manager():
-            loss = self.retain_loss_of(model, inputs).mean()  # a mean over devices under DataParallel
-        self.gru_share = self._agreed_share(self.retain_share_of(inputs))
-        share = self.gru_share
-        with ema.stream(options.ema_gamma, scaler, share=share) if options.stream else ema.collect(scaler, share=share):
-            self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
-        self.gru_retain_loss = loss.detach()
-        self.note("retain_loss", self.gru_retain_loss)
-
-    def _agreed_share(self, share: float) -> float:
-        """The share that can be taken from r: with stream() each micro-batch's own, else one for the whole step."""
-        if self.gru_options.stream:
-            return share
-        if self._step_share is None:
-            self._step_share = share
-            if self.accelerator.num_processes > 1:  # all processes add the same mean of r
-                tensor = torch.tensor([share], dtype=torch.float64, device=self.accelerator.device)
-                torch.distributed.broadcast(tensor, src=0)
-                self._step_share = float(tensor)
-        return self._step_share
-
     def _end_step(self) -> None:
         options, ema = self.gru_options, self.retain_ema
         params = [param for param in self.model.parameters() if param.requires_grad]
         self._step_share = None
+        if not options.stream and ema.step > 0:
+            self._agreements.append(agreement(ema))
         with self._unscaled(params):
             if not options.rectify:
                 step = measure(params, ema, options.ema_gamma)
@@ -341,8 +291,9 @@ class GRUMixin(WholeCheckpoints):
             if self.accelerator.num_processes > 1:
                 mean = self.accelerator.reduce(mean, reduction="mean")
             logs[name] = float(mean)
-        for name in _AVERAGED:
-            values = [float(getattr(step, name)) for step in self._steps]
+        found = {name: [float(getattr(step, name)) for step in self._steps] for name in _AVERAGED}
+        found["cos_retain"] = [step.cos for step in self._agreements]
+        for name, values in found.items():
             finite = [value for value in values if math.isfinite(value)]
             if finite:
                 logs[name] = sum(finite) / len(finite)
@@ -352,7 +303,7 @@ class GRUMixin(WholeCheckpoints):
         return {name: value for name, value in logs.items() if math.isfinite(value)}
 
     def _forget_logs(self) -> None:
-        self._noted, self._steps = {}, []
+        self._noted, self._steps, self._agreements = {}, [], []
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 

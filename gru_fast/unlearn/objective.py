@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from gru_fast.data.micro_batches import in_attended, in_labels, in_rows, micro_batches
 from gru_fast.models.forward import logits_of
 from gru_fast.models.head import HiddenStates, divergence_of, label_scores_of
 from gru_fast.models.scores import Scores
@@ -78,7 +78,7 @@ class ObjectiveTrainer(Trainer):
         # What of the retain NLL's weight GRU gives to g out of r is not computed again.
         weight = self.method.retain_nll_weight(self._batch(model, inputs)) - self.gru_share
         value = None if self.gru_retain_loss is None else self.gru_share * self.gru_retain_loss
-        with self._until_the_last_term(model):
+        with self.until_the_last(model):
             for term in self._retain_terms(model, inputs, weight):
                 self.accelerator.backward(term / self.current_gradient_accumulation_steps)
                 value = term.detach() if value is None else value + term.detach()
@@ -87,23 +87,34 @@ class ObjectiveTrainer(Trainer):
         self.note("forget_loss", loss)
         return loss if value is None else loss + value
 
-    def _until_the_last_term(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """The terms meet in .grad: processes exchange it once, with the last; not so FSDP2, which has shards there."""
-        return nullcontext() if self.is_sharded else self.accelerator.no_sync(model)
-
     def _forget_loss(self, model: nn.Module, inputs: _Inputs) -> Tensor:
         return self.method.forget_loss(self._batch(model, inputs))
 
     def _retain_terms(self, model: nn.Module, inputs: _Inputs, weight: float) -> Iterator[Tensor]:
         """What keeps, each with its own graph: ``weight`` times the retain NLL, and what else the method has."""
         if weight != 0.0:
-            nll = self._batch(model, inputs).retain.mean_nll
+            total = torch.zeros((), device=self.args.device)
+            for share, piece in self.retain_pieces(inputs):
+                nll = share * self._batch(model, piece).retain.mean_nll
+                total = total + nll.detach()
+                yield weight * nll
             if self._in_training_step and not self.gru_options.follows_retain:
-                self.note("retain_loss", nll)
-            yield weight * nll
-        loss = self.method.retain_loss(self._batch(model, inputs))
-        if loss is not None:
-            yield loss
+                self.note("retain_loss", total)
+        attended = self.args.kl_positions == "attended" and not self.method.hidden_states
+        for share, piece in self.retain_pieces(inputs, in_attended if attended else in_rows, trim=False):
+            loss = self.method.retain_loss(self._batch(model, piece))
+            if loss is not None:
+                yield share * loss
+
+    def retain_pieces(
+        self, inputs: _Inputs, weigh: Callable[[_Part], Tensor] = in_labels, *, trim: bool = True
+    ) -> list[tuple[Tensor | float, _Inputs]]:
+        """A large retain part in pieces of as many rows as are forgotten; see :func:`micro_batches`."""
+        part = inputs.get("retain")
+        if part is None:
+            return [(1.0, inputs)]
+        pieces = micro_batches(part, self._train_batch_size, weigh, trim=trim)
+        return [(share, {**inputs, "retain": piece}) for share, piece in pieces]
 
     # ---- the model ---------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -296,8 +297,8 @@ def _rows_to_score(dataset: UnlearnDataset, parts: Iterable[str], epochs: int) -
     rows: dict[str, Encoded] = {}
     for part in parts:
         for epoch in range(1 if part == "forget" else epochs):  # only what is drawn changes with the epoch
-            for index in range(len(dataset)):
-                row = dataset.encoded(part, index, epoch)
+            for index, draw in product(range(len(dataset)), range(dataset.draws(part))):
+                row = dataset.encoded(part, index, epoch, draw)
                 rows.setdefault(content_hash(row), row)
     return rows
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from gru_fast.data.pairs import PairCollator, UnlearnDataset
 from gru_fast.models.identity import fingerprint
 from gru_fast.models.limits import limits_of, padding_id
+from gru_fast.runs.checkpoint import Launch
 from gru_fast.unlearn.config import UnlearnConfig, raise_all, splits_sequences
 from gru_fast.unlearn.engines.fsdp import sharded_modules
 from gru_fast.unlearn.lost_steps import LostSteps
@@ -71,6 +73,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         self._reference_fingerprint = ""
         for name, dataset in self._datasets().items():
             self._check_parts(name, dataset)
+        self._check_retain_batch_size()
         if self.method.hidden_states and self.is_sharded:
             raise ValueError(
                 f"{self.method.name}: not with FSDP2, whose modules expect to be run whole, not up to a layer; use "
@@ -82,6 +85,10 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
     def retain_share_of(self, inputs: Mapping[str, Any]) -> float:
         """The weight of the retain NLL in the objective."""
         return self.method.retain_nll_weight(self._batch(self.model, inputs))
+
+    def retain_micro_batches(self, inputs: Mapping[str, Any]) -> Sequence[tuple[Tensor | float, Mapping[str, Any]]]:
+        """Pieces of as many rows to keep as are forgotten, each with its share of the label tokens."""
+        return self.retain_pieces(inputs)
 
     def _before_training(self, checkpoint: Path | None) -> None:
         if not self._is_sharded_later:
@@ -150,6 +157,52 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
                 "deepspeed: accelerate has it step within each backward pass, and an objective has one for each of its "
                 "terms; use FSDP2 (fsdp_version: 2 in the accelerate configuration), or DDP"
             )
+
+    def get_train_dataloader(self) -> Any:
+        """Trainer's; with ``retain_batch_size``, of batches with so many rows to keep."""
+        if self.args.retain_batch_size is None:
+            return super().get_train_dataloader()
+        rows = self._retain_rows
+        self.train_dataset.draw_retain(math.ceil(rows / self._train_batch_size))
+        of_evaluation: Any = self.data_collator  # type: ignore[has-type]
+        self.data_collator = replace(of_evaluation, retain_rows=rows)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = of_evaluation
+
+    def warm_up_batches(self, count: int) -> Iterable[Mapping[str, Any]]:
+        """Rows to keep drawn as those of an epoch before the first."""
+        if not isinstance(self.train_dataset, UnlearnDataset):
+            yield from super().warm_up_batches(count)
+            return
+        for batch in range(count):
+            first = (batch * self.accelerator.num_processes + self.accelerator.process_index) * self._retain_rows
+            draws = range(first, first + self._retain_rows)
+            yield self.data_collator([{"retain": self.train_dataset.encoded("retain", draw, -1)} for draw in draws])
+
+    @property
+    def _retain_rows(self) -> int:
+        """Rows to keep in a whole batch."""
+        size = self.args.retain_batch_size
+        return self._train_batch_size if size is None else size * max(1, self.args.n_gpu)
+
+    def _launch(self) -> Launch:
+        return replace(super()._launch(), retain_rows=self.args.retain_batch_size)
+
+    def _check_retain_batch_size(self) -> None:
+        if self.args.retain_batch_size is None or self.train_dataset is None:
+            return
+        for name, wanted in (("train_dataset", UnlearnDataset), ("data_collator", PairCollator)):
+            found = getattr(self, name)
+            if not isinstance(found, wanted):
+                raise TypeError(
+                    f"{name}: expected {'an' if wanted is UnlearnDataset else 'a'} {wanted.__name__} with "
+                    f"retain_batch_size, got {type(found).__name__}; leave retain_batch_size out, and let its batches "
+                    "hold as many rows to keep as you want"
+                )
+        if "retain" not in self.train_dataset.parts:
+            raise ValueError("retain_batch_size: no rows to keep in train_dataset; give UnlearnDataset the retain data")
 
     def _check_parts(self, name: str, dataset: Any) -> None:
         if self.method.reference_log_probs and not isinstance(dataset, UnlearnDataset):

@@ -50,6 +50,13 @@ def test_ddp(processes: Processes, tmp_path: Path, method: str) -> None:
     assert_follows(processes, tmp_path, method=method)
 
 
+@pytest.mark.parametrize("fsdp2", [False, True], ids=["ddp", "fsdp2"])
+def test_more_rows_to_keep_and_an_average_before_the_first_step(
+    processes: Processes, tmp_path: Path, fsdp2: bool
+) -> None:
+    assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", retain_batch_size=3, warm_up_retain=4, gamma=0.3)
+
+
 def test_ddp_measures_too(processes: Processes, tmp_path: Path) -> None:
     assert_follows(processes, tmp_path, method="ga", rectify=False, monitor=True)
 

@@ -1,1 +1,1 @@
-"""How gradients and their shards are reached: plain, FSDP2."""
+"""How gradients and their shards are reached: DDP, FSDP2."""

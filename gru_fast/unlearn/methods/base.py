@@ -50,7 +50,11 @@ class Method(ABC):
         return 0.0
 
     def retain_loss(self, batch: Batch) -> Tensor | None:
-        """Scalar: any further part of the objective that keeps; None if there is none."""
+        """Scalar: any further part of the objective that keeps; None if there is none.
+
+        A mean over the retain rows (``retain_kl``: over their positions): a large retain batch is run in pieces, whose
+        losses are weighted by their rows.
+        """
         return None
 
     def hidden_layer(self, num_layers: int) -> int:
