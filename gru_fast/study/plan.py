@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -228,7 +229,10 @@ class Plan:
         for method in self.recipe.methods:
             for run in self._variants(split, seed, method):
                 if run.name in found:
-                    found[run.name] = replace(found[run.name], uses=[*found[run.name].uses, *run.uses])
+                    known = found[run.name]
+                    rows = known.retain_rows if run.retain_rows is None else run.retain_rows
+                    warm_up = known.warm_up if run.warm_up is None else run.warm_up
+                    found[run.name] = replace(known, uses=[*known.uses, *run.uses], retain_rows=rows, warm_up=warm_up)
                 else:
                     found[run.name] = run
         for run in found.values():
@@ -255,6 +259,11 @@ class Plan:
             tau = used.tau or recipe.ablation.tau
             yield run(results.CLIPPED, results.ABLATION, tau=tau)
             yield run(results.GRU, results.ABLATION, used.gamma, tau)
+            usual = (used.retain_batch_size or used.per_device_train_batch_size, used.warm_up_retain)
+            for rows, warm_up in product(recipe.ablation.retain_batch_sizes, recipe.ablation.warm_up_retain):
+                one = run(results.GRU, results.RETAIN, used.gamma, used.tau)
+                more = "" if (rows, warm_up) == usual else f"-retain{rows}-warm{warm_up}"
+                yield replace(one, name=one.name + more, folder=one.folder + more, retain_rows=rows, warm_up=warm_up)
         if recipe.sensitivity is not None and recipe.sensitivity.holds(split, seed, method):
             for gamma, tau in recipe.sensitivity.points(used.gamma):
                 yield run(results.GRU, results.SENSITIVITY, gamma, tau)
@@ -432,7 +441,9 @@ def mixture_of(folder: str, share: float) -> str:
 
 def _of_variant(run: StudyRun) -> dict[str, Any]:
     if run.variant == results.GRU:
-        return {"rectify": True, "gamma": run.gamma, "tau": run.tau}
+        found = {"rectify": True, "gamma": run.gamma, "tau": run.tau}
+        more = {"retain_batch_size": run.retain_rows, "warm_up_retain": run.warm_up}
+        return found | {name: value for name, value in more.items() if value is not None}
     return {"rectify": False} | ({"max_grad_norm": run.tau} if run.variant == results.CLIPPED else {})
 
 

@@ -107,9 +107,25 @@ class Along(Part):
 
 @dataclass(frozen=True)
 class Ablation(Part):
-    """Each method as it is, clipped to tau alone, and with GRU clipped to the same tau (the paper's Table 8)."""
+    """Each method as it is, clipped to tau alone, and with GRU clipped to the same tau (the paper's Table 8); and how
+    good the moving average must be: GRU with more rows to keep a batch, and with an average before the first step.
+    """
 
     tau: float | None = _key(None, "norm to clip to where a method's own options have none")
+    retain_batch_sizes: list[int] = field(
+        default_factory=list, metadata={"help": "GRU with each of these as retain_batch_size, at its own gamma and tau"}
+    )
+    warm_up_retain: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "each of them with each of these as warm_up_retain"}
+    )
+
+    def problems(self) -> list[str]:
+        """What cannot be."""
+        found = [f"retain_batch_sizes: expected at least 1, got {n}" for n in self.retain_batch_sizes if n < 1]
+        found += [f"warm_up_retain: expected at least 0, got {n}" for n in self.warm_up_retain if n < 0]
+        if not self.retain_batch_sizes and self.warm_up_retain != [0]:
+            found.append("warm_up_retain: expected retain_batch_sizes beside it, e.g. [4]")
+        return found
 
 
 @dataclass(frozen=True)

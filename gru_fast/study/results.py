@@ -19,7 +19,7 @@ ORIGINAL, RETRAINED, UNLEARNED, VECTOR = "original", "retrained", "unlearned", "
 # How an unlearned one was trained: as the method is, clipped to tau, with GRU.
 PLAIN, CLIPPED, GRU = "plain", "clipped", "gru"
 # What a run is in a study for; one run may serve several.
-COMPARISON, ABLATION, SENSITIVITY = "comparison", "ablation", "sensitivity"
+COMPARISON, ABLATION, SENSITIVITY, RETAIN = "comparison", "ablation", "sensitivity", "retain"
 CALIBRATION = "calibration"  # what is done with runs of the comparison
 # Logged in each optimizer step; kept here.
 STEP_VALUES = ("forget_loss", "retain_loss", "cos", "angle_before", "angle_after")
@@ -83,8 +83,9 @@ class StudyRun:
             evaluated on. seed is None of models that were given.
         method: its name; empty of models that have unlearned nothing.
         variant: plain, clipped or gru, of an unlearned model.
-        uses: what the run is for: comparison, ablation, sensitivity.
+        uses: what the run is for: comparison, ablation, sensitivity, retain (how good the average must be).
         gamma, tau: of GRU; tau also of clipping. None: no clipping.
+        retain_rows, warm_up: rows to keep a batch and batches before the first step; None: as the method has them.
         strength: of a task vector.
         state: of its job: done, failed, blocked, waiting, running.
         reason, log: why it, or its calibration, has failed, and the file that says more.
@@ -110,6 +111,8 @@ class StudyRun:
     uses: Sequence[str] = ()
     gamma: float | None = None
     tau: float | None = None
+    retain_rows: int | None = None
+    warm_up: int | None = None
     strength: float | None = None
     state: str = DONE
     reason: str = ""

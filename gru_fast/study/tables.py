@@ -19,6 +19,7 @@ from gru_fast.study.results import (
     GRU,
     ORIGINAL,
     PLAIN,
+    RETAIN,
     RETRAINED,
     SENSITIVITY,
     UNLEARNED,
@@ -40,7 +41,9 @@ _MEANS = "Mean ± standard deviation over seeds; n: runs with scores, of those i
 
 def tables(results: StudyResults) -> list[Table]:
     """All that there is anything for, in the order of the paper."""
-    per_split = (comparison, over_tau, over_gamma, ablation, calibration, attacked.attacks, vectors)
+    per_split = (
+        comparison, over_tau, over_gamma, ablation, over_retain, calibration, attacked.attacks, vectors,
+    )  # fmt: skip
     found = [make(results, split) for make in per_split for split in results.splits]
     found += [overview.statistics(results), overview.every_pair(results), overview.every_run(results)]
     return [table for table in found if table.rows]
@@ -170,6 +173,30 @@ def vectors(results: StudyResults, split: str) -> Table:
     columns = [Column("Method", number=False), Column("strength"), *map(score_column, shown), Column("n")]
     title = f"{_named(results)} {split}: task vectors over strengths, without retain data"
     return Table(f"vectors-{split}", title, _MEANS, columns, rows)
+
+
+def over_retain(results: StudyResults, split: str) -> Table:
+    """GRU over the rows to keep a batch has, and with an average before the first step."""
+    shown = headings(results)
+    rows: list[list[Cell]] = []
+    for title, runs in _by_method(results.find(kind=UNLEARNED, use=RETAIN, split=split)).items():
+        found: dict[tuple[int, int], list[StudyRun]] = {}
+        for run in runs:
+            found.setdefault((run.retain_rows or 0, run.warm_up or 0), []).append(run)
+        marked = _best([_scores(members, shown) for members in found.values()], shown)
+        rows += [
+            [title, *how, *scores, _count(members)]
+            for (how, members), scores in zip(found.items(), marked, strict=True)
+        ]
+    columns = [Column("Method", number=False), Column("rows to keep"), Column("warm-up"), *map(score_column, shown)]
+    return Table(
+        f"over-retain-{split}",
+        f"{_named(results)} {split}: with GRU, over how good the average is",
+        "Rows to keep a batch on each device; batches of them in the average before the first step. Bold: the best "
+        f"mean of a method. {_MEANS}",
+        [*columns, Column("n")],
+        rows,
+    )
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

@@ -85,6 +85,24 @@ def test_a_run_serves_all_that_ask_for_it() -> None:
     }
 
 
+def test_how_good_the_average_is() -> None:
+    part = {"tau": 2.0, "methods": ["gd"], "retain_batch_sizes": [8, 16], "warm_up_retain": [0, 3]}
+    unlearn = {"gamma": 0.4, "per_device_train_batch_size": 8}
+    plan = plan_of(ablation=part, unlearn=unlearn)
+    found = {name.removeprefix("forget05-seed3-"): run for name, run in runs(plan).items() if "retain" in run.uses}
+    assert {name: (run.retain_rows, run.warm_up, run.gamma, run.tau, run.folder) for name, run in found.items()} == {
+        "gd-gru": (8, 0, 0.1, 0.5, "runs/forget05/seed3/gd-gru"),  # as the method has it: the comparison's own
+        "gd-gru-retain8-warm3": (8, 3, 0.1, 0.5, "runs/forget05/seed3/gd-gru-retain8-warm3"),
+        "gd-gru-retain16-warm0": (16, 0, 0.1, 0.5, "runs/forget05/seed3/gd-gru-retain16-warm0"),
+        "gd-gru-retain16-warm3": (16, 3, 0.1, 0.5, "runs/forget05/seed3/gd-gru-retain16-warm3"),
+    }
+    args = options(jobs(plan)["forget05-seed3-gd-gru-retain16-warm3"], "unlearn")
+    assert (args.retain_batch_size, args.warm_up_retain, args.rectify) == ("16", "3", "true")
+    assert not hasattr(options(jobs(plan)["forget05-seed3-ga-gru"], "unlearn"), "retain_batch_size") or (
+        options(jobs(plan)["forget05-seed3-ga-gru"], "unlearn").retain_batch_size is None
+    )
+
+
 def test_clipping_alone_is_trainers() -> None:
     found = jobs(plan_of(ablation={"methods": ["gd"]}))
     args = options(found["forget05-seed3-gd-clipped"], "unlearn")
@@ -180,6 +198,8 @@ def test_other_benchmarks(tmp_path: Path) -> None:
             {"data": "./nowhere"},
             "target, retrained, data: no file or folder ./nowhere; a name on the hub is OWNER/NAME",
         ),
+        ({"ablation": {"tau": 1, "retain_batch_sizes": [0]}}, "retain_batch_sizes: expected at least 1, got 0"),
+        ({"ablation": {"tau": 1, "warm_up_retain": [4]}}, "warm_up_retain: expected retain_batch_sizes beside it"),
         ({"ablation": {}}, "ablation: ga is not clipped on forget05; give ablation: {tau: ...}"),
         ({"config": {"forget05": "tofu-fi"}}, 'no recipe "tofu-fi"'),
     ],

@@ -12,8 +12,8 @@ from study_results import large, run, small, study
 
 from gru_fast.study import tables
 from gru_fast.study.render import Column, Score, Span, Table, comma_separated, latex, markdown, sort_value
-from gru_fast.study.results import ABLATION, CLIPPED, GRU, PLAIN, SENSITIVITY, Calibrated, StudyResults
-from gru_fast.study.tables import ablation, calibration, comparison, over_gamma, over_tau, vectors
+from gru_fast.study.results import ABLATION, CLIPPED, GRU, PLAIN, RETAIN, SENSITIVITY, Calibrated, StudyResults
+from gru_fast.study.tables import ablation, calibration, comparison, over_gamma, over_retain, over_tau, vectors
 
 _NOTE = (
     "Mean $\\pm$ standard deviation over seeds; n: runs with scores, of those in the recipe. "
@@ -108,6 +108,18 @@ def test_ablation() -> None:
     assert column(table, "Variant") == ["plain", "clipping only", "w/ GRU"]
     assert [line.split(" | ")[3] for line in markdown(table).splitlines()[2:]] == ["0.2500", "**0.7500**", "0.5000"]
     assert "**-5.00**" not in markdown(table)  # all the same: none is better
+
+
+def test_over_retain() -> None:
+    runs = [
+        run("GA", mu, -5.0, variant=GRU, uses=[RETAIN], seed=seed, retain_rows=rows, warm_up=warm_up)
+        for rows, warm_up, mu, seed in ((4, 0, 0.25, 1), (4, 8, 0.5, 1), (16, 0, 0.75, 1))
+    ]
+    assert markdown(over_retain(study(runs), "forget05")).splitlines()[2:] == [
+        "| GA | 4 | 0 | -5.00 | 0.2500 | 1 |",
+        "| GA | 4 | 8 | -5.00 | 0.5000 | 1 |",
+        "| GA | 16 | 0 | -5.00 | **0.7500** | 1 |",
+    ]
 
 
 def test_calibration_counts_what_has_failed_and_leaves_out_who_was_not_asked() -> None:

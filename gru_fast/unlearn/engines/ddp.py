@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def exchanging(model: nn.Module) -> Iterator[None]:
-    """Inside, backward passes exchange gradients, also where accumulation would put that off. No other model changes."""
+    """Inside, backward passes exchange gradients, also where accumulation puts that off. No other model changes."""
     if not isinstance(model, DistributedDataParallel):
         yield
         return
