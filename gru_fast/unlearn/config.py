@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from transformers import TrainingArguments
 
 from gru_fast.core.checks import check_gamma, check_tau
@@ -171,6 +172,9 @@ def splits_sequences(parallelism: Any) -> list[str]:
 
 def errors_of_training(config: TrainingArguments) -> list[str]:
     """``TrainingArguments.__post_init__``, and what it has to say; names are those of options."""
+    if int(transformers.__version__.split(".")[0]) < 5:
+        instead = "GRUMixin, in front of a Trainer of your own, works from 4.45 on"
+        return [f"transformers: expected 5 or later, got {transformers.__version__}; update it ({instead})"]
     try:
         TrainingArguments.__post_init__(config)
     except ValueError as error:

@@ -123,7 +123,10 @@ class GRUMixin(RetainGradients, WholeCheckpoints):
             if self.gru_options.warm_up_retain and self.retain_ema.step == 0:
                 self.warm_up(model)
             self.take_retain_gradient(model, inputs)
-            loss = super().training_step(model, inputs, *args, **kwargs)
+            if self.gru_options.rectify:
+                loss = self.mean_step(super().training_step, model, inputs)
+            else:
+                loss = super().training_step(model, inputs, *args, **kwargs)
         except BaseException:
             self._give_up_step()
             raise

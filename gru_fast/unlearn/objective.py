@@ -80,7 +80,7 @@ class ObjectiveTrainer(Trainer):
         value = None if self.gru_retain_loss is None else self.gru_share * self.gru_retain_loss
         with self.until_the_last(model):
             for term in self._retain_terms(model, inputs, weight):
-                self.accelerator.backward(term / self.current_gradient_accumulation_steps)
+                self.mean_backward(term)
                 value = term.detach() if value is None else value + term.detach()
                 del term
         loss = self._forget_loss(model, inputs)

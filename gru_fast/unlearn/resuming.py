@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from gru_fast.runs.checkpoint import (
     TRAINER_STATE,
@@ -14,15 +16,10 @@ from gru_fast.runs.checkpoint import (
     remove_broken_after,
     remove_checkpoint,
 )
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import Trainer as _Base  # what super() will be
-else:
-    _Base = object
+from gru_fast.unlearn.any_trainer import AnyTrainer
 
 
-class WholeCheckpoints(_Base):
+class WholeCheckpoints(AnyTrainer):
     """In front of a ``transformers.Trainer`` subclass: its checkpoints are whole, or do not count.
 
     ``trainer_state.json`` is written last, when every process has written its part; nothing of an older checkpoint of
@@ -83,7 +80,7 @@ class WholeCheckpoints(_Base):
             )
 
     def _launch(self) -> Launch:
-        rows = self.get_total_train_batch_size(self.args)
+        rows = self.rows_per_step
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         return Launch(
             processes=rows // (self._train_batch_size * self.args.gradient_accumulation_steps),
@@ -93,13 +90,13 @@ class WholeCheckpoints(_Base):
             rows=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
         )
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any, *args: Any, **kwargs: Any) -> None:
         """Trainer's, into a folder of its own: a run that went on from an earlier step may find one there."""
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
             remove_checkpoint(folder)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial, *args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Trainer's, the last that each process writes; the next file is the one that says the checkpoint is whole."""

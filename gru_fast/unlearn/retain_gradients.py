@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gru_fast.core.ema import RetainEMA
 from gru_fast.core.rectify import measure
+from gru_fast.unlearn.any_trainer import AnyTrainer
 from gru_fast.unlearn.config import GRUOptions
 from gru_fast.unlearn.engines.ddp import exchanging
 from gru_fast.unlearn.warm_up import batches_of
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base  # what super() will be
-else:
-    _Base = object
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
 _Pieces = Sequence[tuple[Tensor | float, Mapping[str, Any]]]
 
 
-class RetainGradients(_Base):
+class RetainGradients(AnyTrainer):
     """Takes the retain gradients of a Trainer's batches into a moving average; :class:`GRUMixin` makes use of it.
 
     Attributes:
@@ -94,7 +90,7 @@ class RetainGradients(_Base):
         pieces = self.retain_micro_batches(inputs)
         self.gru_share = self._agreed_share(self.retain_share_of(inputs))
         with self._taking_in(self.gru_options.ema_gamma, self.gru_share):
-            self.gru_retain_loss = self._retain_backward(model, pieces, self.current_gradient_accumulation_steps)
+            self.gru_retain_loss = self._retain_backward(model, pieces)
         self.note("retain_loss", self.gru_retain_loss)
 
     def _taking_in(self, gamma: float, share: float = 0.0) -> AbstractContextManager[Any]:
@@ -102,8 +98,8 @@ class RetainGradients(_Base):
         ema, scaler = self.retain_ema, self.accelerator.scaler
         return ema.stream(gamma, scaler, share=share) if self.gru_options.stream else ema.collect(scaler, share=share)
 
-    def _retain_backward(self, model: nn.Module, pieces: _Pieces, divisor: int) -> Tensor:
-        """Runs the retain loss of the pieces, over ``divisor``, backward one by one; returns it, undivided."""
+    def _retain_backward(self, model: nn.Module, pieces: _Pieces, count: int | None = None) -> Tensor:
+        """Runs the retain loss of the pieces backward one by one, as :meth:`mean_backward` does; returns it."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # optimizers with two sets of weights
             self.optimizer.train()
@@ -113,7 +109,7 @@ class RetainGradients(_Base):
                 with self.compute_loss_context_manager():
                     loss = self.retain_loss_of(model, piece).mean()  # a mean over devices under DataParallel
                     loss = loss if len(pieces) == 1 else loss * share
-                self.accelerator.backward(loss / divisor)
+                self.mean_backward(loss, count)
             total = loss.detach() if total is None else total + loss.detach()
         if total is None:
             raise RuntimeError("retain_micro_batches: expected at least one piece of a batch, got none")
