@@ -4,9 +4,10 @@
     python ~/gru_fast/examples/open_unlearning/gru.py --config-name=unlearn.yaml experiment=unlearn/tofu/default \
         trainer=NPO +gru=default task_name=npo_gru
 
-It is its ``src/train.py``, with two things added: the configurations beside this file, and for every name in its registry
-a class with :class:`~gru_fast.unlearn.GRUMixin` in front. Without ``+gru=...`` that one does nothing, so that a run with
-GRU and one without differ in it alone. Any field of GRUOptions can be given: ``+trainer.method_args.gru.gamma=0.5``.
+It is its ``src/train.py``, with two things added: the configurations beside this file, and for every name in its
+registry a class with :class:`~gru_fast.unlearn.GRUMixin` in front. Without ``+gru=...`` that one does nothing, so that
+a run with GRU and one without differ in it alone. Any field of GRUOptions can be given, as
+``+trainer.method_args.gru.warm_up_retain=8``.
 """
 
 from __future__ import annotations

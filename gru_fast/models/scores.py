@@ -97,6 +97,34 @@ def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     return -F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens, reduction="none")
 
 
+@dataclass(frozen=True)
+class LabelLogits:
+    """What a causal language model says where it predicts label tokens, sequence after sequence.
+
+    Args:
+        logits: (N, V), float32 at least.
+        labels: (N,) int64, the token that is there.
+        rows: (N,) int64, the sequence each belongs to.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    @property
+    def places(self) -> Tensor:
+        """(N,) int64: which label token of its sequence each is, from 0."""
+        before = torch.searchsorted(self.rows, self.rows)  # how many tokens earlier sequences have: rows are sorted
+        return torch.arange(len(self.rows), device=self.rows.device) - before
+
+
+def label_logits(logits: Tensor, labels: Tensor) -> LabelLogits:
+    """The logits that predict the ``labels``; arguments as of :func:`label_scores`."""
+    at = positions_scored(labels)
+    picked = logits[at.rows, at.columns]
+    return LabelLogits(picked.to(torch.promote_types(picked.dtype, torch.float32)), at.tokens, at.rows)
+
+
 def label_scores(logits: Tensor, labels: Tensor, reference: Tensor | None = None) -> Scores:
     """Scores of ``labels`` under a causal model's ``logits``: position t predicts label t + 1.
 

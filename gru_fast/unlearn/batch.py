@@ -1,4 +1,4 @@
-"""What a method sees of a model: log-probabilities of the labels, or hidden states, forwarded when asked for."""
+"""What a method sees of a model: log-probabilities of the labels, logits, hidden states, forwarded when asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from torch import Tensor
 
 from gru_fast.data.sequences import IGNORE_INDEX
-from gru_fast.models.scores import Scores
+from gru_fast.models.scores import LabelLogits, Scores
 
 
 class Batch:
@@ -21,6 +21,8 @@ class Batch:
         divergence: part -> KL(reference, model), a scalar; None where the method needs none.
         hidden: part -> (B, T, D) hidden states of the model in training; None where the method needs none.
         reference_hidden: part -> those of the model before unlearning, without gradient; None likewise.
+        logits: part -> the :class:`LabelLogits` of the model in training; None where the method needs none.
+        reference_logits: part -> those of the model before unlearning, without gradient; None likewise.
     """
 
     def __init__(
@@ -31,12 +33,16 @@ class Batch:
         *,
         hidden: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         reference_hidden: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+        logits: Callable[[Mapping[str, Tensor]], LabelLogits] | None = None,
+        reference_logits: Callable[[Mapping[str, Tensor]], LabelLogits] | None = None,
     ) -> None:
         self._parts = parts
         self._forward = forward
         self._divergence = divergence
         self._hidden = hidden
         self._reference_hidden = reference_hidden
+        self._logits = logits
+        self._reference_logits = reference_logits
 
     @cached_property
     def forget(self) -> Scores:
@@ -75,6 +81,20 @@ class Batch:
                 "`reference_model = True`"
             )
         return self._reference_hidden(self._part(part))
+
+    def label_logits(self, part: str) -> LabelLogits:
+        """Logits over the whole vocabulary where the part's label tokens are predicted; a forward pass each time."""
+        if self._logits is None:
+            raise ValueError("label_logits: none given; the method must set `logits = True`")
+        return self._logits(self._part(part))
+
+    def reference_label_logits(self, part: str) -> LabelLogits:
+        """As :meth:`label_logits`, of the model before unlearning; no gradient."""
+        if self._reference_logits is None:
+            raise ValueError(
+                "reference_label_logits: none given; the method must set `logits = True` and `reference_model = True`"
+            )
+        return self._reference_logits(self._part(part))
 
     def labelled(self, part: str) -> Tensor:
         """(B, T) bool: whether the token at a position is a label, at its own position (not that of its prediction)."""

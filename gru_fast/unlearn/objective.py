@@ -12,7 +12,7 @@ from transformers import Trainer
 from gru_fast.data.micro_batches import in_attended, in_labels, in_rows, micro_batches
 from gru_fast.models.forward import logits_of
 from gru_fast.models.head import HiddenStates, divergence_of, label_scores_of
-from gru_fast.models.scores import Scores
+from gru_fast.models.scores import LabelLogits, Scores, label_logits
 from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.config import UnlearnConfig
 from gru_fast.unlearn.hidden import hidden_states, num_layers
@@ -143,7 +143,17 @@ class ObjectiveTrainer(Trainer):
             (lambda part: self._divergence(model, part)) if self.method.reference_model else None,
             hidden=(lambda part: self._hidden_states(model, part)) if self.method.hidden_states else None,
             reference_hidden=self._reference_hidden_states if self.method.hidden_states else None,
+            logits=(lambda part: self._label_logits(model, part)) if self.method.logits else None,
+            reference_logits=self._reference_label_logits if self.method.logits else None,
         )
+
+    def _label_logits(self, model: nn.Module, part: _Part) -> LabelLogits:
+        logits = logits_of(model, part)
+        return label_logits(logits, part["labels"].to(logits.device))
+
+    def _reference_label_logits(self, part: _Part) -> LabelLogits:
+        logits = self._the_reference_model.logits(part)
+        return label_logits(logits, part["labels"].to(logits.device))
 
     def _hidden_states(self, model: nn.Module, part: _Part) -> Tensor:
         return hidden_states(model, part, self._hidden_layer, inside=self.accelerator.unwrap_model(self.model))

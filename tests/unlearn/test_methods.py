@@ -20,7 +20,7 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as exact_kl
 from torch.nn import functional as F
 
-from gru_fast.models.scores import Scores, label_scores
+from gru_fast.models.scores import LabelLogits, Scores, label_logits, label_scores
 from gru_fast.unlearn import methods
 from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.methods import Method, base
@@ -54,6 +54,9 @@ RETAIN_KL = 0.3
 # Hidden states of one number, a constant and a multiple of the position. The direction of norm 1 is then 1.
 HIDDEN = {"forget": [2.0, 3.0, 4.0], "retain": [1.0, 2.0, 3.0]}
 REFERENCE_HIDDEN = {"retain": [1.0, 2.5, 1.0]}
+# Logits where the three label tokens of forget, 0, 2 and 1, are predicted, as logarithms of what p is proportional to.
+LOGITS = {"forget": [[log(2), log(1), log(1)], [log(1), log(2), log(5)], [log(1), log(6), log(1)]]}
+REFERENCE_LOGITS = {"forget": [[log(4), log(1), log(1)], [log(1), log(1), log(8)], [log(1), log(2), log(1)]]}
 
 
 def literal_batch() -> Batch:
@@ -77,12 +80,19 @@ def literal_batch() -> Batch:
     def states(values: dict[str, list[float]]) -> Callable[[Mapping[str, Tensor]], Tensor]:
         return lambda held: torch.tensor(values[str(held["name"])])[None, :, None].expand(2, 3, 1)
 
+    def picked(values: dict[str, list[list[float]]]) -> Callable[[Mapping[str, Tensor]], LabelLogits]:
+        return lambda held: LabelLogits(
+            torch.tensor(values[str(held["name"])], dtype=torch.float64), torch.tensor([0, 2, 1]), held["rows"]
+        )
+
     return Batch(
         {name: {**part(name), "name": name} for name in LITERAL},  # type: ignore[dict-item]
         forward,
         lambda _: torch.tensor(RETAIN_KL),
         hidden=states(HIDDEN),
         reference_hidden=states(REFERENCE_HIDDEN),
+        logits=picked(LOGITS),
+        reference_logits=picked(REFERENCE_LOGITS),
     )
 
 
@@ -100,6 +110,21 @@ DPO_BETA_HALF = 4 * (log1pexp(-1.0) + log1pexp(1.0)) / 2
 # -0.5 and -0.5, 2. A mean per row, then over rows.
 RMU_FORGET = ((2.5**2 + 3.5**2) / 2 + 2.5**2) / 2
 RMU_RETAIN = (0.5**2 + (0.5**2 + 2.0**2) / 2) / 2
+
+# exp(-beta) = 1/2 turns 4, 1, 1 into 2, 1, 1; 1, 1, 8 into 1, 1, 4; 1, 2, 1 into 1, 1, 1. CE of these and p.
+UNDIAL_HALF = (
+    -(2 * log(1 / 2) + log(1 / 4) + log(1 / 4)) / 4
+    - (log(1 / 8) + log(2 / 8) + 4 * log(5 / 8)) / 6
+    - (log(1 / 8) + log(6 / 8) + log(1 / 8)) / 3
+) / 3
+# Without the true token: 1/2, 1/2 of p 1/4, 1/4; then 1/3, 2/3 of 1/8, 2/8; then 1/2, 1/2 of 1/8, 1/8.
+CEU_TOKENS = [-log(1 / 4), -(log(1 / 8) + 2 * log(2 / 8)) / 3, -log(1 / 8)]
+
+
+def satimp(beta1: float, beta2: float) -> float:
+    """Of log p -1, -2, -3."""
+    return sum(exp(beta1 * x) * (1 - exp(x)) ** beta2 * x for x in (-1.0, -2.0, -3.0)) / 3
+
 
 BY_HAND: list[tuple[str, dict[str, float], float]] = [
     ("ga", {}, -2.0),
@@ -124,6 +149,14 @@ BY_HAND: list[tuple[str, dict[str, float], float]] = [
     ("idk", {}, (0.25 + 0.5 + 1.5 + 0.5 + 1.5 + 1.0) / 6),
     ("dpo", {"beta": 0.5}, DPO_BETA_HALF + 1.0),
     ("dpo", {"beta": 0.5, "retain_weight": 0.0}, DPO_BETA_HALF),
+    ("satimp", {}, satimp(5.0, 1.0) + 0.1),
+    ("satimp", {"beta1": 0.5, "beta2": 2.0, "forget_weight": 0.1, "retain_weight": 1.0}, 0.1 * satimp(0.5, 2.0) + 1.0),
+    ("satimp", {"beta1": 0.0, "beta2": 0.0, "retain_weight": 0.0}, -2.0),
+    ("undial", {"beta": log(2)}, UNDIAL_HALF),
+    ("undial_gd", {"beta": log(2), "retain_weight": 0.5}, UNDIAL_HALF + 0.5),
+    ("ceu", {"skip": 0}, sum(CEU_TOKENS) / 3),
+    ("ceu", {}, CEU_TOKENS[1]),  # without the first token of each sequence
+    ("ceu", {"skip": 2}, 0.0),  # nothing is left
     ("rmu", {"steering": 0.5}, RMU_FORGET + 100.0 * RMU_RETAIN),
     ("rmu", {"steering": 0.5, "alpha": 3.0}, RMU_FORGET + 3.0 * RMU_RETAIN),
     ("rmu", {"steering": 0.5, "alpha": 0.0}, RMU_FORGET),
@@ -133,7 +166,7 @@ BY_HAND: list[tuple[str, dict[str, float], float]] = [
 @pytest.mark.parametrize(("name", "options", "expected"), BY_HAND)
 def test_by_hand(name: str, options: dict[str, float], expected: float) -> None:
     method = methods.make(name, options)
-    assert objective(method, literal_batch()).item() == pytest.approx(expected, rel=1e-7)
+    assert objective(method, literal_batch()).item() == pytest.approx(expected, rel=1e-7, abs=1e-12)
 
 
 def test_every_method_is_worked_by_hand() -> None:
@@ -194,6 +227,8 @@ def batch_of(data: Data, weight: Tensor, reference: Tensor) -> Batch:
         lambda part: kl_divergence(weight[part["input_ids"]], reference[part["input_ids"]]),
         hidden=lambda part: weight[part["input_ids"]],
         reference_hidden=lambda part: reference[part["input_ids"]],
+        logits=lambda part: label_logits(weight[part["input_ids"]], part["labels"]),
+        reference_logits=lambda part: label_logits(reference[part["input_ids"]], part["labels"]),
     )
 
 
@@ -247,6 +282,40 @@ def wga(data: Data, weight: Tensor, beta: float) -> Tensor:
     return (scored * picked**beta / beta).sum() / scored.sum()
 
 
+def satimp_parts(data: Data, weight: Tensor, beta1: float) -> Tensor:
+    """At beta2 = 1 its gradient is that of the mean of p^beta1 / beta1 - p^(beta1 + 1) / (beta1 + 1)."""
+    return wga(data, weight, beta1) - wga(data, weight, beta1 + 1)
+
+
+def tokens(data: Data, skip: int = 0) -> list[tuple[int, int]]:
+    """What is before each label token of forget, and that token; without the first ``skip`` of each answer."""
+    found = []
+    for ids, labels in zip(data["forget"]["input_ids"].tolist(), data["forget"]["labels"].tolist(), strict=True):
+        found += [(ids[t - 1], labels[t]) for t in range(1, len(ids)) if labels[t] != -100][skip:]
+    return found
+
+
+def undial(data: Data, weight: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """Token by token, the target from probabilities: that of the true token times exp(-beta), all over their sum."""
+    losses = []
+    for before, true in tokens(data):
+        target = reference[before].softmax(-1).clone()
+        target[true] *= exp(-beta)
+        losses.append(-(target / target.sum() * weight[before].softmax(-1).log()).sum())
+    return mean(losses)
+
+
+def ceu(data: Data, weight: Tensor, skip: int) -> Tensor:
+    """Token by token; the target is p of the others over 1 - p of the true one."""
+    losses = []
+    for before, true in tokens(data, skip):
+        p = weight[before].softmax(-1)
+        others = [j for j in range(VOCABULARY) if j != true]
+        target = p[others].detach() / (1 - p[true].detach())
+        losses.append(-(target * p[others].log()).sum())
+    return mean(losses)
+
+
 def kl(data: Data, weight: Tensor, reference: Tensor) -> Tensor:
     ids = data["retain"]["input_ids"]
     return exact_kl(Categorical(logits=reference[ids]), Categorical(logits=weight[ids])).mean()
@@ -272,7 +341,7 @@ def rmu(data: Data, weight: Tensor, reference: Tensor, steering: float, alpha: f
     )
 
 
-# name: (options, the objective of (data, weight, reference)), its gradient in the case of wga
+# name: (options, the objective of (data, weight, reference)), its gradient in the case of wga and satimp
 OBJECTIVES: dict[str, tuple[dict[str, float], Callable[[Data, Tensor, Tensor], Tensor]]] = {
     "ga": ({}, lambda d, w, _: -ce(w, d["forget"])),
     "gd": ({"retain_weight": 0.7}, lambda d, w, _: -ce(w, d["forget"]) + 0.7 * retain(d, w)),
@@ -288,6 +357,16 @@ OBJECTIVES: dict[str, tuple[dict[str, float], Callable[[Data, Tensor, Tensor], T
     "ga_kl": ({"kl_weight": 5.0}, lambda d, w, ref: -ce(w, d["forget"]) + 5.0 * kl(d, w, ref)),
     "idk": ({}, lambda d, w, _: ce(w, d["idk"], d["retain"])),
     "dpo": ({"beta": 0.3, "retain_weight": 0.7}, lambda d, w, ref: dpo(d, w, ref, 0.3) + 0.7 * retain(d, w)),
+    "satimp": (
+        {"beta1": 1.5, "forget_weight": 0.4, "retain_weight": 0.7},
+        lambda d, w, _: 0.4 * satimp_parts(d, w, 1.5) + 0.7 * retain(d, w),
+    ),
+    "undial": ({"beta": 2.0}, lambda d, w, ref: undial(d, w, ref, 2.0)),
+    "undial_gd": (
+        {"beta": 2.0, "retain_weight": 0.7},
+        lambda d, w, ref: undial(d, w, ref, 2.0) + 0.7 * retain(d, w),
+    ),
+    "ceu": ({"skip": 2}, lambda d, w, _: ceu(d, w, 2)),
     "rmu": ({"steering": 2.0, "alpha": 0.7}, lambda d, w, ref: rmu(d, w, ref, 2.0, 0.7)),
 }
 
@@ -298,12 +377,39 @@ def test_value_and_gradient_equal_another_formulation(name: str, data: Data, wei
     options, formulation = OBJECTIVES[name]
     loss = objective(methods.make(name, options), batch_of(data, weight, reference))
     expected = formulation(data, weight, reference)
-    if name != "wga":  # whose two forms share the gradient only
+    if name not in {"wga", "satimp"}:  # whose two forms share the gradient only
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(loss, weight)
     (expected_gradient,) = torch.autograd.grad(expected, weight)
     assert expected_gradient.norm() > 1e-3
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-13)
+
+
+# What the unified framework's own functions (commit d3d7cf9) give for these data in float64: the loss and the norm of its
+# gradient, without a retain term.
+FRAMEWORKS = [
+    ("wga", {"beta": 1.5}, -0.037236504906325386, 0.006730862677659558),
+    ("satimp", {"retain_weight": 0.0}, -1.2145091189618377e-05, 3.8019096868572792e-06),
+    ("npo", {}, 13.604785528031275, 1.2893657247392107),
+    ("dpo", {"retain_weight": 0.0}, 13.66061964014629, 1.6203216137266812),
+    ("simnpo", {}, 5.158010024788837e-07, 1.2854190639578607e-06),
+    ("ceu", {}, 1.9507355100444639, 0.02719696882320824),
+    ("ceu", {"skip": 0}, 1.9494662164545677, 0.024192323301341568),
+    ("undial", {"all labels": True}, 1.9845537973030953, 0.04175537393970379),  # where all positions are label tokens
+]
+
+
+@pytest.mark.parametrize(("name", "options", "value", "norm"), FRAMEWORKS)
+def test_value_and_gradient_are_the_unified_frameworks(
+    name: str, options: dict[str, Any], value: float, norm: float, data: Data, weights: tuple[Tensor, Tensor]
+) -> None:
+    weight, reference = weights
+    if options.pop("all labels", False):
+        data["forget"]["labels"] = data["forget"]["input_ids"].clone()
+    loss = objective(methods.make(name, options), batch_of(data, weight, reference))
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert loss.item() == pytest.approx(value, rel=1e-10)
+    assert gradient.norm().item() == pytest.approx(norm, rel=1e-10)
 
 
 @pytest.mark.parametrize("name", ["npo", "npo_gd", "npo_kl"])
@@ -415,7 +521,7 @@ def test_simnpo_of_a_sequence_without_labels_is_constant() -> None:
 
 def test_all_methods_of_the_paper_and_the_benchmarks_are_there() -> None:
     paper = {"ga", "wga", "gd", "npo", "npo_kl", "npo_gd", "simnpo", "simnpo_gd", "rmu"}
-    assert set(NAMES) == {*paper, "ga_kl", "idk", "dpo"}
+    assert set(NAMES) == {*paper, "ga_kl", "idk", "dpo", "satimp", "undial", "undial_gd", "ceu"}
     assert set(OBJECTIVES) == set(NAMES)
 
 
@@ -476,18 +582,25 @@ def test_reads_what_it_declares_and_nothing_else(name: str, data: Data, weights:
 
         return read
 
+    def predicted(table: Tensor, what: str) -> Callable[[Mapping[str, Tensor]], LabelLogits]:
+        read = hidden(table, what)
+        return lambda part: label_logits(read(part), part["labels"])
+
     batch = Batch(
         {part: declared(part) for part in cls.parts},
         forward,
-        divergence if cls.reference_model and not cls.hidden_states else None,
+        divergence if cls.reference_model and not (cls.hidden_states or cls.logits) else None,
         hidden=hidden(weight, "hidden") if cls.hidden_states else None,
         reference_hidden=hidden(reference, "reference") if cls.hidden_states and cls.reference_model else None,
+        logits=predicted(weight, "logits") if cls.logits else None,
+        reference_logits=predicted(reference, "reference") if cls.logits and cls.reference_model else None,
     )
     loss = objective(cls(), batch)
     assert loss.shape == ()
     assert loss.requires_grad
-    compared = (["hidden", "reference"] if cls.hidden_states else ["kl"]) if cls.reference_model else []
-    assert used == {*cls.parts, *compared}
+    own = [what for what, reads in (("hidden", cls.hidden_states), ("logits", cls.logits)) if reads]
+    compared = (["reference"] if own else ["kl"]) if cls.reference_model else []
+    assert used == {*cls.parts, *own, *compared}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -535,7 +648,9 @@ def test_wrong_options(name: str, options: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize("near", ["NPO", "npo-gd", "npo+gd", "simnpo_dg"])
 def test_unknown_method_lists_the_known_and_the_nearest(near: str) -> None:
-    with pytest.raises(ValueError, match=r"^method: expected one of dpo, ga, .*, wga, got .*, did you mean \"\w+\"\?$"):
+    with pytest.raises(
+        ValueError, match=r"^method: expected one of ceu, dpo, ga, .*, wga, got .*, did you mean \"\w+\"\?$"
+    ):
         methods.get(near)
 
 

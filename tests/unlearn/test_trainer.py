@@ -259,7 +259,8 @@ def test_every_method_runs_with_and_without(method: str, rectify: bool, tmp_path
     for entry in entries:
         assert "forget_loss" in entry
         assert ("cos" in entry) == rectify
-        assert ("retain_loss" in entry) == (rectify or method in {"gd", "npo_gd", "simnpo_gd", "idk", "dpo"})
+        keeps = {"gd", "npo_gd", "simnpo_gd", "undial_gd", "satimp", "idk", "dpo"}
+        assert ("retain_loss" in entry) == (rectify or method in keeps)
         if rectify:
             assert all(name in entry for name in (*STATISTICS, "conflict", "clipped", "skipped", "degenerate"))
     assert (trainer.references is not None) == bool(get(method).reference_log_probs)
