@@ -23,6 +23,7 @@ class Batch:
         reference_hidden: part -> those of the model before unlearning, without gradient; None likewise.
         logits: part -> the :class:`LabelLogits` of the model in training; None where the method needs none.
         reference_logits: part -> those of the model before unlearning, without gradient; None likewise.
+        dual: the method's weight that follows the retain NLL; None likewise.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Batch:
         reference_hidden: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
         logits: Callable[[Mapping[str, Tensor]], LabelLogits] | None = None,
         reference_logits: Callable[[Mapping[str, Tensor]], LabelLogits] | None = None,
+        dual: float | None = None,
     ) -> None:
         self._parts = parts
         self._forward = forward
@@ -43,6 +45,7 @@ class Batch:
         self._reference_hidden = reference_hidden
         self._logits = logits
         self._reference_logits = reference_logits
+        self._dual = dual
 
     @cached_property
     def forget(self) -> Scores:
@@ -95,6 +98,13 @@ class Batch:
                 "reference_label_logits: none given; the method must set `logits = True` and `reference_model = True`"
             )
         return self._reference_logits(self._part(part))
+
+    @property
+    def dual(self) -> float:
+        """The weight that follows the retain NLL, the same in all micro-batches of a step."""
+        if self._dual is None:
+            raise ValueError("dual: none given; the method must set `has_dual = True`")
+        return self._dual
 
     def labelled(self, part: str) -> Tensor:
         """(B, T) bool: whether the token at a position is a label, at its own position (not that of its prediction)."""

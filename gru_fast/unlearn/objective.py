@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from gru_fast.models.head import HiddenStates, divergence_of, label_scores_of
 from gru_fast.models.scores import LabelLogits, Scores, label_logits
 from gru_fast.unlearn.batch import Batch
 from gru_fast.unlearn.config import UnlearnConfig
+from gru_fast.unlearn.dual import DualVariable
 from gru_fast.unlearn.hidden import hidden_states, num_layers
 from gru_fast.unlearn.references import ReferenceModel, kl_divergence
 
@@ -39,6 +41,7 @@ class ObjectiveTrainer(Trainer):
         self._hidden_layer = 0  # of a method on hidden states
         self._in_training_step = False
         self._eval_sums: dict[str, Tensor] = {}
+        self.dual = DualVariable(self.method) if self.method.has_dual else None
         super().__init__(model, args, *positional, **kwargs)
         self.model_accepts_loss_kwargs = False
         self._freeze_the_rest()
@@ -49,9 +52,19 @@ class ObjectiveTrainer(Trainer):
         """Trainer's, in which the terms of the objective are run backward one by one."""
         self._in_training_step = True
         try:
-            return super().training_step(model, inputs, *args, **kwargs)
+            loss = super().training_step(model, inputs, *args, **kwargs)
         finally:
             self._in_training_step = False
+        if self.dual is not None:
+            self._step_dual(self.dual)
+        return loss
+
+    def _step_dual(self, dual: DualVariable) -> None:
+        if self.gru_retain_loss is not None:  # else its own retain term has told it
+            dual.see(self.gru_retain_loss)
+        if self.accelerator.sync_gradients:
+            self.note("dual", torch.tensor(dual.value))
+            dual.step(int(self.state.epoch or 0), lambda loss: self.accelerator.reduce(loss, reduction="mean"))
 
     def compute_loss(
         self,
@@ -92,14 +105,19 @@ class ObjectiveTrainer(Trainer):
 
     def _retain_terms(self, model: nn.Module, inputs: _Inputs, weight: float) -> Iterator[Tensor]:
         """What keeps, each with its own graph: ``weight`` times the retain NLL, and what else the method has."""
-        if weight != 0.0:
+        asks_dual = self.dual is not None and self._in_training_step and not self.gru_options.follows_retain
+        if weight != 0.0 or asks_dual:
             total = torch.zeros((), device=self.args.device)
             for share, piece in self.retain_pieces(inputs):
-                nll = share * self._batch(model, piece).retain.mean_nll
+                with nullcontext() if weight != 0.0 else torch.no_grad():
+                    nll = share * self._batch(model, piece).retain.mean_nll
                 total = total + nll.detach()
-                yield weight * nll
+                if weight != 0.0:
+                    yield weight * nll
             if self._in_training_step and not self.gru_options.follows_retain:
                 self.note("retain_loss", total)
+            if asks_dual and self.dual is not None:
+                self.dual.see(total)
         attended = self.args.kl_positions == "attended" and not self.method.hidden_states
         for share, piece in self.retain_pieces(inputs, in_attended if attended else in_rows, trim=False):
             loss = self.method.retain_loss(self._batch(model, piece))
@@ -145,6 +163,7 @@ class ObjectiveTrainer(Trainer):
             reference_hidden=self._reference_hidden_states if self.method.hidden_states else None,
             logits=(lambda part: self._label_logits(model, part)) if self.method.logits else None,
             reference_logits=self._reference_label_logits if self.method.logits else None,
+            dual=None if self.dual is None else self.dual.value,
         )
 
     def _label_logits(self, model: nn.Module, part: _Part) -> LabelLogits:

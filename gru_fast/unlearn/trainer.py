@@ -302,6 +302,11 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
             self._prepare_reference_model(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.dual is not None:
+            self.dual.load(checkpoint)
+
     def _begin_unlearning(self) -> None:
         """Now a model for FSDP2 is sharded. (Before, processes may not even have its weights.)"""
         if self.reference_model is None:
@@ -309,6 +314,8 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         if self.references is None:
             self._prepare_references(None)
         self._save_references(self.args.output_dir)
+        if self.dual is not None:
+            self.dual.forget()  # of a run that was interrupted
 
     def _save_references(self, folder: str | None) -> None:
         if self.references is not None and self.args.should_save:
@@ -319,6 +326,8 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         if not self.args.should_save:
             return
         self._save_references(output_dir)
+        if self.dual is not None:
+            self.dual.save(output_dir)
         if self.reference_model is not None:
             content = json.dumps({"model": self._reference_fingerprint})
             (Path(output_dir) / REFERENCE_MODEL).write_text(content, encoding="utf-8")

@@ -57,6 +57,7 @@ REFERENCE_HIDDEN = {"retain": [1.0, 2.5, 1.0]}
 # Logits where the three label tokens of forget, 0, 2 and 1, are predicted, as logarithms of what p is proportional to.
 LOGITS = {"forget": [[log(2), log(1), log(1)], [log(1), log(2), log(5)], [log(1), log(6), log(1)]]}
 REFERENCE_LOGITS = {"forget": [[log(4), log(1), log(1)], [log(1), log(1), log(8)], [log(1), log(2), log(1)]]}
+DUAL = 7.0
 
 
 def literal_batch() -> Batch:
@@ -93,6 +94,7 @@ def literal_batch() -> Batch:
         reference_hidden=states(REFERENCE_HIDDEN),
         logits=picked(LOGITS),
         reference_logits=picked(REFERENCE_LOGITS),
+        dual=DUAL,
     )
 
 
@@ -119,6 +121,8 @@ UNDIAL_HALF = (
 ) / 3
 # Without the true token: 1/2, 1/2 of p 1/4, 1/4; then 1/3, 2/3 of 1/8, 2/8; then 1/2, 1/2 of 1/8, 1/8.
 CEU_TOKENS = [-log(1 / 4), -(log(1 / 8) + 2 * log(2 / 8)) / 3, -log(1 / 8)]
+
+PDU_FORGET = ((2 / 3 * log(2)) ** 2 + (log(5) - log(10) / 3) ** 2 + (2 / 3 * log(6)) ** 2) / 3  # max less mean, squared
 
 
 def satimp(beta1: float, beta2: float) -> float:
@@ -157,6 +161,8 @@ BY_HAND: list[tuple[str, dict[str, float], float]] = [
     ("ceu", {"skip": 0}, sum(CEU_TOKENS) / 3),
     ("ceu", {}, CEU_TOKENS[1]),  # without the first token of each sequence
     ("ceu", {"skip": 2}, 0.0),  # nothing is left
+    ("pdu", {}, PDU_FORGET + 7.0 * 1.0),  # its retain_weight is where the dual variable begins, not what it is
+    ("pdu", {"forget_weight": 0.5}, 0.5 * PDU_FORGET + 7.0),
     ("rmu", {"steering": 0.5}, RMU_FORGET + 100.0 * RMU_RETAIN),
     ("rmu", {"steering": 0.5, "alpha": 3.0}, RMU_FORGET + 3.0 * RMU_RETAIN),
     ("rmu", {"steering": 0.5, "alpha": 0.0}, RMU_FORGET),
@@ -229,6 +235,7 @@ def batch_of(data: Data, weight: Tensor, reference: Tensor) -> Batch:
         reference_hidden=lambda part: reference[part["input_ids"]],
         logits=lambda part: label_logits(weight[part["input_ids"]], part["labels"]),
         reference_logits=lambda part: label_logits(reference[part["input_ids"]], part["labels"]),
+        dual=DUAL,
     )
 
 
@@ -367,6 +374,13 @@ OBJECTIVES: dict[str, tuple[dict[str, float], Callable[[Data, Tensor, Tensor], T
         lambda d, w, ref: undial(d, w, ref, 2.0) + 0.7 * retain(d, w),
     ),
     "ceu": ({"skip": 2}, lambda d, w, _: ceu(d, w, 2)),
+    "pdu": (
+        {"forget_weight": 0.4},
+        lambda d, w, _: (
+            0.4 * mean([(max(w[before]) - sum(w[before]) / VOCABULARY) ** 2 for before, _ in tokens(d)])
+            + DUAL * retain(d, w)
+        ),
+    ),
     "rmu": ({"steering": 2.0, "alpha": 0.7}, lambda d, w, ref: rmu(d, w, ref, 2.0, 0.7)),
 }
 
@@ -385,8 +399,8 @@ def test_value_and_gradient_equal_another_formulation(name: str, data: Data, wei
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-13)
 
 
-# What the unified framework's own functions (commit d3d7cf9) give for these data in float64: the loss and the norm of its
-# gradient, without a retain term.
+# What the unified framework's own functions (commit d3d7cf9) give for these data in float64: the loss and the norm of
+# its gradient, without a retain term.
 FRAMEWORKS = [
     ("wga", {"beta": 1.5}, -0.037236504906325386, 0.006730862677659558),
     ("satimp", {"retain_weight": 0.0}, -1.2145091189618377e-05, 3.8019096868572792e-06),
@@ -521,7 +535,7 @@ def test_simnpo_of_a_sequence_without_labels_is_constant() -> None:
 
 def test_all_methods_of_the_paper_and_the_benchmarks_are_there() -> None:
     paper = {"ga", "wga", "gd", "npo", "npo_kl", "npo_gd", "simnpo", "simnpo_gd", "rmu"}
-    assert set(NAMES) == {*paper, "ga_kl", "idk", "dpo", "satimp", "undial", "undial_gd", "ceu"}
+    assert set(NAMES) == {*paper, "ga_kl", "idk", "dpo", "satimp", "undial", "undial_gd", "ceu", "pdu"}
     assert set(OBJECTIVES) == set(NAMES)
 
 
@@ -594,6 +608,7 @@ def test_reads_what_it_declares_and_nothing_else(name: str, data: Data, weights:
         reference_hidden=hidden(reference, "reference") if cls.hidden_states and cls.reference_model else None,
         logits=predicted(weight, "logits") if cls.logits else None,
         reference_logits=predicted(reference, "reference") if cls.logits and cls.reference_model else None,
+        dual=DUAL if cls.has_dual else None,
     )
     loss = objective(cls(), batch)
     assert loss.shape == ()

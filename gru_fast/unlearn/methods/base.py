@@ -38,6 +38,7 @@ class Method(ABC):
     logits: ClassVar[bool] = (
         False  # whether it reads Batch.label_logits (with reference_model, those of that model too)
     )
+    has_dual: ClassVar[bool] = False  # whether it reads Batch.dual, a weight that follows the retain NLL step by step
     parts: ClassVar[tuple[str, ...]] = ("forget",)  # parts of a batch its objective reads: forget, retain, idk
 
     def __post_init__(self) -> None:
@@ -59,6 +60,14 @@ class Method(ABC):
         losses are weighted by their rows.
         """
         return None
+
+    def first_dual(self) -> float:
+        """``Batch.dual`` in the first step; asked of methods with ``has_dual``."""
+        raise NotImplementedError(f"{self.name}: has no dual variable")
+
+    def next_dual(self, dual: float, retain_nll: float, epoch: int) -> float:
+        """``Batch.dual`` after a step that had ``dual`` and the mean retain NLL, in an epoch counted from 0."""
+        raise NotImplementedError(f"{self.name}: has no dual variable")
 
     def hidden_layer(self, num_layers: int) -> int:
         """Which of the model's ``num_layers`` layers, from 0, gives the hidden states it reads."""
