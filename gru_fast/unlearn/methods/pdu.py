@@ -23,8 +23,8 @@ class PDU(Method):
     Paper: arXiv 2506.05314 ("constrained entropic unlearning"). The defaults are those of its authors' script for TOFU
     (10 to 30 epochs). eps must suit the model: somewhat above its retain loss before unlearning. The unified framework
     takes the logits at the label tokens' own places, where the next token is predicted, and steps lambda after every
-    micro-batch; here the logits are those that predict the label tokens, and lambda steps once a step, by the mean retain
-    loss of its micro-batches in all processes.
+    micro-batch; here the logits are those that predict the label tokens, and lambda steps once a step, by the mean
+    retain loss of its micro-batches in all processes.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("forget", "retain")
