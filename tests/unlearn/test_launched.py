@@ -57,6 +57,16 @@ def test_more_rows_to_keep_and_an_average_before_the_first_step(
     assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", retain_batch_size=3, warm_up_retain=4, gamma=0.3)
 
 
+@pytest.mark.parametrize(("method", "fsdp2"), [("pdu", False), ("undial", True)], ids=["ddp", "fsdp2"])
+def test_logits_of_the_vocabulary_and_a_dual_variable(
+    processes: Processes, tmp_path: Path, method: str, fsdp2: bool
+) -> None:
+    is_pdu = method == "pdu"  # flat logits are in no conflict: it is tried without GRU
+    options = {"retain_weight": 0.5, "eps": 3.0, "warm_up_epochs": 0} if is_pdu else {"beta": 3.0}
+    settings = {"method_options": options, "learning_rate": 0.002, "rectify": not is_pdu}
+    assert_follows(processes, tmp_path, fsdp2=fsdp2, method=method, **settings)
+
+
 def test_ddp_measures_too(processes: Processes, tmp_path: Path) -> None:
     assert_follows(processes, tmp_path, method="ga", rectify=False, monitor=True)
 

@@ -21,6 +21,10 @@ class DPO(Method):
     to the same question. Scale and retain term are the unified framework's. TOFU's own form, with factor 1 and no
     retain term, does not run as published (for that objective: ``retain_weight=0``, the loss times ``beta / 2``). Not
     in the paper's tables.
+
+    AltPO (arXiv 2409.13474) is this objective with plausible other answers, written by the model itself, in place of
+    "I don't know"; beta 0.1, several answers a question, drawn anew in every epoch. Give those to
+    ``UnlearnDataset(..., idk=lambda i, draw: alternates[i][draw % len(alternates[i])])``.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("forget", "idk", "retain")
