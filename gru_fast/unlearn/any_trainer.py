@@ -71,7 +71,7 @@ class AnyTrainer(_Base):
     def mean_backward(self, loss: Tensor, count: int | None = None) -> None:
         """Runs ``loss / count`` backward; ``count`` None: the accumulated micro-batches, as for the other loss."""
         over = self._accumulated if count is None else count
-        self.accelerator.backward(loss * (self.accelerator.gradient_accumulation_steps / over))  # which it divides by
+        self.accelerator.backward(loss / (over / self.accelerator.gradient_accumulation_steps))  # which it divides by
 
     @property
     def _accumulated(self) -> int:

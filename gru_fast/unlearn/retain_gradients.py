@@ -87,6 +87,7 @@ class RetainGradients(AnyTrainer):
     # ---- one micro-batch ---------------------------------------------------------------------------------------------
 
     def take_retain_gradient(self, model: nn.Module, inputs: Any) -> None:
+        """r of a micro-batch, into the step in progress; what g will have of it is then ``gru_share``."""
         pieces = self.retain_micro_batches(inputs)
         self.gru_share = self._agreed_share(self.retain_share_of(inputs))
         with self._taking_in(self.gru_options.ema_gamma, self.gru_share):
