@@ -170,11 +170,16 @@ def splits_sequences(parallelism: Any) -> list[str]:
     ]
 
 
-def errors_of_training(config: TrainingArguments) -> list[str]:
-    """``TrainingArguments.__post_init__``, and what it has to say; names are those of options."""
+def check_transformers() -> None:
+    """Raises ``ValueError`` where it is too old for a configuration of this project."""
     if int(transformers.__version__.split(".")[0]) < 5:
         instead = "GRUMixin, in front of a Trainer of your own, works from 4.45 on"
-        return [f"transformers: expected 5 or later, got {transformers.__version__}; update it ({instead})"]
+        raise ValueError(f"transformers: expected 5 or later, got {transformers.__version__}; update it ({instead})")
+
+
+def errors_of_training(config: TrainingArguments) -> list[str]:
+    """``TrainingArguments.__post_init__``, and what it has to say; names are those of options."""
+    check_transformers()
     try:
         TrainingArguments.__post_init__(config)
     except ValueError as error:
@@ -248,6 +253,7 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
     report_to: str | list[str] | None = field(default="none", metadata=_training_fields["report_to"].metadata)
 
     def __post_init__(self) -> None:
+        check_transformers()
         if isinstance(self.method_options, str):  # from a command line
             with contextlib.suppress(json.JSONDecodeError):  # what it is not, is reported below
                 self.method_options = json.loads(self.method_options)
