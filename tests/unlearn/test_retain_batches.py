@@ -178,6 +178,19 @@ def test_a_step_rectifies_against_what_it_began_with(tmp_path: Path) -> None:
     assert entry["cos"] == pytest.approx(float(e @ g / e.norm() / g.norm()), abs=1e-4)
 
 
+def test_a_loss_scale_that_is_too_large_is_lowered_until_the_average_is_finite(tmp_path: Path) -> None:
+    WARM_UP.clear()
+    config = tiny.config(tmp_path, **SGD, rectify=True, method="ga", warm_up_retain=2, gamma=1e-6, max_steps=1)
+    trainer = UnlearnTrainer(tiny.llama(), config, Recorder(0), train_dataset=tiny.dataset())
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    trainer.train()
+    assert 2.0**120 < trainer.accelerator.scaler.get_scale() < 2.0**127  # a loss of 4 times the first is Inf
+    model = tiny.llama()
+    expected = torch.stack([gradient(nll(model, batch["retain"]), model) for batch in WARM_UP[:2]]).mean(0)
+    found = torch.cat([t.flatten() for t in trainer.retain_ema.tensors]).double()
+    assert float((found - expected).norm()) <= 1e-4 * float(expected.norm())
+
+
 def test_nan_before_the_first_step_is_an_error(tmp_path: Path) -> None:
     model = tiny.llama()
     with torch.no_grad():
