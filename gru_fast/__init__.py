@@ -29,6 +29,6 @@ from gru_fast.core.result import Rectification
 moved.install()
 
 __all__ = [
-    "Rectification", "RetainEMA", "__version__", "build_info", "library", "measure", "ops", "optim", "rectify_", "reference",
-    "vectors",
+    "Rectification", "RetainEMA", "__version__", "build_info", "library", "measure", "ops", "optim", "rectify_",
+    "reference", "vectors",
 ]  # fmt: skip

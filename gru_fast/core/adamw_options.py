@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from gru_fast.core.sharded.shards import check_params
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RECTIFY = ("gradient", "update", "both")
 METRICS = ("euclidean", "adam")
+RULES = ("gru",)  # of the gradient; those that add r itself need it in the second pass too
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -32,10 +33,17 @@ class RectifyOptions:
     feed_back: bool = False
     error_if_nonfinite: bool = False
 
+    @staticmethod
+    def check_ema(ema: Any) -> RetainEMA:
+        """``ema``, or a TypeError if it is no such thing."""
+        if not isinstance(ema, RetainEMA):
+            raise TypeError(f"ema: expected a RetainEMA or None, got {type(ema).__name__}")
+        return ema
+
     @classmethod
     def checked(
         cls,
-        ema: RetainEMA | None,
+        ema: RetainEMA | Callable[[], RetainEMA] | None,
         gamma: float | None,
         tau: float | None,
         rectify: str | None,
@@ -52,12 +60,13 @@ class RectifyOptions:
                 if value is not None:
                     raise ValueError(f"{name}: expected an ema beside it, since without one nothing is rectified")
             return cls()
-        if not isinstance(ema, RetainEMA):
-            raise TypeError(f"ema: expected a RetainEMA or None, got {type(ema).__name__}")
+        if not callable(ema):
+            cls.check_ema(ema)
         if gamma is None:
             raise ValueError("gamma: expected a number in [0, 1] beside an ema (the paper's is 0.8), got None")
         rectify = "gradient" if rectify is None else rectify
-        for name, value, known in (("rectify", rectify, RECTIFY), ("metric", metric, METRICS), ("rule", rule, ("gru",))):
+        choices = (("rectify", rectify, RECTIFY), ("metric", metric, METRICS), ("rule", rule, RULES))
+        for name, value, known in choices:
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         update = rectify != "gradient"
@@ -86,7 +95,7 @@ def check_moment_dtype(dtype: torch.dtype | None) -> None:
         )
 
 
-def check_group(groups: Sequence[Mapping[str, Any]], ema: RetainEMA | None) -> None:
+def check_group(groups: Sequence[Mapping[str, Any]], *, has_ema: bool) -> None:
     """Refuses the last of ``groups`` if it cannot be stepped with the others."""
     group, where = groups[-1], f"param_groups[{len(groups) - 1}]"
     lr, (beta1, beta2) = group["lr"], group["betas"]
@@ -101,7 +110,7 @@ def check_group(groups: Sequence[Mapping[str, Any]], ema: RetainEMA | None) -> N
     refuse_unoffered(amsgrad=group["amsgrad"], differentiable=group["differentiable"])
     if group["maximize"] != groups[0]["maximize"]:
         raise ValueError(f"{where}: maximize: expected {groups[0]['maximize']} as in the first group")
-    if group["maximize"] and ema is not None:
+    if group["maximize"] and has_ema:
         raise ValueError("maximize: expected False with an ema, which says of descending g whether it raises a loss")
     names = group.get("param_names")
     check_params(group["params"], names=names)

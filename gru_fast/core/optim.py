@@ -1,4 +1,4 @@
-"""``AdamW``: torch's, with the gradient of a step rectified inside it, and the update that is really made rectified too.
+"""``AdamW``: torch's, with the gradient of a step rectified inside it, and the update that is really made too.
 
 What each way promises, e being the moving average of retain gradients:
 
@@ -91,7 +91,8 @@ class AdamW(Optimizer):
         params: tensors, ``(name, tensor)`` pairs or groups, as any optimizer takes them; float32, bfloat16 or float16.
         lr, betas, eps, weight_decay, maximize, capturable: as in torch. ``maximize`` not with an ``ema``.
         amsgrad, differentiable: not offered. foreach, fused: taken for torch's sake; there is one way here.
-        ema: follows the very same parameters.
+        ema: follows the very same parameters. A function: makes it when it is first needed, for parameters that are
+            sharded only after the optimizer has been made.
         gamma, tau: of :func:`gru_fast.rectify_`; gamma is needed with an ``ema``.
         rectify: "gradient" (the default with an ``ema``), "update" or "both".
         rule: by which the gradient is rectified: "gru".
@@ -126,7 +127,7 @@ class AdamW(Optimizer):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
-        ema: RetainEMA | None = None,
+        ema: RetainEMA | Callable[[], RetainEMA] | None = None,
         gamma: float | None = None,
         tau: float | None = None,
         rectify: str | None = None,
@@ -149,19 +150,20 @@ class AdamW(Optimizer):
         self._options = RectifyOptions.checked(
             ema, gamma, tau, rectify, rule, metric, feed_back=feed_back, error_if_nonfinite=error_if_nonfinite
         )
-        self.ema = ema
+        self._ema = ema
         self.last_step: Rectification | None = None
         self._write_grad, self._seed, self._moment_dtype = bool(write_grad), int(seed), moment_dtype
         self._prepared: Tensor | None = None
         self._floor: Tensor | None = None
-        self._checked = 0  # parameters that were held against those of the ema
+        self._known: _Params | None = None
         self._step_supports_amp_scaling = ema is not None
         defaults = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
             "capturable": capturable, "decoupled_weight_decay": True, **_TORCH_ONLY,
         }  # fmt: skip
         super().__init__(params, defaults)
-        self._check_followed()
+        if isinstance(ema, RetainEMA):
+            self._check_followed()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -172,12 +174,17 @@ class AdamW(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         try:
-            check_group(self.param_groups, self.ema)
+            check_group(self.param_groups, has_ema=self._ema is not None)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        for name in ("_params", "_names", "_sharded", "_keys", "_numel", "_stays_on_device"):
-            self.__dict__.pop(name, None)  # of the groups there were
+
+    @property
+    def ema(self) -> RetainEMA | None:
+        """The moving average of retain gradients it goes by."""
+        if self._ema is not None and not isinstance(self._ema, RetainEMA):
+            self._ema = RectifyOptions.check_ema(self._ema())
+        return self._ema
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -195,11 +202,11 @@ class AdamW(Optimizer):
         self._check_followed()
         options = self._options
         stats = reduced(self.ema.params, self.ema, options.gamma, error_if_nonfinite=options.error_if_nonfinite)
-        if self._stays_on_device:
+        if self._params.stays_on_device:
             self._step_of(self._rows(needs_grad=not options.gradient), stats).settle(options.tau, options.gradient)
         else:
             rows = functools.partial(self._rows, needs_grad=False, with_state=False)
-            settle_gradient(stats, options.tau, rows, self._shards, rectifies=options.gradient)
+            settle_gradient(stats, options.tau, rows, self._params.shards, rectifies=options.gradient)
         self._prepared = stats
         self.last_step = Rectification(stats)
         return self.last_step
@@ -222,10 +229,14 @@ class AdamW(Optimizer):
             self._rectified_step()
         return loss
 
+    def give_up(self) -> None:
+        """The next ``step()`` moves nothing, whatever :meth:`prepare` has found; e is what it has become."""
+        self._prepared = _vetoed()
+
     def _rectified_step(self) -> None:
         stats, self._prepared = self._prepared, None
         assert stats is not None  # of prepare()
-        if self._stays_on_device:  # kernels look at what was found, the host does not
+        if self._params.stays_on_device:  # kernels look at what was found, the host does not
             rows = self._rows(needs_grad=not self._options.gradient)
         elif Rectification(stats).skipped:
             return
@@ -235,12 +246,12 @@ class AdamW(Optimizer):
             stats = form_wide_gradients(stats, rows)
         update = self._move(rows, stats)
         if update is not None and self.last_step is not None:
-            self.last_step = Rectification(self.last_step.stats, update=update, update_rectified=True)
+            self.last_step.note_update(update, rectified=True)
 
     def _move(self, rows: list[Row], stats: Tensor | None) -> Tensor | None:
         """All of AdamW; returns the sums of U where it was rectified."""
         options = self._options
-        if not rows and (self._shards is None or not options.update):  # others may wait for our part of the sums
+        if not rows and (self._params.shards is None or not options.update):  # others may wait for our part of the sums
             return None
         self._count(rows, stats)
         step = self._step_of(rows, stats)
@@ -255,16 +266,16 @@ class AdamW(Optimizer):
     def _step_of(self, rows: list[Row], stats: Tensor | None) -> AdamWStep:
         chosen = Options(
             feed_back=self._options.feed_back, write_grad=self._write_grad, seed=self._seed,
-            numel=0 if self.ema is None else self._numel, maximize=self.param_groups[0]["maximize"],
+            numel=0 if self.ema is None else self._params.numel, maximize=self.param_groups[0]["maximize"],
         )  # fmt: skip
-        return AdamWStep(rows, stats, chosen, self._shards)
+        return AdamWStep(rows, stats, chosen, self._params.shards)
 
     def _count(self, rows: list[Row], stats: Tensor | None) -> None:
         """One step more for each row; where the host does not know whether it is skipped, by what the device knows."""
         steps = [row.state["step"] for row in rows]
         if not steps:
             return
-        if stats is None or not self._stays_on_device:
+        if stats is None or not self._params.stays_on_device:
             torch._foreach_add_(steps, 1.0)
         else:
             skipped = (stats[fields.VETOED] > 0) | (stats[fields.GRAD_NONFINITE] > 0)
@@ -277,11 +288,9 @@ class AdamW(Optimizer):
             self._prepared = None
             if self.ema is not None:
                 self.ema.discard()
-            stats = fields.of_nothing()
-            stats[fields.VETOED] = 1.0
-            self.last_step = Rectification(stats)
+            self.last_step = Rectification(_vetoed())
             return True
-        grads = [local(param.grad) for param in self._params if param.grad is not None]
+        grads = [local(param.grad) for param in self._params.tensors if param.grad is not None]
         if scale is not None and grads:
             torch._foreach_mul_(grads, 1.0 / float(scale))
         return False
@@ -291,7 +300,7 @@ class AdamW(Optimizer):
     def _known_floor(self, step: AdamWStep) -> Tensor:
         """That of the step before. Of the first one it is this step's own, for which U is looked at once more."""
         if self._floor is None:
-            device = self._params[0].device
+            device = self._params.tensors[0].device
             self._floor = torch.ones(1, dtype=torch.float64, device=device)
             self._keep_floor(step.measured(self._floor))
         return self._floor
@@ -307,20 +316,20 @@ class AdamW(Optimizer):
         """Parameters with a gradient; without ``needs_grad`` those too that have only an e, which gives them one."""
         average = None if self.ema is None else self.ema.average
         params = self._params
-        grads = self._sharded.parts(core.gradients(params), "grads", self._set_grad)
+        grads = params.gradients()
         groups = [group for group in self.param_groups for _ in group["params"]]
-        counted_in = [0] * len(params) if self._shards is None else self._shards.counted_in
+        counted_in: list[int | None] = [0] * len(grads) if params.shards is None else params.shards.counted_in
         rows = []
-        for index, (param, grad, group) in enumerate(zip(params, grads, groups, strict=True)):
+        for index, (param, grad, group) in enumerate(zip(params.tensors, grads, groups, strict=True)):
             at = None if average is None else average.row_of.get(id(param))
             has_ema = average is not None and at is not None
             if grad is None and (needs_grad or not (has_ema and average.seen[at])):  # type: ignore[union-attr,index]
                 continue
             ema = average.tensors[at] if has_ema else None  # type: ignore[union-attr,index]
             state = self._state_here(param, group) if with_state else {}
-            name = None if self._names is None else self._names[index]
+            name = None if params.names is None else params.names[index]
             here = local(param.detach())
-            rows.append(Row(here, grad, state, group, ema, name, self._keys[index], counted_in[index]))
+            rows.append(Row(here, grad, state, group, ema, name, params.keys[index], counted_in[index]))
         return rows
 
     def _state_here(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -339,56 +348,32 @@ class AdamW(Optimizer):
         narrow = self._moment_dtype is None and param.dtype == torch.bfloat16
         return param.dtype if narrow or self._moment_dtype == param.dtype else torch.float32
 
-    def _set_grad(self, index: int, grad: Tensor) -> None:
-        self._params[index].grad = grad
-
-    @cached_property
-    def _params(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
-
-    @cached_property
-    def _names(self) -> list[str] | None:
-        if all("param_names" in group for group in self.param_groups):
-            return [name for group in self.param_groups for name in group["param_names"]]
-        if self.ema is None or self.ema.names is None:
-            return None
-        known = {id(param): name for param, name in zip(self.ema.params, self.ema.names, strict=True)}
-        return [known.get(id(param), f"parameter {index}") for index, param in enumerate(self._params)]
-
-    @cached_property
-    def _sharded(self) -> ShardedRows:
-        return ShardedRows(self._params, self._names)
-
     @property
-    def _shards(self) -> Shards | None:
-        return self._sharded.shards
-
-    @cached_property
-    def _keys(self) -> list[int]:
-        """What the rounding bits of each parameter are drawn by: its place, and for a shard which one it is."""
-        return [rounding_key(param, index, len(self._params)) for index, param in enumerate(self._params)]
-
-    @cached_property
-    def _numel(self) -> int:
-        """Elements of e over all processes."""
-        return sum(param.numel() for param in self._params)
-
-    @cached_property
-    def _stays_on_device(self) -> bool:
-        """Whether a step asks the host for nothing: one CUDA device with kernels for it, and nothing sharded."""
-        devices = {param.device for param in self._params}
-        return self._shards is None and len(devices) == 1 and all(d.type == "cuda" and serves(d) for d in devices)
+    def _params(self) -> _Params:
+        """The parameters as they are now: accelerate puts sharded ones in the places of whole ones."""
+        now = [param for group in self.param_groups for param in group["params"]]
+        if self._known is None or not core.same_objects(now, self._known.tensors):
+            names = None
+            if all("param_names" in group for group in self.param_groups):
+                names = [name for group in self.param_groups for name in group["param_names"]]
+            self._known = _Params(now, names)
+        return self._known
 
     def _check_followed(self) -> None:
         """The ema follows the very parameters that move."""
-        if self.ema is not None and self._checked != len(self._params):
-            check_same_params(self._params, self.ema.average)
-            self._checked = len(self._params)
+        params, ema = self._params, self.ema
+        if ema is None or params.is_followed:
+            return
+        check_same_params(params.tensors, ema.average)
+        params.is_followed = True
+        if params.names is None and ema.names is not None:
+            known = {id(param): name for param, name in zip(ema.params, ema.names, strict=True)}
+            params.names = [known.get(id(param), "untrained") for param in params.tensors]
 
     # ---- keeping it --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's AdamW has it, so that either loads the other's. With ``metric="adam"`` rms(D) is in the first group."""
+        """As torch's AdamW has it: either loads the other's. With ``metric="adam"`` rms(D) is in the first group."""
         state = super().state_dict()
         if self._floor is not None:
             state["param_groups"][0][_FLOOR] = float(self._floor)
@@ -404,7 +389,7 @@ class AdamW(Optimizer):
         check_state(state_dict, self.param_groups)
         super().load_state_dict(dict(state_dict))
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for index, param in zip(saved, self._params, strict=True):
+        for index, param in zip(saved, self._params.tensors, strict=True):
             entry = state_dict["state"].get(index)
             if entry is None:
                 continue
@@ -415,3 +400,39 @@ class AdamW(Optimizer):
         floor = self.param_groups[0].pop(_FLOOR, None)
         self._floor = None if floor is None else torch.full((1,), floor, dtype=torch.float64, device=param.device)
         self._prepared = None
+
+
+class _Params:
+    """All parameters of an optimizer, in the order of its groups, and what is known of them."""
+
+    def __init__(self, tensors: list[Tensor], names: list[str] | None) -> None:
+        self.tensors, self.names = tensors, names
+        self.is_followed = False  # by the ema
+        self.numel = sum(param.numel() for param in tensors)  # over all processes
+        self._sharded = ShardedRows(tensors, names)
+        self.shards: Shards | None = self._sharded.shards
+
+    def gradients(self) -> list[Tensor | None]:
+        """g, one per parameter: what of it lies here, brought into its parameter's placements."""
+        return self._sharded.parts(core.gradients(self.tensors), "grads", self._set_grad)
+
+    def _set_grad(self, index: int, grad: Tensor) -> None:
+        self.tensors[index].grad = grad
+
+    @cached_property
+    def keys(self) -> list[int]:
+        """What the rounding bits of each parameter are drawn by: its place, and for a shard which one it is."""
+        return [rounding_key(param, index, len(self.tensors)) for index, param in enumerate(self.tensors)]
+
+    @cached_property
+    def stays_on_device(self) -> bool:
+        """Whether a step asks the host for nothing: one CUDA device with kernels for it, and nothing sharded."""
+        devices = {param.device for param in self.tensors}
+        return self.shards is None and len(devices) == 1 and all(d.type == "cuda" and serves(d) for d in devices)
+
+
+def _vetoed() -> Tensor:
+    """The statistics of a step that writes nothing."""
+    stats = fields.of_nothing()
+    stats[fields.VETOED] = 1.0
+    return stats

@@ -27,17 +27,23 @@ class Rectification(LazyStats):
     Args:
         stats: float64, at least 14 values in the order of the core's ``Stats``; kept, not copied.
         rule: by which g was rectified.
-        update: float64, the sums of :mod:`gru_fast.core.update`; kept, not copied.
-        update_rectified: whether U was changed where it had to be, or only looked at.
     """
 
-    def __init__(
-        self, stats: Tensor, rule: str = "gru", update: Tensor | None = None, *, update_rectified: bool = False
-    ) -> None:
+    def __init__(self, stats: Tensor, rule: str = "gru") -> None:
         super().__init__(stats)
         self.rule = rule
-        self.update = update
-        self._update_rectified = update_rectified
+        self.update: Tensor | None = None
+        self._update_rectified = False
+
+    def note_update(self, update: Tensor, *, rectified: bool) -> None:
+        """Adds what is known of the optimizer's step, which comes later.
+
+        Args:
+            update: float64, the sums of :mod:`gru_fast.core.update`; kept, not copied.
+            rectified: whether U was changed where it had to be, or only looked at.
+        """
+        self.update, self._update_rectified = update, rectified
+        self.__dict__.pop("update_values", None)
 
     @property
     def dot(self) -> float:
@@ -177,7 +183,7 @@ class Rectification(LazyStats):
 
     @property
     def update_largest(self) -> float:
-        """The largest of |Z - U|, where an element of AdamW's U is about 1 (NaN of parameters spread over processes)."""
+        """The largest of |Z - U|, where elements of AdamW's U are about 1 (NaN of parameters spread over processes)."""
         return self._update_factor * self._of_update(sums.LARGEST)
 
     @property

@@ -213,7 +213,7 @@ class NativeAdamW:
 
     def __init__(self, rows: AdamWRows) -> None:
         make = functools.partial(core.AdamWTable, names=rows.names, rounding_keys=rows.rounding_keys)
-        lists = {
+        lists: dict[str, _List | None] = {
             "params": rows.params, "grads": rows.grads, "exp_avg": rows.exp_avg, "exp_avg_sq": rows.exp_avg_sq,
             "ema": rows.ema,
         }  # fmt: skip
@@ -228,3 +228,6 @@ class NativeAdamW:
             args.feed_back, args.write_grad, args.maximize, self._tabled.threads,
         )  # fmt: skip
         self._tabled.write_back()
+
+    def settle(self, args: AdamWArgs, tau: float, rectifies: bool) -> None:
+        self._table.settle(args.stats, self._scratch, tau, rectifies)

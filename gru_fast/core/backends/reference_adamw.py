@@ -5,6 +5,7 @@ rectified step. One tensor is worked on at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +46,10 @@ class ReferenceAdamW:
         self._rows = rows
         self._ema: list[Tensor | None] = [None] * len(rows.params) if rows.ema is None else rows.ema
         self._keys = list(range(len(rows.params))) if rows.rounding_keys is None else rows.rounding_keys
+
+    def settle(self, args: AdamWArgs, tau: float, rectifies: bool) -> None:
+        """The host settles: these passes read the statistics there anyway."""
+        raise NotImplementedError("settle: only kernels that keep the statistics to themselves")
 
     @torch.no_grad()
     def run(self, which: Pass, args: AdamWArgs) -> None:
@@ -182,7 +187,12 @@ def _add(total: list[float], one: list[float]) -> None:
 def _check_rows(rows: AdamWRows) -> None:
     """Raises what the compiled passes would for lists that do not fit together."""
     count = len(rows.params)
-    lists = {"exp_avg": rows.exp_avg, "exp_avg_sq": rows.exp_avg_sq, "grads": rows.grads, "ema": rows.ema}
+    lists: dict[str, Sequence[Tensor | None] | None] = {
+        "exp_avg": rows.exp_avg,
+        "exp_avg_sq": rows.exp_avg_sq,
+        "grads": rows.grads,
+        "ema": rows.ema,
+    }
     for name, tensors in lists.items():
         if tensors is not None and len(tensors) != count:
             raise ValueError(f"{name}: expected {count} entries, one per parameter, got {len(tensors)}")
@@ -196,7 +206,7 @@ def _check_rows(rows: AdamWRows) -> None:
             ("grads", rows.grads, (param.dtype,)),
             ("ema", rows.ema or [None] * count, (torch.float32, param.dtype)),
         ):
-            tensor = tensors[row]  # type: ignore[index]
+            tensor = tensors[row]
             if tensor is None:
                 continue
             check_tensor(tensor, f"{name}{suffix}", param, param.device, "its parameter")
