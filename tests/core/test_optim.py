@@ -329,9 +329,8 @@ def test_a_small_or_large_e_is_as_good(scale: float) -> None:
     assert torch.allclose(run(1.0)[0], run(scale)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_step_of_torchs_optimizer_is_told_beforehand(dtype: torch.dtype) -> None:
-    params = parameters((40, 300), dtype)
+def test_the_step_of_torchs_optimizer_is_told_beforehand() -> None:
+    params = parameters((40, 300))
     ema = RetainEMA(params)
     optimizer = torch.optim.AdamW(
         [{"params": params[:1], "lr": 0.05}, {"params": params[1:], "weight_decay": 0.0}], lr=0.02, weight_decay=0.3
@@ -353,13 +352,13 @@ def test_the_step_of_torchs_optimizer_is_told_beforehand(dtype: torch.dtype) -> 
         before = flat(params)
         optimizer.step()
         moved, e = before - flat(params), flat(ema.tensors)
-        assert step.update_dot == pytest.approx(moved @ e, rel=2e-3, abs=1e-5 if dtype == torch.float32 else 5e-2)
-        assert step.update_norm == pytest.approx(np.linalg.norm(moved), rel=1e-3 if dtype == torch.float32 else 2e-2)
+        assert step.update_dot == pytest.approx(moved @ e, rel=2e-3, abs=1e-5)
+        assert step.update_norm == pytest.approx(np.linalg.norm(moved), rel=1e-3)
         assert step.update_cos_after == step.update_cos
         assert step.update_change == 0.0
         signs.add(step.update_conflict)
-    assert signs == {True, False} or dtype == torch.float16
-    with pytest.raises(TypeError, match="expected torch.optim.AdamW, whose step can be told beforehand, got SGD"):
+    assert signs == {True, False}
+    with pytest.raises(TypeError, match="whose step can be told beforehand, got SGD"):
         measure_update(torch.optim.SGD(params), ema, step)
 
 

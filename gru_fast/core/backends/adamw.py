@@ -68,7 +68,7 @@ class AdamWPasses(Protocol):
     """The passes over the rows of one device. Everything is checked when it is made, and messages name the culprit."""
 
     def run(self, which: Pass, args: AdamWArgs) -> None:
-        """``step``: M, V, theta. ``moments``: M, V and the sums of U. ``update``: theta, by those. ``sums``: they alone."""
+        """``step``: M, V, theta. ``moments``: M, V, the sums of U. ``update``: theta, by those. ``sums``: they only."""
 
     def settle(self, args: AdamWArgs, tau: float, rectifies: bool) -> None:
         """Completes ``args.stats``, as apply and finish of a rectified step would, where the host must not ask.
