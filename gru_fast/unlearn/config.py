@@ -258,7 +258,7 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
     optim: str = setting(
         _training_fields["optim"].default,
         f"{_training_fields['optim'].metadata['help']} {GRU_ADAMW}: gru_fast's AdamW, which forms the rectified "
-        "gradient itself, rounds 16-bit weights and moments stochastically, and can rectify its own step (rectify_update).",
+        "gradient itself, rounds 16-bit weights and moments stochastically, and can rectify its step (rectify_update).",
     )
 
     def __post_init__(self) -> None:
