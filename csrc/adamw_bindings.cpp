@@ -62,6 +62,19 @@ class AdamWTable {
     cpu::adamw(plan_, which, args, where);
   }
 
+  void settle(py::handle stats, py::handle scratch, double tau, bool rectifies) const {
+    const AdamWContext where = context(py::none(), stats, py::none(), py::none(), scratch, 1);
+    if (where.stats == nullptr) throw py::value_error("stats: expected a tensor, got None");
+#ifdef GRU_FAST_HAS_CUDA
+    if (device_.type == dlpack::kCUDA) {
+      const py::gil_scoped_release nogil;
+      return cuda::settle(plan_, tau, rectifies, const_cast<Stats*>(where.stats), where);
+    }
+#endif
+    (void)tau, (void)rectifies;
+    throw py::value_error("settle: expected tensors on a CUDA device; elsewhere the host decides");
+  }
+
  private:
   static AdamWPass pass_of(std::string_view name) {
     if (name == "step") return AdamWPass::kStep;
@@ -112,7 +125,9 @@ void bind_adamw(py::module_& m) {
       .def("run", &AdamWTable::run,
            "One pass: step (M, V, theta), moments (M, V and the sums of U), update (theta, by those), sums (alone).",
            arg("which"), arg("scalars"), arg("stats"), arg("update"), arg("floor"), arg("scratch"), arg("seed"),
-           arg("numel"), arg("feed_back"), arg("write_grad"), arg("maximize"), arg("num_threads"));
+           arg("numel"), arg("feed_back"), arg("write_grad"), arg("maximize"), arg("num_threads"))
+      .def("settle", &AdamWTable::settle, "CUDA: completes stats as if g had been written, which it is not.",
+           arg("stats"), arg("scratch"), arg("tau"), arg("rectifies"));
   m.attr("NUM_ADAMW_SCALARS") = kNumAdamWScalars;
   m.attr("NUM_UPDATE_STATS") = kNumUpdateStats;
 }

@@ -146,12 +146,12 @@ GRU_FAST_HD GradientFactors gradient_factors(const Stats* stats) {
 
 // What is the same for all elements of a row, as float32 lanes take it.
 struct AdamWFactors {
-  float alpha = 1.0f, beta = 0.0f;          // g' = alpha g + beta e
+  float alpha, beta;                        // g' = alpha g + beta e
   float first, second, beta2;               // 1 - b1 (or -b1, see small_first), 1 - b2, b2
   float bias2_root, eps, decay, step_size;  // decay = 1 - lr wd, step_size = -lr / bias1
   float unit, weight_decay;                 // U = unit M / D + wd theta
-  float scale = 1.0f, floor = 0.0f;         // e comes as scale * e; W = D + floor
-  float shift = 0.0f, feed = 0.0f;          // lr lambda / scale, bias1 lambda / scale
+  float scale, floor;                       // e comes as scale * e; W = D + floor
+  float shift, feed;                        // lr lambda / scale, bias1 lambda / scale
   bool small_first;                         // M + first (g' - M); else g' + first (g' - M), as torch's lerp
   bool adam;
 };
@@ -194,8 +194,18 @@ GRU_FAST_HD UpdateStats in_units(UpdateStats sums, const AdamWScalars& row, floa
 }
 
 // Added to the seed: bits of their own for M, V, theta, and what is fed back into M.
-inline constexpr uint64_t kRoundingStreams[] = {0x243f6a8885a308d3ull, 0x13198a2e03707344ull, 0xa4093822299f31d0ull,
-                                                0x082efa98ec4e6c89ull};
+GRU_FAST_HD uint64_t rounding_stream(int stream) {
+  switch (stream) {
+    case 0:
+      return 0x243f6a8885a308d3ull;
+    case 1:
+      return 0x13198a2e03707344ull;
+    case 2:
+      return 0xa4093822299f31d0ull;
+    default:
+      return 0x082efa98ec4e6c89ull;
+  }
+}
 
 // ---- one element ----------------------------------------------------------------------------------------------------
 // F: a float or a vector of them. Math: its multiply_add(a, b, c), one rounding where the machine has that, and root.
@@ -233,10 +243,11 @@ GRU_FAST_HD F update_of(const AdamWFactors& c, F theta, F m, F d) {
 //   size_t scratch_bytes(const AdamWPlan&)
 //   void adamw(const AdamWPlan&, AdamWPass, const AdamWArgs&, const AdamWContext&)
 //
-// and on CUDA, where the host does not know the sums (elsewhere gru_fast/core/optim decides):
+// and on CUDA, where the host does not look at the sums (on the CPU gru_fast/core/adamw_step.py decides):
 //
-//   void settle(const AdamWPlan&, const StepArgs&, Stats*, const AdamWContext&)
-//                        completes Stats as apply and finish would, measuring |g'| where it has cancelled in the sums
+//   void settle(const AdamWPlan&, double tau, bool rectifies, Stats*, const AdamWContext&)
+//                        completes Stats as apply and finish would, measuring |g'| where it has cancelled in the sums;
+//                        without `rectifies` g is clipped to tau alone
 //
 // A step is kStep; with its update rectified kMoments, (sums of devices and processes added up,) kUpdate.
 

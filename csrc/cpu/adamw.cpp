@@ -221,24 +221,6 @@ UpdateStats adamw_span(const AdamWSpan& span, const AdamWFactors& factors, bool 
   return block.sums.total();
 }
 
-// Returns f.template operator()<P, T, E>() for the dtypes of `kind`.
-template <class F>
-GRU_FAST_INLINE auto with_adamw_kind(AdamWKind kind, F&& f) {
-  using enum DType;
-  const bool wide_ema = kind.ema == kFloat32;
-  if (kind.param == kFloat32) return f.template operator()<kFloat32, kFloat32, kFloat32>();
-  if (kind.param == kFloat16) {
-    return wide_ema ? f.template operator()<kFloat16, kFloat32, kFloat32>()
-                    : f.template operator()<kFloat16, kFloat32, kFloat16>();
-  }
-  if (kind.moment == kFloat32) {
-    return wide_ema ? f.template operator()<kBFloat16, kFloat32, kFloat32>()
-                    : f.template operator()<kBFloat16, kFloat32, kBFloat16>();
-  }
-  return wide_ema ? f.template operator()<kBFloat16, kBFloat16, kFloat32>()
-                  : f.template operator()<kBFloat16, kBFloat16, kBFloat16>();
-}
-
 }  // namespace
 
 UpdateStats adamw(AdamWKind kind, AdamWPass pass, const AdamWSpan& span, const AdamWFactors& factors, bool write_grad) {

@@ -28,9 +28,9 @@ void for_each_tile(AdamWKind kind, const AdamWRow& row, const ChunkSpan& where, 
   for (int64_t begin = where.begin; begin < where.end;) {
     const int64_t tile = begin / kRoundingTile, end = std::min(where.end, (tile + 1) * kRoundingTile);
     AdamWSpan part = span_at(kind, row, begin, end);
-    for (uint64_t stream = 0; stream < std::size(part.rounding_keys); ++stream) {
+    for (int stream = 0; stream < 4; ++stream) {
       part.rounding_keys[stream] =
-          tile_key(seed + kRoundingStreams[stream], step, row.rounding_key, static_cast<uint64_t>(tile));
+          tile_key(seed + rounding_stream(stream), step, row.rounding_key, static_cast<uint64_t>(tile));
     }
     visit(part);
     begin = end;
