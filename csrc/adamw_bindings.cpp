@@ -14,15 +14,27 @@
 #ifdef GRU_FAST_HAS_CUDA
 #include "cuda/backend.h"
 #endif
+#ifdef GRU_FAST_EMULATE
+#include "emulator.h"
+#endif
 
 namespace gru_fast {
 namespace {
 
-PlanLimits limits_of(dlpack::Device device, const std::vector<AdamWRow>& rows) {
-#ifdef GRU_FAST_HAS_CUDA
-  if (device.type == dlpack::kCUDA) return cuda::adamw_limits();
+// As in bindings.cpp.
+bool takes_cuda(dlpack::Device device) {
+#ifdef GRU_FAST_EMULATE
+  return emulator::is_on() && device.type == dlpack::kCPU;
+#else
+  return device.type == dlpack::kCUDA;
 #endif
-  (void)device;
+}
+
+PlanLimits limits_of(bool on_cuda, const std::vector<AdamWRow>& rows) {
+#ifdef GRU_FAST_HAS_CUDA
+  if (on_cuda) return cuda::adamw_limits();
+#endif
+  (void)on_cuda;
   return cpu_limits(total_numel(rows));
 }
 
@@ -33,14 +45,15 @@ class AdamWTable {
              py::object names, py::object rounding_keys) {
     auto captured = capture_adamw(params, grads, exp_avg, exp_avg_sq, ema, names, rounding_keys);
     device_ = captured.device;
+    on_cuda_ = takes_cuda(device_);
     mismatched_layouts_ = std::move(captured.mismatched_layouts);
     num_rows_ = captured.rows.size();
-    plan_ = plan_chunks(captured.rows, captured.kinds, limits_of(device_, captured.rows));
+    plan_ = plan_chunks(captured.rows, captured.kinds, limits_of(on_cuda_, captured.rows));
   }
 
   size_t scratch_bytes() const {
 #ifdef GRU_FAST_HAS_CUDA
-    if (device_.type == dlpack::kCUDA) return cuda::scratch_bytes(plan_);
+    if (on_cuda_) return cuda::scratch_bytes(plan_);
 #endif
     return std::max<size_t>(cpu::scratch_bytes(plan_), 1);
   }
@@ -57,7 +70,7 @@ class AdamWTable {
     }
     const py::gil_scoped_release nogil;
 #ifdef GRU_FAST_HAS_CUDA
-    if (device_.type == dlpack::kCUDA) return cuda::adamw(plan_, which, args, where);
+    if (on_cuda_) return cuda::adamw(plan_, which, args, where);
 #endif
     cpu::adamw(plan_, which, args, where);
   }
@@ -66,7 +79,7 @@ class AdamWTable {
     const AdamWContext where = context(py::none(), stats, py::none(), py::none(), scratch, 1);
     if (where.stats == nullptr) throw py::value_error("stats: expected a tensor, got None");
 #ifdef GRU_FAST_HAS_CUDA
-    if (device_.type == dlpack::kCUDA) {
+    if (on_cuda_) {
       const py::gil_scoped_release nogil;
       return cuda::settle(plan_, tau, rectifies, const_cast<Stats*>(where.stats), where);
     }
@@ -108,6 +121,7 @@ class AdamWTable {
 
   AdamWPlan plan_;
   dlpack::Device device_;
+  bool on_cuda_;
   size_t num_rows_;
   std::vector<size_t> mismatched_layouts_;
 };

@@ -102,11 +102,18 @@ __device__ __forceinline__ bool is_aligned_for(const AdamWChunk& chunk) {
          is_aligned<T, N>(chunk.exp_avg_sq) && is_aligned<E, N>(chunk.ema);
 }
 
+// What a thread has summed up; UpdateStats in fewer registers.
+struct ThreadSums {
+  double dot = 0.0, step_norm_sq = 0.0, ema_norm_sq = 0.0, reach = 0.0, change_sq = 0.0, denominator_sq = 0.0;
+  int numel = 0;
+  float largest = 0.0f;  // of the scaled e
+};
+
 template <int N>
-__device__ __forceinline__ void add_to_sums(UpdateStats& total, const ChunkState& state, const Floats<N>& u,
+__device__ __forceinline__ void add_to_sums(ThreadSums& total, const ChunkState& state, const Floats<N>& u,
                                             const Floats<N>& e, const Floats<N>& d) {
   const AdamWFactors& c = state.factors;
-  float dot = 0.0f, update = 0.0f, ema = 0.0f, reach = 0.0f, change = 0.0f, size = 0.0f, largest = 0.0f;
+  float dot = 0.0f, update = 0.0f, ema = 0.0f, reach = 0.0f, change = 0.0f, size = 0.0f;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     dot = fmaf(u.at[i], e.at[i], dot);
@@ -116,7 +123,7 @@ __device__ __forceinline__ void add_to_sums(UpdateStats& total, const ChunkState
     reach = fmaf(e.at[i], part, reach);
     change = fmaf(part, part, change);
     size = fmaf(d.at[i], d.at[i], size);
-    largest = fmaxf(largest, fabsf(part));
+    total.largest = fmaxf(total.largest, fabsf(part));
   }
   total.dot += state.dot * dot;
   total.step_norm_sq += state.step_sq * update;
@@ -125,14 +132,13 @@ __device__ __forceinline__ void add_to_sums(UpdateStats& total, const ChunkState
   total.change_sq += state.change_sq * change;
   if (c.adam) total.denominator_sq += size;
   total.numel += N;
-  total.largest = fmax(total.largest, state.largest * largest);
 }
 
 // Elements [begin, end) of a chunk, a multiple of N. `tile_at`: of the chunk's first element in its tile.
 template <DType P, DType T, DType E, AdamWPass kPass, int N>
 __device__ __forceinline__ void pass_units(const AdamWChunk& chunk, const ChunkState& state,
                                            const AdamWKernelArgs& args, uint32_t tile_at, int begin, int end,
-                                           UpdateStats& total) {
+                                           ThreadSums& total) {
   const AdamWFactors& c = state.factors;
   for (int at = begin + static_cast<int>(threadIdx.x) * N; at < end; at += kThreads * N) {
     const uint32_t place = tile_at + static_cast<uint32_t>(at);
@@ -200,12 +206,12 @@ inline constexpr int kAdamWUnit = 4;  // elements: 16 bytes of float32, 8 of 16 
 
 template <DType P, DType T, DType E, AdamWPass kPass>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    adamw_kernel(const __grid_constant__ AdamWTable table, const AdamWKernelArgs args) {
+    adamw_kernel(__grid_constant__ Shared<AdamWTable> table, const AdamWKernelArgs args) {
   constexpr bool kSums = kPass == AdamWPass::kMoments;
   __shared__ ChunkState state;
   const bool skips =
       gradient_factors(args.stats).skips || (kPass == AdamWPass::kUpdate && !is_finite_update(*args.update));
-  UpdateStats total;
+  ThreadSums total;
   if (!skips) {
     walk_chunks<kPass == AdamWPass::kUpdate ? Direction::kBackward : Direction::kForward>(
         table, [&](const AdamWRow& row, int64_t begin, int numel) {
@@ -222,7 +228,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         });
   }
   if constexpr (kSums) {
-    if (sum_grid(total, args.slots)) *args.update = total;
+    // The scale of e is that of all rows.
+    const double largest = total.largest > 0.0f ? state.largest * total.largest : 0.0;
+    UpdateStats sums{total.dot,
+                     total.step_norm_sq,
+                     total.ema_norm_sq,
+                     total.reach,
+                     total.change_sq,
+                     total.denominator_sq,
+                     static_cast<double>(total.numel),
+                     largest};
+    if (sum_grid(sums, args.slots)) *args.update = sums;
   }
 }
 
@@ -261,7 +277,7 @@ __device__ __forceinline__ Stats clipped_to(Stats stats, double tau) {
 // change only when the last of them is done. Coefficients beyond float32 leave a step undone, as an overflow does: on the
 // CPU, where the host looks on, it is made in float64.
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    settle_kernel(const __grid_constant__ AdamWTable table, const SettleArgs args) {
+    settle_kernel(__grid_constant__ Shared<AdamWTable> table, const SettleArgs args) {
   const Stats stats = *args.stats;
   const Decision decision = decide(Rule::kGru, stats, args.tau);
   Norm norm;
