@@ -28,7 +28,8 @@ struct AdamWKernelArgs {
   UpdateStats* update;
   const double* floor;
   Slots<UpdateStats> slots;
-  bool keeps;  // what a pass with sums makes of M and V is written
+  int64_t numel;  // of all launches
+  bool keeps;     // what a pass with sums makes of M and V is written
 };
 
 // ---- what a block knows of a chunk ----------------------------------------------------------------------------------
@@ -105,7 +106,6 @@ __device__ __forceinline__ bool is_aligned_for(const AdamWChunk& chunk) {
 // What a thread has summed up; UpdateStats in fewer registers.
 struct ThreadSums {
   double dot = 0.0, step_norm_sq = 0.0, ema_norm_sq = 0.0, reach = 0.0, change_sq = 0.0, denominator_sq = 0.0;
-  int numel = 0;
   float largest = 0.0f;  // of the scaled e
 };
 
@@ -131,7 +131,6 @@ __device__ __forceinline__ void add_to_sums(ThreadSums& total, const ChunkState&
   total.reach += state.reach * reach;
   total.change_sq += state.change_sq * change;
   if (c.adam) total.denominator_sq += size;
-  total.numel += N;
 }
 
 // Elements [begin, end) of a chunk, a multiple of N. `tile_at`: of the chunk's first element in its tile.
@@ -230,15 +229,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if constexpr (kSums) {
     // The scale of e is that of all rows.
     const double largest = total.largest > 0.0f ? state.largest * total.largest : 0.0;
-    UpdateStats sums{total.dot,
-                     total.step_norm_sq,
-                     total.ema_norm_sq,
-                     total.reach,
-                     total.change_sq,
-                     total.denominator_sq,
-                     static_cast<double>(total.numel),
-                     largest};
-    if (sum_grid(sums, args.slots)) *args.update = sums;
+    UpdateStats sums{
+        total.dot, total.step_norm_sq, total.ema_norm_sq, total.reach, total.change_sq, total.denominator_sq, 0.0,
+        largest};
+    if (sum_grid(sums, args.slots)) {
+      sums.numel = skips ? 0.0 : static_cast<double>(args.numel);
+      *args.update = sums;
+    }
   }
 }
 
@@ -336,13 +333,9 @@ void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const A
   const DeviceGuard guard(context.device);
   const Context where = context_of(context);
   Header* header = clear_header(where);
-  AdamWKernelArgs kernel_args{args,
-                              context.scalars,
-                              context.stats,
-                              context.update,
-                              context.floor,
-                              slots_in<UpdateStats>(where),
-                              pass != AdamWPass::kSums};
+  AdamWKernelArgs kernel_args{args,           context.scalars,         context.stats,
+                              context.update, context.floor,           slots_in<UpdateStats>(where),
+                              plan.numel,     pass != AdamWPass::kSums};
   for_each_launch(plan, [&](const AdamWLaunch& launch, bool is_last) {
     const auto kernel =
         with_adamw_kind(launch.kind, [&]<DType P, DType T, DType E>() { return kernel_of<P, T, E>(pass); });

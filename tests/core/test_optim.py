@@ -426,6 +426,44 @@ def test_kernels_and_reference_agree(kind: tuple[torch.dtype, ...], level: str, 
                 assert torch.allclose(a.float(), b.float(), rtol=2**-7 if a.dtype == BF16 else 2**-9, atol=1e-6), name
 
 
+@pytest.mark.core
+@pytest.mark.skipif(not hasattr(core, "emulation"), reason="the host settles on the CPU; .ci/emulate runs this")
+@pytest.mark.parametrize("rectifies", [True, False])
+@pytest.mark.parametrize("tau", [math.inf, 0.3])
+@pytest.mark.parametrize("turn", [0.5, -0.5, -0.999999, -1.0, -1e38, math.nan])
+def test_the_device_settles_as_the_host_does(turn: float, tau: float, rectifies: bool) -> None:
+    """``turn``: g is so much of e and, unless it is opposite, as much again of something else."""
+    rows = random_rows(F32, F32, F32)
+    sums = [0.0, 0.0, 0.0]
+    for grad, ema in zip(rows.grads, rows.ema or [], strict=True):
+        assert grad is not None
+        assert ema is not None
+        if turn == -1e38:  # coefficients beyond float32
+            ema.mul_(1e-37)
+            grad.sub_(ema)
+        elif turn == -1.0:
+            grad.copy_(-ema)
+        else:
+            grad.copy_(turn * ema + math.sqrt(1 - min(turn**2, 1.0)) * grad)
+        sums = [
+            total + float((a.double() * b.double()).sum())
+            for total, a, b in zip(sums, (grad, ema, grad), (ema, ema, grad), strict=True)
+        ]
+    stats = torch.zeros(16, dtype=torch.float64)
+    stats[:3] = torch.tensor(sums)
+    stats[6] = stats[8] = 1.0  # alpha, rescale
+    expected = stats.clone()
+    held = [
+        adamw_step.Row(param, g, {}, {}, e) for param, g, e in zip(rows.params, rows.grads, rows.ema or [], strict=True)
+    ]
+    adamw_step.settle_gradient(expected, tau, lambda: held, None, rectifies=rectifies)
+    NativeAdamW(rows).settle(AdamWArgs(torch.zeros(2, 8), stats), tau, rectifies)
+    if abs(float(expected[7])) > 1e37:
+        assert stats[4] == 1.0  # vetoed
+    else:
+        assert torch.allclose(stats, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
 def test_plain_bfloat16_loses_steps_that_are_made_here() -> None:
     def moved(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> tuple[float, float]:
         params = parameters((50_000,), BF16)
