@@ -203,8 +203,12 @@ __device__ __forceinline__ void pass_units(const AdamWChunk& chunk, const ChunkS
 
 inline constexpr int kAdamWUnit = 4;  // elements: 16 bytes of float32, 8 of 16 bits; more would not fit the registers
 
+// Six sums in float64 take the registers of a fourth block.
+template <AdamWPass kPass>
+inline constexpr int kAdamWBlocksPerSm = kPass == AdamWPass::kMoments ? kBlocksPerSm - 1 : kBlocksPerSm;
+
 template <DType P, DType T, DType E, AdamWPass kPass>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+__global__ void __launch_bounds__(kThreads, kAdamWBlocksPerSm<kPass>)
     adamw_kernel(__grid_constant__ Shared<AdamWTable> table, const AdamWKernelArgs args) {
   constexpr bool kSums = kPass == AdamWPass::kMoments;
   __shared__ ChunkState state;
@@ -233,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         total.dot, total.step_norm_sq, total.ema_norm_sq, total.reach, total.change_sq, total.denominator_sq, 0.0,
         largest};
     if (sum_grid(sums, args.slots)) {
-      sums.numel = skips ? 0.0 : static_cast<double>(args.numel);
+      sums.numel = gradient_factors(args.stats).skips ? 0.0 : static_cast<double>(args.numel);
       *args.update = sums;
     }
   }

@@ -6,6 +6,7 @@ what a pass leaves of U is added up before the next one.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -172,12 +173,19 @@ def scalars_of(rows: Sequence[Row], device: torch.device) -> Tensor:
     lr, beta1, beta2, eps, decay = (
         torch.stack([torch.as_tensor(value, dtype=wide).to(device) for value in column])
         if any(isinstance(value, Tensor) for value in column)
-        else torch.tensor(column, dtype=wide, device=device)
+        else _constants(column, wide, device)
         for column in zip(*map(_hyperparameters, rows), strict=True)
     )
     return torch.stack(
         [lr, beta1, beta2, eps, decay, 1.0 - beta1**steps, (1.0 - beta2**steps).sqrt(), steps], dim=1
     ).contiguous()
+
+
+@functools.lru_cache(maxsize=16)
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the device, without waiting for it: they are copied when they are new, which a captured graph must not do."""
+    here = torch.tensor(values, dtype=dtype)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
 
 
 def _scalars_on_host(rows: Sequence[Row]) -> Tensor:
