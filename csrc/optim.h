@@ -181,6 +181,14 @@ GRU_FAST_HD AdamWFactors factors_of(const AdamWScalars& row, const AdamWArgs& ar
   return out;
 }
 
+// Whether a pass has to read e, and theta.
+GRU_FAST_HD bool reads_ema(AdamWPass pass, const AdamWFactors& c) {
+  return pass == AdamWPass::kStep ? c.beta != 0.0f : pass != AdamWPass::kUpdate || c.shift != 0.0f;
+}
+GRU_FAST_HD bool reads_param(AdamWPass pass, const AdamWFactors& c) {
+  return pass == AdamWPass::kStep || pass == AdamWPass::kUpdate || c.weight_decay != 0.0f;
+}
+
 // The sums of a row's elements as kernels take them, of U and scale * e, in units of UpdateStats.
 GRU_FAST_HD UpdateStats in_units(UpdateStats sums, const AdamWScalars& row, float scale) {
   const double once = 1.0 / scale, twice = once * once;

@@ -149,7 +149,7 @@ struct AdamWBlock {
 
   // `live`: of a block that is not full, 1 where there is an element; else null.
   GRU_FAST_INLINE void operator()(const Bases& at, const Block* live = nullptr) {
-    const Block theta = load_ahead<P, O>(at.param);
+    const Block theta = kMoves || c.weight_decay != 0.0f ? load_ahead<P, O>(at.param) : Block{};
     Block m = load_ahead<T, O>(at.exp_avg), v = load_ahead<T, O>(at.exp_avg_sq);
     Block e = at.ema != nullptr ? load_ahead<E, O>(at.ema) : Block{};
     if constexpr (kPass != AdamWPass::kUpdate) take_gradient(at, gradient(at, e), m, v);

@@ -56,10 +56,10 @@ void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const A
                    const AdamWScalars& scalars = context.scalars[row.index];
                    const AdamWFactors factors = factors_of(scalars, args, context, gradient, lambda);
                    UpdateStats sums;
-                   for_each_tile(kind, row, where, args.seed, static_cast<uint64_t>(scalars.step),
-                                 [&](const AdamWSpan& span) {
-                                   sums.add(kernels().adamw(kind, pass, span, factors, args.write_grad));
-                                 });
+                   for_each_tile(kind, row, where, args.seed, static_cast<uint64_t>(scalars.step), [&](AdamWSpan span) {
+                     if (!reads_ema(pass, factors)) span.ema = nullptr;
+                     sums.add(kernels().adamw(kind, pass, span, factors, args.write_grad));
+                   });
                    slots[slot] = in_units(sums, scalars, factors.scale);
                    slots[slot].numel = static_cast<double>(where.end - where.begin);
                  });

@@ -145,8 +145,8 @@ __device__ __forceinline__ void pass_units(const AdamWChunk& chunk, const ChunkS
         load<P, N, Reuse::kNever>(chunk.grad, at, kPass != AdamWPass::kUpdate && chunk.grad != nullptr);
     const auto stored_m = load<T, N, Reuse::kLater>(chunk.exp_avg, at, true);
     const auto stored_v = load<T, N, Reuse::kLater>(chunk.exp_avg_sq, at, true);
-    const auto stored_e = load<E, N, Reuse::kLater>(chunk.ema, at, chunk.ema != nullptr);
-    const auto stored_p = load<P, N, Reuse::kLater>(chunk.param, at, true);
+    const auto stored_e = load<E, N, Reuse::kLater>(chunk.ema, at, reads_ema(kPass, c) && chunk.ema != nullptr);
+    const auto stored_p = load<P, N, Reuse::kLater>(chunk.param, at, reads_param(kPass, c));
     Floats<N> m = unpack<T, N>(stored_m), v = unpack<T, N>(stored_v), e = unpack<E, N>(stored_e), d;
     if constexpr (kPass != AdamWPass::kUpdate) {
       Floats<N> g = unpack<P, N>(stored_grad);

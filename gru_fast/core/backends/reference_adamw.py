@@ -152,7 +152,7 @@ class _Row:
         if factor != 0.0:
             part = (self._weighed(self._e.to(widest(d.device))) * factor).float()
             theta = _multiply_add(_f32(-lr), part, theta)
-            if self._args.feed_back:
+            if self._args.feed_back and lr != 0.0:  # a parameter at rest rests
                 fed = _multiply_add(d * _f32(bias1), part, self._m)
                 self._exp_avg.copy_(self._rounded(fed, self._exp_avg, _FEED))
         self._param.copy_(self._rounded(theta, self._param, _PARAM))
