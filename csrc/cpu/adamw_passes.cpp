@@ -30,7 +30,7 @@ void for_each_tile(AdamWKind kind, const AdamWRow& row, const ChunkSpan& where, 
     AdamWSpan part = span_at(kind, row, begin, end);
     for (int stream = 0; stream < 4; ++stream) {
       part.rounding_keys[stream] =
-          tile_key(seed + rounding_stream(stream), step, row.rounding_key, static_cast<uint64_t>(tile));
+          tile_key(step_key(seed + rounding_stream(stream), step), row.rounding_key, static_cast<uint64_t>(tile));
     }
     visit(part);
     begin = end;

@@ -59,7 +59,8 @@ __device__ __forceinline__ void prepare(ChunkState& state, const AdamWRow& row, 
   const auto tile = static_cast<uint64_t>(begin / kRoundingTile);
   for (int stream = 0; stream < kStreams; ++stream) {
     state.keys[stream] =
-        tile_key(args.step.seed + rounding_stream(stream), static_cast<uint64_t>(scalars.step), row.rounding_key, tile);
+        tile_key(step_key(args.step.seed + rounding_stream(stream), static_cast<uint64_t>(scalars.step)),
+                 row.rounding_key, tile);
   }
 }
 
@@ -356,7 +357,7 @@ void settle(const AdamWPlan& plan, double tau, bool rectifies, Stats* stats, con
   for_each_launch(plan, [&](const AdamWLaunch& launch, bool is_last) {
     kernel_args.kind = launch.kind;
     kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    kernel_args.slots.first += run(&settle_kernel, launch, kernel_args, where, "launching settle");
+    kernel_args.slots.first += run(&settle_kernel, launch, kernel_args, where, "launching settle", Grid::kSmall);
   });
 }
 
