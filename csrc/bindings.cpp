@@ -6,6 +6,7 @@
 #include <iterator>
 #include <string_view>
 
+#include "adamw_bindings.h"
 #include "build_info.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
@@ -423,6 +424,8 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("mismatched_layouts", &BlendTable::mismatched_layouts)
       .def("run", &BlendTable::run, "Writes out. A y_weight of 0 leaves y unread.", arg("x_weight"), arg("y_weight"),
            arg("num_threads"));
+
+  bind_adamw(m);
 
   m.attr("NUM_STATS") = kNumStats;
   py::tuple rules(std::size(kRuleNames));

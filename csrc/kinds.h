@@ -2,6 +2,7 @@
 // everywhere, so that no copy is shared between the vector levels of the CPU.
 #pragma once
 
+#include "optim.h"
 #include "pipeline.h"
 #include "task_vector.h"
 
@@ -32,6 +33,24 @@ inline __attribute__((always_inline)) auto with_kind(VectorKind kind, F&& f) {
   };
   if (kind.param == kFloat32) return f.template operator()<kFloat32, kFloat32, kFloat32>();
   return kind.param == kBFloat16 ? of_param.template operator()<kBFloat16>() : of_param.template operator()<kFloat16>();
+}
+
+// Returns f.template operator()<P, T, E>() for the dtypes of `kind`: parameters, moments, e.
+template <class F>
+inline __attribute__((always_inline)) auto with_adamw_kind(AdamWKind kind, F&& f) {
+  using enum DType;
+  const bool wide_ema = kind.ema == kFloat32;
+  if (kind.param == kFloat32) return f.template operator()<kFloat32, kFloat32, kFloat32>();
+  if (kind.param == kFloat16) {
+    return wide_ema ? f.template operator()<kFloat16, kFloat32, kFloat32>()
+                    : f.template operator()<kFloat16, kFloat32, kFloat16>();
+  }
+  if (kind.moment == kFloat32) {
+    return wide_ema ? f.template operator()<kBFloat16, kFloat32, kFloat32>()
+                    : f.template operator()<kBFloat16, kFloat32, kBFloat16>();
+  }
+  return wide_ema ? f.template operator()<kBFloat16, kBFloat16, kFloat32>()
+                  : f.template operator()<kBFloat16, kBFloat16, kBFloat16>();
 }
 
 }  // namespace gru_fast

@@ -152,4 +152,37 @@ VectorCapture<Row, Kind> capture_blend(py::sequence out_list, const NamedList& x
       });
 }
 
+VectorCapture<AdamWRow, AdamWKind> capture_adamw(py::sequence params, py::object grads, py::sequence exp_avg,
+                                                 py::sequence exp_avg_sq, py::object ema, py::object names,
+                                                 py::object rounding_keys) {
+  const Items param_items(params, "params"), first_items(exp_avg, "exp_avg"), second_items(exp_avg_sq, "exp_avg_sq");
+  const size_t count = param_items.size();
+  check_length(first_items.size(), count, "exp_avg");
+  check_length(second_items.size(), count, "exp_avg_sq");
+  const OptionalItems grad_items(grads, "grads", count), ema_items(ema, "ema", count);
+  const OptionalItems keys(rounding_keys, "rounding_keys", count);
+  using Allowed = RowReader::Allowed;
+  return capture_rows<AdamWRow, AdamWKind>(
+      count, 5, "params", names, [&](size_t i, const Label& label, Extents& extents, auto& out) {
+        RowReader row(param_items[i], label, Access::kWrite, extents);
+        const auto moments = row.dtype() == DType::kFloat16 ? Allowed::kFloat32 : Allowed::kSameOrFloat32;
+        const auto first = row.other(first_items[i], "exp_avg", Access::kWrite, moments, "its parameter");
+        const auto second = row.other(second_items[i], "exp_avg_sq", Access::kWrite, moments, "its parameter");
+        if (second.dtype != first.dtype) {
+          type_error(Label{"exp_avg_sq", i, &names}, "expected the dtype of exp_avg, got another");
+        }
+        void* grad = nullptr;
+        if (!grad_items[i].is_none()) {
+          grad = row.other(grad_items[i], "grads", Access::kWrite, Allowed::kSame, "its parameter").data;
+        }
+        const auto average = row.gradient(ema_items[i], "ema");
+        const auto key = keys[i].is_none() ? static_cast<int64_t>(i) : keys[i].template cast<int64_t>();
+        append(out,
+               AdamWRow{row.first().data, grad, first.data, second.data, average.data, numel_of(row.first()), 0,
+                        static_cast<uint32_t>(key), static_cast<uint32_t>(i)},
+               AdamWKind{row.dtype(), first.dtype, average.dtype}, row);
+        return row;
+      });
+}
+
 }  // namespace gru_fast

@@ -1,4 +1,4 @@
-// Python lists of tensors -> checked rows of task_vector.h, and of `blend`.
+// Python lists of tensors -> checked rows of task_vector.h, of `blend`, and of optim.h.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dlpack_abi.h"
+#include "optim.h"
 #include "pipeline.h"
 #include "task_vector.h"
 
@@ -37,5 +38,11 @@ struct NamedList {
 
 // x has the dtype of out, y that or float32. Row::grad is out, Row::retain x, Row::ema y.
 VectorCapture<Row, Kind> capture_blend(py::sequence out, const NamedList& x, const NamedList& y, py::object names);
+
+// Moments are float32, or bfloat16 as their parameter; both of a row alike. Entries of `grads` and `ema`, or the lists,
+// may be None. `rounding_keys`: None or one key per parameter (default: its position).
+VectorCapture<AdamWRow, AdamWKind> capture_adamw(py::sequence params, py::object grads, py::sequence exp_avg,
+                                                 py::sequence exp_avg_sq, py::object ema, py::object names,
+                                                 py::object rounding_keys);
 
 }  // namespace gru_fast

@@ -17,7 +17,7 @@ and changes nothing, ``gru_fast.reference`` is the same in plain PyTorch, ``gru_
 what runs where.
 """
 
-from gru_fast import moved, reference, vectors
+from gru_fast import moved, optim, reference, vectors
 from gru_fast.core import backends as ops
 from gru_fast.core.backends import library
 from gru_fast.core.ema import RetainEMA
@@ -29,6 +29,6 @@ from gru_fast.core.result import Rectification
 moved.install()
 
 __all__ = [
-    "Rectification", "RetainEMA", "__version__", "build_info", "library", "measure", "ops", "rectify_", "reference",
-    "vectors",
+    "Rectification", "RetainEMA", "__version__", "build_info", "library", "measure", "ops", "optim", "rectify_",
+    "reference", "vectors",
 ]  # fmt: skip

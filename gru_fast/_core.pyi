@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 NUM_STATS: int
+NUM_ADAMW_SCALARS: int
+NUM_UPDATE_STATS: int
 RULES: tuple[str, ...]
 HAS_CUDA: bool
 CUDA_ARCHITECTURES: str
@@ -122,6 +124,40 @@ class BlendTable:
     @property
     def mismatched_layouts(self) -> list[int]: ...
     def run(self, x_weight: float, y_weight: float, num_threads: int) -> None: ...
+
+class AdamWTable:
+    """One step's tensors of AdamW on one device. Keep the lists alive."""
+
+    def __init__(
+        self,
+        params: Sequence[torch.Tensor],
+        grads: Sequence[torch.Tensor | None] | None,
+        exp_avg: Sequence[torch.Tensor],
+        exp_avg_sq: Sequence[torch.Tensor],
+        ema: Sequence[torch.Tensor | None] | None,
+        names: Sequence[str] | None = None,
+        rounding_keys: Sequence[int] | None = None,
+    ) -> None: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def mismatched_layouts(self) -> list[int]: ...
+    def run(
+        self,
+        which: str,
+        scalars: torch.Tensor,
+        stats: torch.Tensor | None,
+        update: torch.Tensor | None,
+        floor: torch.Tensor | None,
+        scratch: torch.Tensor,
+        seed: int,
+        numel: int,
+        feed_back: bool,
+        write_grad: bool,
+        maximize: bool,
+        num_threads: int,
+    ) -> None: ...
+    def settle(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, rectifies: bool) -> None: ...
 
 def cuda_problem() -> str: ...
 def build_info() -> dict[str, Any]: ...

@@ -16,7 +16,7 @@ import torch
 BENCH = Path(__file__).parent.parent / "bench"
 _MODULES = (
     "baselines", "forms", "loss_memory", "memory", "expected", "problem", "profile_step", "report", "sanitizer_cases",
-    "shapes", "timing", "user_step", "vector_time",
+    "optim_time", "shapes", "timing", "user_step", "vector_time",
 )  # fmt: skip
 PAIRS = [
     (torch.float32, torch.float32),
@@ -270,6 +270,23 @@ def test_step_time_end_to_end(tmp_path: Path) -> None:
         assert all(1 <= form["samples"] <= 2 and form["complaint"] is None for form in cell["forms"])
     assert stored["about"]["torch"] == torch.__version__
     assert "fastest PyTorch form" in out
+
+
+def test_optim_time_end_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    printed = run_script("optim_time.py", "--tensors", "8", "--numel", "100000", "--rounds", "2", "--json", str(path))
+    found = {record["form"]: record for record in json.loads(path.read_text())["results"]}
+    assert {record["bytes"] for record in found.values()} == {56, 48, 64, 24, 32}
+    assert "both / rectify_, AdamW(fused): " in printed
+
+
+def test_optim_time_sees_a_wrong_form(bench: Any) -> None:
+    optim = bench.optim_time
+    gradients = optim.Gradients(torch.float32, [(64, 33), (7,)], torch.device("cpu"))
+    right, wrong = optim.Step(optim.FORMS[2], gradients), optim.Step(optim.FORMS[2], gradients)
+    assert optim.error_of(right) < 1e-3
+    wrong.optimizer.param_groups[0]["lr"] *= 1.01
+    assert optim.error_of(wrong) > 5e-3
 
 
 def test_vector_time_end_to_end(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ ROOMS = (
     "report", "demo", "jobs", "study", "sweep", "cli",
 )  # fmt: skip
 COMPILED = "_core"  # of C++; below all
-FACES = ("", "reference", "vectors", "moved")  # of core: gru_fast itself and modules beside the rooms
+FACES = ("", "reference", "vectors", "optim", "moved")  # of core: gru_fast itself and modules beside the rooms
 RANKS = {COMPILED: 0, "core": 1, **dict.fromkeys(FACES, 2), **{room: at for at, room in enumerate(ROOMS[1:], 3)}}
 CORE_BELOW = ("core.backends", "core.sharded")  # these do not import
 CORE_ABOVE = ("core.ema", "core.rectify", "core.vectors", "core.step")  # these

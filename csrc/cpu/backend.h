@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../chunk_plan.h"
+#include "../optim.h"
 #include "../pipeline.h"
 #include "../task_vector.h"
 
@@ -17,6 +18,9 @@ size_t scratch_bytes(const VectorPlan& plan);
 void reduce(const VectorPlan& plan, const VectorArgs& args, const Context& context);
 void measure(const VectorPlan& plan, const VectorArgs& args, const Context& context);
 void add(const VectorPlan& plan, const VectorArgs& args, const Context& context);
+
+size_t scratch_bytes(const AdamWPlan& plan);
+void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const AdamWContext& context);
 
 // Bench only: the memory traffic of reduce (and, if `full`, of apply) over the same chunks, values unchanged.
 void probe(const Plan& plan, bool full, const Context& context);

@@ -3,37 +3,39 @@
 
 #include "kernels.h"
 
-#define GRU_FAST_DECLARE_LEVEL(name)                                         \
-  namespace gru_fast::cpu::name {                                            \
-  Sums reduce(Kind, const Span&, float, float);                              \
-  Sums wide_sums(Kind, const Span&);                                         \
-  bool any_nonfinite(Kind, const Span&);                                     \
-  double apply(Kind, const Span&, double, double);                           \
-  double wide_apply(Kind, const Span&, double, double);                      \
-  void rescale(Kind, const Span&, double);                                   \
-  void blend(Kind, const Span&, float, float);                               \
-  Sums vector_sums(VectorKind, const VectorSpan&);                           \
-  Sums wide_vector_sums(VectorKind, const VectorSpan&, double);              \
-  void vector_add(VectorKind, const VectorSpan&, double, double, bool);      \
-  void wide_vector_add(VectorKind, const VectorSpan&, double, double, bool); \
-  void probe_reduce(Kind, const Span&);                                      \
-  void probe_apply(Kind, const Span&);                                       \
-  const Kernels kTable = {                                                   \
-      .reduce = reduce,                                                      \
-      .wide_sums = wide_sums,                                                \
-      .any_nonfinite = any_nonfinite,                                        \
-      .apply = apply,                                                        \
-      .wide_apply = wide_apply,                                              \
-      .rescale = rescale,                                                    \
-      .blend = blend,                                                        \
-      .vector_sums = vector_sums,                                            \
-      .wide_vector_sums = wide_vector_sums,                                  \
-      .vector_add = vector_add,                                              \
-      .wide_vector_add = wide_vector_add,                                    \
-      .probe_reduce = probe_reduce,                                          \
-      .probe_apply = probe_apply,                                            \
-      .level = #name,                                                        \
-  };                                                                         \
+#define GRU_FAST_DECLARE_LEVEL(name)                                                    \
+  namespace gru_fast::cpu::name {                                                       \
+  Sums reduce(Kind, const Span&, float, float);                                         \
+  Sums wide_sums(Kind, const Span&);                                                    \
+  bool any_nonfinite(Kind, const Span&);                                                \
+  double apply(Kind, const Span&, double, double);                                      \
+  double wide_apply(Kind, const Span&, double, double);                                 \
+  void rescale(Kind, const Span&, double);                                              \
+  void blend(Kind, const Span&, float, float);                                          \
+  Sums vector_sums(VectorKind, const VectorSpan&);                                      \
+  Sums wide_vector_sums(VectorKind, const VectorSpan&, double);                         \
+  void vector_add(VectorKind, const VectorSpan&, double, double, bool);                 \
+  void wide_vector_add(VectorKind, const VectorSpan&, double, double, bool);            \
+  UpdateStats adamw(AdamWKind, AdamWPass, const AdamWSpan&, const AdamWFactors&, bool); \
+  void probe_reduce(Kind, const Span&);                                                 \
+  void probe_apply(Kind, const Span&);                                                  \
+  const Kernels kTable = {                                                              \
+      .reduce = reduce,                                                                 \
+      .wide_sums = wide_sums,                                                           \
+      .any_nonfinite = any_nonfinite,                                                   \
+      .apply = apply,                                                                   \
+      .wide_apply = wide_apply,                                                         \
+      .rescale = rescale,                                                               \
+      .blend = blend,                                                                   \
+      .vector_sums = vector_sums,                                                       \
+      .wide_vector_sums = wide_vector_sums,                                             \
+      .vector_add = vector_add,                                                         \
+      .wide_vector_add = wide_vector_add,                                               \
+      .adamw = adamw,                                                                   \
+      .probe_reduce = probe_reduce,                                                     \
+      .probe_apply = probe_apply,                                                       \
+      .level = #name,                                                                   \
+  };                                                                                    \
   }
 
 #ifdef GRU_FAST_X86_LEVELS

@@ -1,10 +1,11 @@
-// The per-chunk kernels of the CPU backend. reduce.cpp, apply.cpp, blend.cpp and vector_unit.cpp are compiled once per vector level; the best table
-// this machine can run is chosen at run time.
+// The per-chunk kernels of the CPU backend. reduce.cpp, apply.cpp, blend.cpp, vector_unit.cpp and adamw.cpp
+// are compiled once per vector level; the best table this machine can run is chosen at run time.
 #pragma once
 
 #include <cstdint>
 
 #include "../arithmetic.h"
+#include "../optim.h"
 #include "../pipeline.h"
 #include "../task_vector.h"
 
@@ -31,6 +32,18 @@ struct VectorSpan {
   int64_t numel;
 };
 
+// The same of a row of optim.h, within one rounding tile where any of its tensors has 16 bits.
+struct AdamWSpan {
+  void* param;
+  void* grad;  // may be null
+  void* exp_avg;
+  void* exp_avg_sq;
+  const void* ema;  // may be null
+  int64_t numel;
+  uint64_t rounding_keys[4];  // of M, V, theta, and of what is fed back into M
+  int64_t tile_offset;        // even
+};
+
 struct Kernels {
   Sums (*reduce)(Kind, const Span&, float keep, float gain);           // writes e; sums with the stored e
   Sums (*wide_sums)(Kind, const Span&);                                // the same sums, float64 throughout
@@ -44,6 +57,8 @@ struct Kernels {
   // mean += scale * T + shift * r, and then learned <- origin if `restore`
   void (*vector_add)(VectorKind, const VectorSpan&, double scale, double shift, bool restore);
   void (*wide_vector_add)(VectorKind, const VectorSpan&, double scale, double shift, bool restore);  // in float64
+  // One pass; the sums are of U and factors.scale * e, without learning rates (in_units) and without numel.
+  UpdateStats (*adamw)(AdamWKind, AdamWPass, const AdamWSpan&, const AdamWFactors&, bool write_grad);
   void (*probe_reduce)(Kind, const Span&);  // bench: reads g, r, e and writes e back, values unchanged
   void (*probe_apply)(Kind, const Span&);   // bench: reads g, e and writes g back, values unchanged
   const char* level;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "../chunk_plan.h"
+#include "../optim.h"
 #include "../pipeline.h"
 #include "../task_vector.h"
 
@@ -23,11 +24,16 @@ void reduce(const VectorPlan& plan, const VectorArgs& args, const Context& conte
 void measure(const VectorPlan& plan, const VectorArgs& args, const Context& context);
 void add(const VectorPlan& plan, const VectorArgs& args, const Context& context);
 
+size_t scratch_bytes(const AdamWPlan& plan);
+void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const AdamWContext& context);
+void settle(const AdamWPlan& plan, double tau, bool rectifies, Stats* stats, const AdamWContext& context);
+
 // Bench only: the memory traffic of reduce (and, if `full`, of apply) over the same chunks, values unchanged.
 void probe(const Plan& plan, bool full, const Context& context);
 
 PlanLimits limits();
 PlanLimits vector_limits();
+PlanLimits adamw_limits();
 int device_count();     // 0 without a driver or a device; never throws
 std::string problem();  // why the CUDA that is linked in runs on no device; empty if it does
 

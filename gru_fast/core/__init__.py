@@ -4,6 +4,8 @@ rectify.py  the map of a step: parameters -> tensors of this step -> rule -> res
 ema.py      e, the moving average of retain gradients: what outlives a step
 step.py     a step in progress: what was collected or streamed
 rules.py    from sums to coefficients
+optim.py    AdamW with the rectification inside (adamw_options.py, adamw_step.py, update.py: its parts)
+update_monitor.py  the same sums for torch's AdamW
 result.py   what happened, read when somebody looks
 vectors.py  the same passes for task vectors
 backends/   who does the passes on which device

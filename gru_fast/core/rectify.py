@@ -128,6 +128,30 @@ def measure(
     return Rectification(stats)
 
 
+def reduced(
+    params: Iterable[Tensor],
+    ema: RetainEMA,
+    gamma: float,
+    *,
+    error_if_nonfinite: bool = False,
+    all_or_nothing: bool = False,
+) -> Tensor:
+    """The first half of :func:`rectify_`, e and the sums, for an optimizer that forms the rectified gradient itself.
+
+    Returns the statistics of a step that has written nothing. ``all_or_nothing``: NaN or Inf anywhere leaves e as it
+    is. Arguments, errors and the end of the step as there.
+    """
+    work, args = _opened(params, ema, check_gamma(gamma), None, all_or_nothing=all_or_nothing or error_if_nonfinite)
+    if error_if_nonfinite and _any_refused(work):
+        ema.end_step()
+        raise RuntimeError(_nonfinite_elsewhere(work))
+    stats = run_measure(work, args)
+    ema.end_step()
+    if error_if_nonfinite and Rectification(stats).nonfinite:
+        raise RuntimeError(_nonfinite_message(work))
+    return stats
+
+
 def _opened(
     params: Iterable[Tensor],
     ema: RetainEMA | Sequence[Tensor],
@@ -140,7 +164,7 @@ def _opened(
     """The tensors of the step that ends now, and its scalars. A plain list becomes what a RetainEMA is made of."""
     if isinstance(ema, RetainEMA):
         average, pending = ema.average, ema.pending
-        _check_same_params(params, average)
+        check_same_params(params, average)
         if retain_grads is not None:
             check_entries("retain_grads", retain_grads, len(ema), "a list of tensors")
         given = None if retain_grads is None else list(retain_grads)
@@ -158,7 +182,7 @@ def _ended(ema: RetainEMA | Sequence[Tensor]) -> None:
         ema.end_step()
 
 
-def _check_same_params(params: Iterable[Tensor], average: Average) -> None:
+def check_same_params(params: Iterable[Tensor], average: Average) -> None:
     """``params`` must hold every parameter of the EMA, and no other that has a gradient."""
     given = params if isinstance(params, (list, Tensor)) else list(params)
     if isinstance(given, list) and core.same_objects(given, average.params):

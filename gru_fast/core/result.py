@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from gru_fast.core import stats
+from gru_fast.core import update as sums
 from gru_fast.core.rules import NEED_ALL_OF_R
 from gru_fast.core.stats import LazyStats, cosine
 
@@ -18,6 +20,10 @@ class Rectification(LazyStats):
     Lazy: made without a host sync; the first attribute that is read fetches all of them. Ratios with a zero norm are
     NaN.
 
+    What ``update_`` attributes say of is the step that the optimizer makes, ``theta <- theta - lr U``: they are numbers
+    after :class:`gru_fast.optim.AdamW` with ``rectify="update"`` or ``"both"`` and after
+    :func:`gru_fast.optim.measure_update`, else NaN.
+
     Args:
         stats: float64, at least 14 values in the order of the core's ``Stats``; kept, not copied.
         rule: by which g was rectified.
@@ -26,6 +32,18 @@ class Rectification(LazyStats):
     def __init__(self, stats: Tensor, rule: str = "gru") -> None:
         super().__init__(stats)
         self.rule = rule
+        self.update: Tensor | None = None
+        self._update_rectified = False
+
+    def note_update(self, update: Tensor, *, rectified: bool) -> None:
+        """Adds what is known of the optimizer's step, which comes later.
+
+        Args:
+            update: float64, the sums of :mod:`gru_fast.core.update`; kept, not copied.
+            rectified: whether U was changed where it had to be, or only looked at.
+        """
+        self.update, self._update_rectified = update, rectified
+        self.__dict__.pop("update_values", None)
 
     @property
     def dot(self) -> float:
@@ -122,9 +140,69 @@ class Rectification(LazyStats):
         needed = self.retain_nonfinite and self.rule in NEED_ALL_OF_R
         return self.grad_nonfinite or needed or bool(self.values[stats.VETOED])
 
+    # ---- the update --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def update_values(self) -> list[float] | None:
+        """The sums of U, fetched when first asked for; None where nobody took them."""
+        return None if self.update is None or self.skipped else self.update.tolist()
+
+    def _of_update(self, place: int) -> float:
+        return math.nan if self.update_values is None else self.update_values[place]
+
+    @property
+    def update_dot(self) -> float:
+        """<lr U, e> before: below 0 the optimizer's step raises the retain loss to first order, by so much."""
+        return self._of_update(sums.DOT)
+
+    @property
+    def update_norm(self) -> float:
+        """|lr U| before."""
+        return math.sqrt(self._of_update(sums.STEP_NORM_SQ))
+
+    @property
+    def update_cos(self) -> float:
+        """cos(lr U, e) before, over the parameters that move."""
+        norm = math.sqrt(self._of_update(sums.EMA_NORM_SQ))
+        return cosine(self.update_dot, self.update_norm, norm)
+
+    @property
+    def update_cos_after(self) -> float:
+        """The same after: 0 where U was rectified."""
+        return 0.0 if self._update_factor > 0.0 else self.update_cos
+
+    @property
+    def update_conflict(self) -> bool:
+        """<lr U, e> was negative, so U was rectified (where it was only looked at: would have been)."""
+        return self.update_values is not None and sums.update_factor(self.update_values) > 0.0
+
+    @property
+    def update_change(self) -> float:
+        """|lr (Z - U)|: how far theta went elsewhere because U was rectified; 0 where it was not."""
+        return self._update_factor * math.sqrt(self._of_update(sums.CHANGE_SQ))
+
+    @property
+    def update_largest(self) -> float:
+        """The largest of |Z - U|, where elements of AdamW's U are about 1 (NaN of parameters spread over processes)."""
+        return self._update_factor * self._of_update(sums.LARGEST)
+
+    @property
+    def update_nonfinite(self) -> bool:
+        """NaN or Inf in U (from the moments, or weights): the weights were left as they were."""
+        return self.update_values is not None and not sums.is_finite_update(self.update_values)
+
+    @property
+    def _update_factor(self) -> float:
+        if self.update_values is None:
+            return math.nan
+        return sums.update_factor(self.update_values) if self._update_rectified else 0.0
+
     def as_dict(self) -> dict[str, Any]:
-        """Everything by name, for a logger."""
+        """Everything by name, for a logger; of the update, where there is something to say."""
         names = [name for name, value in vars(Rectification).items() if isinstance(value, property)]
+        names = [name for name in names if not name.startswith("_")]
+        if self.update is None:
+            names = [name for name in names if not name.startswith("update_")]
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:

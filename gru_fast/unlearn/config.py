@@ -18,6 +18,7 @@ import torch.distributed as dist
 import transformers
 from transformers import TrainingArguments
 
+from gru_fast.core.adamw_options import METRICS
 from gru_fast.core.checks import check_gamma, check_tau
 from gru_fast.unlearn import methods
 from gru_fast.unlearn.methods import Method
@@ -30,6 +31,8 @@ EMA_DTYPES: dict[str, torch.dtype] = {
 }
 
 RECTIFIERS = ("gru", "gdr")
+UPDATE_METRICS = METRICS
+GRU_ADAMW = "gru_adamw"  # of --optim: gru_fast.optim.AdamW
 
 
 def setting(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
@@ -76,6 +79,21 @@ class GRUOptions:
         "begin with an average, the mean retain gradient of so many batches of rows to keep on each device, at the "
         "weights before the first step; 0: with none",
     )
+    rectify_update: bool = setting(
+        False,
+        "rectify the step that the optimizer makes too: with AdamW it can raise the retain loss to first order "
+        "although every gradient was rectified. With --optim gru_adamw",
+    )
+    update_metric: str = setting(
+        "euclidean",
+        "in which sense rectify_update changes the step least: euclidean, or adam, in that of the optimizer",
+        UPDATE_METRICS,
+    )
+    monitor_update: bool = setting(
+        False,
+        "log whether AdamW's step raises the retain loss to first order (update_cos, update_conflict), changing "
+        "nothing: one more pass over gradients, weights and moments. rectify_update logs the same by itself",
+    )
     max_skipped_steps: int = setting(
         10, "stop with an explanation after more than so many skipped steps in a row (NaN, Inf or nothing left)"
     )
@@ -111,6 +129,18 @@ class GRUOptions:
             errors.append(f"ema_dtype: expected one of none, {', '.join(EMA_DTYPES)}, got {self.ema_dtype!r}")
         if self.stream and not self.follows_retain:
             errors.append("stream: expected rectify or monitor beside it, since nothing else has a retain gradient")
+        if self.rectify_update and not self.rectify:
+            errors.append("rectify_update: expected rectify beside it, which gives it the retain gradient's average")
+        if self.rectify_update and self.rectifier != "gru":
+            errors.append(f"rectify_update: expected rectifier gru, got {self.rectifier}, which has no moving average")
+        if self.update_metric not in UPDATE_METRICS:
+            errors.append(f"update_metric: expected one of {', '.join(UPDATE_METRICS)}, got {self.update_metric!r}")
+        if self.monitor_update and not self.follows_retain:
+            errors.append(
+                "monitor_update: expected rectify or monitor beside it, since nothing else has a retain gradient"
+            )
+        if self.monitor_update and self.rectify_update:
+            errors.append("monitor_update: expected without rectify_update, which logs the same")
         errors += _whole_number_errors("max_skipped_steps", self.max_skipped_steps, 0)
         errors += _whole_number_errors("warm_up_retain", self.warm_up_retain, 0) or self._warm_up_errors()
         return errors
@@ -180,8 +210,12 @@ def check_transformers() -> None:
 def errors_of_training(config: TrainingArguments) -> list[str]:
     """``TrainingArguments.__post_init__``, and what it has to say; names are those of options."""
     check_transformers()
+    optim: Any = config.optim
+    if optim == GRU_ADAMW and isinstance(config, UnlearnConfig):
+        config.optim = "adamw_torch"  # transformers knows its own names alone, and makes an enum of them
     try:
         TrainingArguments.__post_init__(config)
+        config.optim = optim if optim == GRU_ADAMW else config.optim
     except ValueError as error:
         if "use_cpu" in str(error):  # transformers refuses bf16 by "your setup"
             return ["bf16: no accelerator here computes in it; add --use-cpu to train on the CPU, or --bf16 false"]
@@ -251,6 +285,11 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
     ddp_find_unused_parameters: bool | None = _other_default("ddp_find_unused_parameters", False)
     remove_unused_columns: bool | None = _other_default("remove_unused_columns", False)
     report_to: str | list[str] | None = field(default="none", metadata=_training_fields["report_to"].metadata)
+    optim: str = setting(
+        _training_fields["optim"].default,
+        f"{_training_fields['optim'].metadata['help']} {GRU_ADAMW}: gru_fast's AdamW, which forms the rectified "
+        "gradient itself, rounds 16-bit weights and moments stochastically, and can rectify its step (rectify_update).",
+    )
 
     def __post_init__(self) -> None:
         check_transformers()
@@ -291,9 +330,25 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
                 f"{', '.join(self.include_for_metrics)}"
             )
         errors += steps_in_backward(self) + splits_sequences(self.parallelism_config)
+        errors += self._optimizer_errors()
         if self.stream and self.fp16:
             errors.append(
                 "stream: not with fp16, where an overflow could not be taken back out of the moving average; use bf16, "
                 "or leave stream off"
             )
+        return errors
+
+    def _optimizer_errors(self) -> list[str]:
+        errors = []
+        uses_ours = self.optim == GRU_ADAMW
+        if self.rectify_update and not uses_ours:
+            errors.append(f"rectify_update: expected optim {GRU_ADAMW} beside it, got {self.optim}")
+        if uses_ours and self.rectifier == "gdr" and self.rectify:
+            errors.append(f"rectifier: expected gru with optim {GRU_ADAMW}, got gdr; take adamw_torch with it")
+        if uses_ours and self.fp16:
+            errors.append(
+                f"optim: expected another than {GRU_ADAMW} with fp16's loss scale, adamw_torch say; or use bf16"
+            )
+        if self.monitor_update and not str(getattr(self.optim, "value", self.optim)).startswith("adamw_torch"):
+            errors.append(f"monitor_update: expected optim adamw_torch or adamw_torch_fused, got {self.optim}")
         return errors

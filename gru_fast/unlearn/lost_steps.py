@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from gru_fast.core.sharded.shards import local
+from gru_fast.unlearn.config import GRU_ADAMW
 
 _SAMPLES = 65_536  # elements that are looked at, of all parameters together: so many at least, if there are
 _MUCH = 0.5  # share of the weights from which on it is worth a warning
@@ -19,8 +20,9 @@ _STEPS_BY_RATE = re.compile(r"adam|lion", re.IGNORECASE)  # optimizers whose ste
 
 
 class LostSteps(TrainerCallback):
-    """Warns where half of the 16-bit weights are too coarse for a step of the learning rate's size; logs
-    ``weights_changed``, the share of them that training has changed, at its end. Nothing of either in float32.
+    """Warns where half of the 16-bit weights are too coarse for a step of the learning rate's size (where the
+    optimizer rounds to nearest); logs ``weights_changed``, the share of them that training has changed, at its end.
+    Nothing of either in float32.
 
     A weight of bfloat16 has 8 significant bits, one of float16 11: a step below half of the distance to its neighbour
     is rounded away, and the next one too. Both numbers are of a sample, spread evenly over the parameters of this
@@ -35,8 +37,8 @@ class LostSteps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self._params = [param for param in model.parameters() if param.requires_grad and param.element_size() == 2]
         self._before = sample(self._params)
-        if not self._before or not _STEPS_BY_RATE.search(str(args.optim)):
-            return
+        if not self._before or not _STEPS_BY_RATE.search(str(args.optim)) or args.optim == GRU_ADAMW:
+            return  # the last of which rounds stochastically, and loses none
         share = share_below_spacing(self._before, args.learning_rate)
         if share > _MUCH:
             dtype = str(self._params[0].dtype).removeprefix("torch.")

@@ -17,10 +17,12 @@ from gru_fast.core.agreement import agreement
 from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 from gru_fast.core.sharded.shards import is_sharded, local
+from gru_fast.core.update_monitor import measure_update
 from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward
 from gru_fast.unlearn.engines.fsdp import exchange_gradients, sharded_modules
 from gru_fast.unlearn.gdr import gdr_
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
+from gru_fast.unlearn.own_optimizer import OwnOptimizer
 from gru_fast.unlearn.resuming import WholeCheckpoints
 from gru_fast.unlearn.retain_gradients import RetainGradients
 
@@ -35,6 +37,7 @@ _AVERAGED = (
     "conflict",
     "clipped",
 )
+_OF_THE_UPDATE = ("update_cos", "update_cos_after", "update_conflict")
 
 
 @dataclasses.dataclass
@@ -47,7 +50,7 @@ class StepCounts:
     applied: int = 0
 
 
-class GRUMixin(RetainGradients, WholeCheckpoints):
+class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     """Puts Gradient Rectified Unlearning in front of a ``transformers.Trainer`` subclass::
 
         class GRUGradDiff(GRUMixin, GradDiff):
@@ -68,8 +71,9 @@ class GRUMixin(RetainGradients, WholeCheckpoints):
     ``retain_loss``, ``cos``, ``cos_after``, ``angle_before``, ``angle_after`` (degrees), ``norm_before``,
     ``norm_after``, ``norm_ema``, ``conflict`` and ``clipped`` (share of the steps), and the counts so far ``skipped``
     and ``degenerate``. ``cos_retain`` is cos(e, r) before e takes r in: how well the average foretells the next retain
-    gradient (not with ``stream``, where r is never there as a whole). A value that does not exist (no angle without a
-    norm) is left out.
+    gradient (not with ``stream``, where r is never there as a whole). With ``rectify_update`` or ``monitor_update``
+    also ``update_cos``, between the optimizer's step and e, ``update_cos_after`` and ``update_conflict`` (share of the
+    steps that would have raised the retain loss). A value that does not exist (no angle without a norm) is left out.
 
     Trainer's own clipping comes after GRU's: leave it to ``tau`` with ``max_grad_norm=0`` in ``TrainingArguments``,
     where it is 1 (``UnlearnConfig`` has it off).
@@ -145,10 +149,15 @@ class GRUMixin(RetainGradients, WholeCheckpoints):
         with self._unscaled(params):
             if not options.rectify:
                 step = measure(params, ema, options.ema_gamma)
+            elif self.rectifying_optimizer is not None:
+                step = self.rectifying_optimizer.prepare()
             elif options.rectifier == "gdr":
                 step = gdr_(params, ema, options.tau)
             else:
                 step = rectify_(params, ema, options.gamma, options.tau)
+            if options.monitor_update and not step.skipped:
+                optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+                measure_update(optimizer, ema, step)
         self._steps.append(step)
         if not options.rectify:
             return
@@ -181,6 +190,8 @@ class GRUMixin(RetainGradients, WholeCheckpoints):
         if self.accelerator.scaler is None:
             for param in params:
                 param.grad = None
+            if self.rectifying_optimizer is not None:
+                self.rectifying_optimizer.give_up()
             return
         # A scaler that has seen no gradient refuses to step. Shown an infinite one it skips, and lowers its scale.
         first = params[0]
@@ -248,6 +259,7 @@ class GRUMixin(RetainGradients, WholeCheckpoints):
         raise_all(
             steps_in_backward(self.args) + splits_sequences(getattr(self.accelerator, "parallelism_config", None))
         )
+        self.check_optimizer()
         self._check_ema_dtype()
         # 1.0 in TrainingArguments, whether anybody has asked for it or not; in an UnlearnConfig somebody has.
         clipping = 0.0 if isinstance(self.args, GRUOptions) else self.args.max_grad_norm
@@ -294,7 +306,9 @@ class GRUMixin(RetainGradients, WholeCheckpoints):
             if self.accelerator.num_processes > 1:
                 mean = self.accelerator.reduce(mean, reduction="mean")
             logs[name] = float(mean)
-        found = {name: [float(getattr(step, name)) for step in self._steps] for name in _AVERAGED}
+        has_update = any(step.update is not None for step in self._steps)
+        wanted = (*_AVERAGED, *(_OF_THE_UPDATE if has_update else ()))
+        found = {name: [float(getattr(step, name)) for step in self._steps] for name in wanted}
         found["cos_retain"] = [step.cos for step in self._agreements]
         for name, values in found.items():
             finite = [value for value in values if math.isfinite(value)]

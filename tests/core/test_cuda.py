@@ -188,3 +188,60 @@ def test_parameters_on_two_devices() -> None:
     assert gru_fast.rectify_(params, split[2], GAMMA, TAU, retain_grads=split[1]).conflict
     found = torch.cat([param.grad.reshape(-1).to("cuda:0") for param in params if param.grad is not None])
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-8)
+
+
+# ---- AdamW -----------------------------------------------------------------------------------------------------------
+
+
+def stepped(device: str, dtype: torch.dtype, rectify: str, metric: str, steps: int = 3) -> list[Tensor]:
+    """The weights after some steps of gru_fast's AdamW, on the CPU."""
+    grads, retain, _ = problem(SHAPES, dtype, torch.float32, device)
+    params = [torch.nn.Parameter(torch.ones_like(g)) for g in grads]
+    ema = gru_fast.RetainEMA(params, dtype)
+    options = {"metric": metric} if rectify != "gradient" else {}
+    optimizer = gru_fast.optim.AdamW(params, lr=1e-2, ema=ema, gamma=GAMMA, tau=TAU, rectify=rectify, **options)
+    for step in range(steps):
+        with ema.collect():
+            for param, r in zip(params, retain, strict=True):
+                param.grad = r.clone()
+        for param, g in zip(params, grads, strict=True):
+            param.grad = g.clone()
+        if step == steps - 1 and device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    return [param.detach().cpu() for param in params]
+
+
+@pytest.mark.parametrize(("rectify", "metric"), [("gradient", "euclidean"), ("both", "euclidean"), ("both", "adam")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_adamw_on_cuda_is_that_of_the_cpu_and_asks_the_host_for_nothing(
+    dtype: torch.dtype, rectify: str, metric: str
+) -> None:
+    found, expected = (stepped(device, dtype, rectify, metric) for device in ("cuda", "cpu"))
+    for a, b in zip(found, expected, strict=True):
+        if dtype == torch.float32:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        else:
+            assert a.numel() == 0 or float((a != b).float().mean()) < 2e-2
+
+
+def test_adamw_is_captured_in_a_graph() -> None:
+    param = torch.nn.Parameter(torch.ones(1000, device="cuda"))
+    other = torch.nn.Parameter(param.detach().clone())
+    grad = torch.randn(1000, device="cuda")
+    optimizer, eager = (gru_fast.optim.AdamW([p], lr=1e-2, capturable=True) for p in (param, other))
+    for _ in range(5):
+        other.grad = grad.clone()
+        eager.step()
+    param.grad = grad.clone()
+    optimizer.step()  # makes the states
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for _ in range(4):
+        graph.replay()
+    torch.testing.assert_close(param, other)

@@ -77,6 +77,13 @@ def test_fsdp2(processes: Processes, tmp_path: Path, method: str, stream: bool) 
     assert_follows(processes, tmp_path, fsdp2=True, method=method, stream=stream)
 
 
+@pytest.mark.parametrize(("fsdp2", "metric"), [(False, "adam"), (True, "euclidean"), (True, "adam")])
+def test_an_optimizer_that_rectifies_its_step(processes: Processes, tmp_path: Path, fsdp2: bool, metric: str) -> None:
+    """With an epsilon that keeps rounding in a gradient near 0 from becoming a step of full size."""
+    settings: dict[str, Any] = {"optim": "gru_adamw", "rectify_update": True, "update_metric": metric}
+    assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", adam_epsilon=1e-2, **settings)
+
+
 def test_fsdp2_with_lora(processes: Processes, tmp_path: Path) -> None:
     assert_follows(processes, tmp_path, fsdp2=True, method="ga_kl", lora=True)
 
@@ -126,6 +133,11 @@ def test_fsdp2_exchanges_gradients_of_every_loss(processes: Processes, tmp_path:
 def test_fsdp2_resumes(processes: Processes, tmp_path: Path, method: str, state_dict: str) -> None:
     """From Trainer's checkpoint, sharded or not, to which each process has added its shards of e."""
     assert processes.run(launched.resumed, 2, tmp_path, state_dict, method=method) == [[True, True]] * 2
+
+
+def test_an_optimizer_that_rectifies_its_step_resumes(processes: Processes, tmp_path: Path) -> None:
+    settings = {"method": "ga", "optim": "gru_adamw", "rectify_update": True, "update_metric": "adam"}
+    assert processes.run(launched.resumed, 2, tmp_path, "SHARDED_STATE_DICT", **settings) == [[True, True]] * 2
 
 
 def test_hsdp_resumes(processes: Processes, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 passes.py     what every backend offers, and what it is given
 native.py     the compiled passes (csrc)
 reference.py  the same in plain PyTorch; reference_vectors.py those of task vectors
+adamw.py      what the passes of AdamW are given; reference_adamw.py those in plain PyTorch
 choice.py     which of them serves a device
 parts.py      one step over several devices and processes
 library.py    the step as torch.library ops

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gru_fast.core.backends.adamw import AdamWArgs, AdamWRows, Pass
 from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.load import core
 from gru_fast.core.stats import NUM_STATS
@@ -205,3 +206,28 @@ class NativeBlend:
         """Writes params."""
         self._tabled.table.run(self._x_weight, self._y_weight, self._tabled.threads)
         self._tabled.write_back()
+
+
+class NativeAdamW:
+    """The tensors of one step of AdamW; see :class:`~gru_fast.core.backends.adamw.AdamWPasses`."""
+
+    def __init__(self, rows: AdamWRows) -> None:
+        make = functools.partial(core.AdamWTable, names=rows.names, rounding_keys=rows.rounding_keys)
+        lists: dict[str, _List | None] = {
+            "params": rows.params, "grads": rows.grads, "exp_avg": rows.exp_avg, "exp_avg_sq": rows.exp_avg_sq,
+            "ema": rows.ema,
+        }  # fmt: skip
+        self._tabled = _Tabled(make, lists, ("params", "grads", "exp_avg", "exp_avg_sq"))
+        self._table = self._tabled.table
+        size, device = self._table.scratch_bytes, rows.params[0].device
+        self._scratch = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def run(self, which: Pass, args: AdamWArgs) -> None:
+        self._table.run(
+            which, args.scalars, args.stats, args.update, args.floor, self._scratch, args.seed, args.numel,
+            args.feed_back, args.write_grad, args.maximize, self._tabled.threads,
+        )  # fmt: skip
+        self._tabled.write_back()
+
+    def settle(self, args: AdamWArgs, tau: float, rectifies: bool) -> None:
+        self._table.settle(args.stats, self._scratch, tau, rectifies)
