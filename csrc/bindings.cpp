@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <iterator>
 #include <string_view>
 
@@ -40,6 +41,7 @@ struct Backend {
   void (*reduce)(const Plan&, const StepArgs&, const Context&);
   void (*apply)(const Plan&, const StepArgs&, const Context&);
   void (*finish)(const Plan&, const StepArgs&, const Context&);
+  void (*gate)(const Plan&, const StepArgs&, bool, const Context&);
   void (*blend)(const Plan&, const BlendArgs&, const Context&);
   void (*probe)(const Plan&, bool, const Context&);
 
@@ -61,12 +63,12 @@ struct Backend {
 Backend backend_of(dlpack::Device device) {
 #ifdef GRU_FAST_HAS_CUDA
   if (takes_cuda(device)) {
-    return {cuda::scratch_bytes, cuda::reduce,        cuda::apply,  cuda::finish,  cuda::blend,
+    return {cuda::scratch_bytes, cuda::reduce,        cuda::apply,  cuda::finish,  cuda::gate, cuda::blend,
             cuda::probe,         cuda::scratch_bytes, cuda::reduce, cuda::measure, cuda::add};
   }
 #endif
   if (device.type == dlpack::kCPU) {
-    return {cpu::scratch_bytes, cpu::reduce,        cpu::apply,  cpu::finish,  cpu::blend,
+    return {cpu::scratch_bytes, cpu::reduce,        cpu::apply,  cpu::finish,  cpu::gate, cpu::blend,
             cpu::probe,         cpu::scratch_bytes, cpu::reduce, cpu::measure, cpu::add};
   }
   throw py::value_error(
@@ -101,10 +103,16 @@ Context context_on(dlpack::Device device, py::handle stats, py::handle scratch, 
           device.type == dlpack::kCUDA ? current_stream(device.id) : nullptr};
 }
 
-Rule rule_of(std::string_view name) {
+using RuleOptions = std::array<double, 4>;
+
+Rule rule_of(std::string_view name, const RuleOptions& options) {
   std::string known;
   for (size_t i = 0; i < std::size(kRuleNames); ++i) {
-    if (name == kRuleNames[i]) return static_cast<Rule>(i);
+    if (name == kRuleNames[i]) {
+      Rule rule{static_cast<RuleId>(i), {}};
+      std::copy(options.begin(), options.end(), rule.options);
+      return rule;
+    }
     known += (i > 0 ? ", " : "") + std::string(kRuleNames[i]);
   }
   throw py::value_error("rule: expected one of " + known + ", got \"" + std::string(name) + "\"");
@@ -119,12 +127,13 @@ Rule rule_of(std::string_view name) {
 class Table {
  public:
   Table(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
-        py::object names, py::object rounding_keys) {
-    Capture captured = capture(grads, retain, ema, ema_is_current, ids, names, rounding_keys);
+        py::object names, py::object rounding_keys, bool is_direct) {
+    Capture captured = capture(grads, retain, ema, ema_is_current, ids, names, rounding_keys, is_direct);
     device_ = captured.device;
     mismatched_layouts_ = std::move(captured.mismatched_layouts);
     missing_grads_ = std::move(captured.missing_grads);
     backend_ = backend_of(device_);
+    num_rows_ = captured.rows.size();
     plan_ = plan_chunks(captured.rows, captured.kinds, limits_of(device_, captured.rows));
   }
 
@@ -145,21 +154,55 @@ class Table {
     StepArgs args{.keep = keep, .gain = gain, .seed = seed, .sums_wanted = false};
     run(backend_.reduce, args, context(stats, scratch, rounding_step, num_threads));
   }
-  void apply(py::handle stats, py::handle scratch, double tau, std::string_view rule, int num_threads) const {
-    run(backend_.apply, StepArgs{.tau = tau, .rule = rule_of(rule)}, context(stats, scratch, py::none(), num_threads));
+  void apply(py::handle stats, py::handle scratch, double tau, std::string_view rule, const RuleOptions& options,
+             int num_threads) const {
+    run(backend_.apply, StepArgs{.tau = tau, .rule = rule_of(rule, options)},
+        context(stats, scratch, py::none(), num_threads));
   }
-  void finish(py::handle stats, py::handle scratch, double tau, std::string_view rule, int num_threads) const {
-    run(backend_.finish, StepArgs{.tau = tau, .rule = rule_of(rule)}, context(stats, scratch, py::none(), num_threads));
+  void finish(py::handle stats, py::handle scratch, double tau, std::string_view rule, const RuleOptions& options,
+              int num_threads) const {
+    run(backend_.finish, StepArgs{.tau = tau, .rule = rule_of(rule, options)},
+        context(stats, scratch, py::none(), num_threads));
   }
   void step(py::handle stats, py::handle scratch, py::handle rounding_step, float keep, float gain, double tau,
-            std::string_view rule, uint64_t seed, bool all_or_nothing, int num_threads) const {
-    const StepArgs args{
-        .keep = keep, .gain = gain, .tau = tau, .rule = rule_of(rule), .seed = seed, .all_or_nothing = all_or_nothing};
+            std::string_view rule, const RuleOptions& options, uint64_t seed, bool all_or_nothing,
+            int num_threads) const {
+    const StepArgs args{.keep = keep,
+                        .gain = gain,
+                        .tau = tau,
+                        .rule = rule_of(rule, options),
+                        .seed = seed,
+                        .all_or_nothing = all_or_nothing};
     const Context where = context(stats, scratch, rounding_step, num_threads);
     const py::gil_scoped_release nogil;
     backend_.reduce(plan_, args, where);
     backend_.apply(plan_, args, where);
     backend_.finish(plan_, args, where);
+  }
+  void gate(py::handle stats, py::handle scratch, std::string_view rule, const RuleOptions& options, bool is_first,
+            int num_threads) const {
+    const StepArgs args{.rule = rule_of(rule, options)};
+    const Context where = context(stats, scratch, py::none(), num_threads);
+    const py::gil_scoped_release nogil;
+    backend_.gate(plan_, args, is_first, where);
+  }
+  // The passes by groups of rows, on the CPU alone. `of_row`: a group for each row; `groups`: what is known of them.
+  void reduce_groups(py::handle stats, py::handle scratch, const std::vector<uint32_t>& of_row, py::handle groups,
+                     size_t count) const {
+    const Context where = context(stats, scratch, py::none(), 1);
+    cpu::reduce_groups(plan_, groups_in(of_row, groups, count), where);
+  }
+  void apply_groups(py::handle stats, py::handle scratch, const std::vector<uint32_t>& of_row, py::handle groups,
+                    size_t count, double tau, std::string_view rule, const RuleOptions& options,
+                    int num_threads) const {
+    run_groups(cpu::apply_groups, of_row, groups, count, StepArgs{.tau = tau, .rule = rule_of(rule, options)},
+               context(stats, scratch, py::none(), num_threads));
+  }
+  void finish_groups(py::handle stats, py::handle scratch, const std::vector<uint32_t>& of_row, py::handle groups,
+                     size_t count, double tau, std::string_view rule, const RuleOptions& options,
+                     int num_threads) const {
+    run_groups(cpu::finish_groups, of_row, groups, count, StepArgs{.tau = tau, .rule = rule_of(rule, options)},
+               context(stats, scratch, py::none(), num_threads));
   }
   void probe(bool full, py::handle stats, py::handle scratch, int num_threads) const {
     const Context where = context(stats, scratch, py::none(), num_threads);
@@ -174,6 +217,30 @@ class Table {
     pass(plan_, args, where);
   }
 
+  template <class Pass>
+  void run_groups(Pass pass, const std::vector<uint32_t>& of_row, py::handle groups, size_t count, const StepArgs& args,
+                  const Context& where) const {
+    const Groups found = groups_in(of_row, groups, count);
+    const py::gil_scoped_release nogil;
+    pass(plan_, args, found, where);
+  }
+
+  Groups groups_in(const std::vector<uint32_t>& of_row, py::handle groups, size_t count) const {
+    if (device_.type != dlpack::kCPU || takes_cuda(device_)) {
+      throw py::value_error("groups: expected tensors on the CPU");
+    }
+    if (of_row.size() != num_rows_) {
+      throw py::value_error("groups: expected one for each of " + std::to_string(num_rows_) + " rows, got " +
+                            std::to_string(of_row.size()));
+    }
+    for (const uint32_t group : of_row) {
+      if (group >= count) throw py::value_error("groups: expected numbers below " + std::to_string(count));
+    }
+    const auto numel = static_cast<int64_t>(count) * kNumGroupStats;
+    auto* stats = static_cast<GroupStats*>(helper_pointer(groups, "groups", dlpack::kFloat, 64, numel, device_));
+    return {of_row.data(), stats, count};
+  }
+
   Context context(py::handle stats, py::handle scratch, py::handle rounding_step, int num_threads) const {
     if (!mismatched_layouts_.empty()) refuse_layouts("grads", mismatched_layouts_[0]);
     return context_on(device_, stats, scratch, scratch_bytes(), rounding_step, num_threads);
@@ -182,6 +249,7 @@ class Table {
   Plan plan_;
   dlpack::Device device_;
   Backend backend_;
+  size_t num_rows_ = 0;
   std::vector<size_t> mismatched_layouts_, missing_grads_;
 };
 
@@ -379,9 +447,9 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<py::sequence>(), arg("tensors"));
 
   py::class_<Table>(m, "Table", "One step's tensors on one device, checked and cut into chunks. Keep the lists alive.")
-      .def(py::init<py::sequence, py::object, py::object, py::object, py::object, py::object, py::object>(),
+      .def(py::init<py::sequence, py::object, py::object, py::object, py::object, py::object, py::object, bool>(),
            arg("grads"), arg("retain"), arg("ema"), arg("ema_is_current") = false, arg("ids") = py::none(),
-           arg("names") = py::none(), arg("rounding_keys") = py::none())
+           arg("names") = py::none(), arg("rounding_keys") = py::none(), arg("is_direct") = false)
       .def_property_readonly("scratch_bytes", &Table::scratch_bytes, "Bytes of scratch every pass needs.")
       .def_property_readonly("mismatched_layouts", &Table::mismatched_layouts,
                              "Rows whose tensors differ in memory layout; pass contiguous copies of those.")
@@ -396,11 +464,23 @@ PYBIND11_MODULE(_core, m) {
            arg("stats"), arg("scratch"), arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"),
            arg("num_threads"))
       .def("apply", &Table::apply, "g <- alpha*g + beta*e, decided from stats[0:5]; fills stats[5].", arg("stats"),
-           arg("scratch"), arg("tau"), arg("rule"), arg("num_threads"))
+           arg("scratch"), arg("tau"), arg("rule"), arg("options"), arg("num_threads"))
       .def("finish", &Table::finish, "Settles the step, rescales g if needed; fills stats[6:].", arg("stats"),
-           arg("scratch"), arg("tau"), arg("rule"), arg("num_threads"))
+           arg("scratch"), arg("tau"), arg("rule"), arg("options"), arg("num_threads"))
       .def("step", &Table::step, "reduce, apply and finish.", arg("stats"), arg("scratch"), arg("rounding_step"),
-           arg("keep"), arg("gain"), arg("tau"), arg("rule"), arg("seed"), arg("all_or_nothing"), arg("num_threads"))
+           arg("keep"), arg("gain"), arg("tau"), arg("rule"), arg("options"), arg("seed"), arg("all_or_nothing"),
+           arg("num_threads"))
+      .def(
+          "gate", &Table::gate,
+          "An element-wise rule, in place of apply, or of reduce too if `is_first`; fills stats[5:8] (and stats[0:5]).",
+          arg("stats"), arg("scratch"), arg("rule"), arg("options"), arg("is_first"), arg("num_threads"))
+      .def("reduce_groups", &Table::reduce_groups, "The sums of each group of rows, right after reduce (CPU).",
+           arg("stats"), arg("scratch"), arg("of_row"), arg("groups"), arg("count"))
+      .def("apply_groups", &Table::apply_groups, "apply, with a rule for each group of rows (CPU).", arg("stats"),
+           arg("scratch"), arg("of_row"), arg("groups"), arg("count"), arg("tau"), arg("rule"), arg("options"),
+           arg("num_threads"))
+      .def("finish_groups", &Table::finish_groups, "finish after apply_groups (CPU).", arg("stats"), arg("scratch"),
+           arg("of_row"), arg("groups"), arg("count"), arg("tau"), arg("rule"), arg("options"), arg("num_threads"))
       .def("probe", &Table::probe, "Bench: the bare memory traffic of reduce (and apply if full).", arg("full"),
            arg("stats"), arg("scratch"), arg("num_threads"));
 
@@ -428,6 +508,7 @@ PYBIND11_MODULE(_core, m) {
   bind_adamw(m);
 
   m.attr("NUM_STATS") = kNumStats;
+  m.attr("NUM_GROUP_STATS") = kNumGroupStats;
   py::tuple rules(std::size(kRuleNames));
   for (size_t i = 0; i < std::size(kRuleNames); ++i) rules[i] = kRuleNames[i];
   m.attr("RULES") = rules;

@@ -22,8 +22,9 @@ LaunchT& launch_for(PlanOf<LaunchT>& plan, const typename LaunchT::KindType& kin
   for (auto launch = plan.launches.rbegin(); launch != plan.launches.rend(); ++launch) {
     if (launch->kind == kind && launch->rows.size() < max_rows) return *launch;
   }
-  plan.launches.push_back(LaunchT{kind, {}, 0, 0});
+  plan.launches.push_back(LaunchT{kind, {}, 0, 0, {}});
   plan.launches.back().rows.reserve(std::min(max_rows, expected_rows));
+  plan.launches.back().sources.reserve(std::min(max_rows, expected_rows));
   return plan.launches.back();
 }
 
@@ -39,6 +40,7 @@ PlanOf<LaunchOf<RowT, KindT>> plan_chunks(const std::vector<RowT>& rows, const s
     const int64_t chunks = (rows[i].numel + limits.chunk_numel - 1) / limits.chunk_numel;
     auto& launch = launch_for(plan, kinds[i], limits.max_rows, rows.size() - i);
     launch.rows.push_back(rows[i]);
+    launch.sources.push_back(static_cast<uint32_t>(i));
     launch.rows.back().first_chunk = launch.num_chunks;
     if (chunks > int64_t{UINT32_MAX} - launch.num_chunks) {
       throw std::invalid_argument("plan_chunks: more than 2^32 chunks in one launch");

@@ -38,7 +38,8 @@ struct Kind {
 struct Row {
   void* grad;          // g, Kind::grad; modified by apply and finish; may be null
   const void* retain;  // r, Kind::grad; may be null
-  void* ema;           // e, Kind::ema; modified by reduce unless `ema_is_current`; may be null only with `grad` null
+  void* ema;           // e, Kind::ema; modified by reduce unless `ema_is_current`; may be null only with `grad` null.
+                       // Where no average is kept: r itself, current, so that a step reads g and r and writes g
   int64_t numel;
   uint32_t first_chunk;         // set by the planner: chunks of earlier rows of the same launch
   uint32_t rounding_key : 31;   // names the stream of rounding bits; by default the position in the caller's list
@@ -58,6 +59,7 @@ struct LaunchOf {
   std::vector<RowT> rows;
   uint32_t num_chunks;
   int64_t numel;
+  std::vector<uint32_t> sources;  // of each row, its place in the caller's list
 };
 
 template <class LaunchT>
@@ -84,28 +86,32 @@ struct Stats {
   double retain_nonfinite;  // > 0: some r was NaN or Inf; those elements of e kept their old value
   double vetoed;            // > 0: an all-or-nothing step met NaN or Inf; nothing was written
   double written_norm_sq;   // |g|^2 as apply wrote it
-  double alpha;             // g <- alpha * g + beta * e
-  double beta;
-  double rescale;         // extra factor of finish; 1: not needed
-  double out_norm_sq;     // |g|^2 after the step
-  double conflict;        // 1: d < 0, the projection fired
-  double clipped;         // 1: |g| was above tau
-  double degenerate;      // 1: cos(g, e) = -1 to rounding; g became 0
-  double grad_nonfinite;  // 1: NaN or Inf in g (or in e); g was left untouched
-  double wide_sums;       // 1: the sums were taken once more, in float64 (needs_wide_sums)
+  double alpha;             // g <- alpha * g + beta * e; of an element-wise rule <g, e> as written
+  double beta;              // of an element-wise rule the number of elements whose signs differed
+  double rescale;           // extra factor of finish; 1: not needed
+  double out_norm_sq;       // |g|^2 after the step
+  double conflict;          // 1: d < 0, the projection fired
+  double clipped;           // 1: |g| was above tau
+  double degenerate;        // 1: cos(g, e) = -1 to rounding; g became 0
+  double grad_nonfinite;    // 1: NaN or Inf in g (or in e); g was left untouched
+  double wide_sums;         // 1: the sums were taken once more, in float64 (needs_wide_sums)
   double reserved;
 };
 inline constexpr int kNumStats = 16;
 static_assert(sizeof(Stats) == kNumStats * sizeof(double));
 
-// Who says what alpha and beta are; see rules.h.
-enum class Rule : uint8_t { kGru, kGdr };
+// Who says what alpha and beta are, and the options it was given; see combinations.h.
+enum class RuleId : uint8_t { kGru, kGdr, kAGem, kPcGrad, kUpGrad, kBlur, kGu, kNgDiff, kMgda, kCaGrad, kHamu, kSago };
+struct Rule {
+  RuleId id = RuleId::kGru;
+  double options[4] = {};
+};
 
 struct StepArgs {
   float keep = 1.0f;  // weight of the old e: 1 - gamma, or 1 for a later micro-batch of the same step
   float gain = 0.0f;  // weight of r: gamma / loss_scale
   double tau = 0.0;   // largest |g| after the step; infinity: no clipping
-  Rule rule = Rule::kGru;
+  Rule rule = {};
   uint64_t seed = 0;            // of the rounding bits of a 16-bit e
   bool all_or_nothing = false;  // NaN or Inf anywhere in g or r leaves every tensor as it is (loss scaling)
   bool sums_wanted = true;      // false: e alone; sums that float32 products cannot give are not taken once more
@@ -135,6 +141,8 @@ struct Context {
 //
 // A step is reduce, apply, finish. With several devices or processes the fields dot .. vetoed are summed between the
 // first two, written_norm_sq between the last two.
+//
+//   void gate(const Plan&, const StepArgs&, bool is_first, const Context&)   gate.h: in place of apply, or of reduce too
 //
 //   void blend(const Plan&, const BlendArgs&, const Context&)   out <- x_weight * x + y_weight * y, rounded to nearest
 //

@@ -77,7 +77,7 @@ struct VectorDecision {
 };
 
 GRU_FAST_HD VectorDecision decide_vector(const Stats& stats, const VectorArgs& args) {
-  const Decision decision = decide(Rule::kGru, stats, kInfinity);
+  const Decision decision = decide(Rule{}, stats, kInfinity);
   VectorDecision out;
   out.nonfinite = decision.nonfinite;
   if (out.nonfinite) return out;

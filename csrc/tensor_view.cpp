@@ -10,27 +10,29 @@ struct RowInput {
   py::handle ema;                     // or
   const TensorList::View* known_ema;  // from a TensorList; null otherwise
   bool ema_is_current;
+  bool is_direct;         // e is r itself, which is only read
   size_t id;              // what messages call it
   uint32_t rounding_key;  // below 2^31
 };
 
-TensorList::View view_ema(py::handle object, const Label& label) {
+TensorList::View view_ema(py::handle object, const Label& label, Access access = Access::kWrite) {
   const dlpack::Tensor t = view_checked(object, label);
   check_pageable(t, label);
   const DType dtype = dtype_of(t, label);
   const bool contiguous = is_contiguous(t), dense = contiguous || is_dense(t);
-  if (!dense) check_writable(t, label);
+  if (!dense && access == Access::kWrite) check_writable(t, label);
   return {t, dtype, numel_of(t), contiguous, dense};
 }
 
 void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, const py::object& names) {
-  const Label ema_label{"ema", index, &names, in.id};
+  const Label ema_label{in.is_direct ? "retain_grads" : "ema", index, &names, in.id};
+  const Access ema_access = in.is_direct ? Access::kRead : Access::kWrite;
   TensorList::View looked_at;
-  if (in.known_ema == nullptr) looked_at = view_ema(in.ema, ema_label);
+  if (in.known_ema == nullptr) looked_at = view_ema(in.ema, ema_label, ema_access);
   const TensorList::View& ema = in.known_ema != nullptr ? *in.known_ema : looked_at;
   if (index == 0) out.device = ema.tensor.device;
   check_same_device(ema.tensor, ema_label, out.device);
-  extents.add(ema.tensor, ema.numel, ema.dense, Access::kWrite, ema_label);
+  extents.add(ema.tensor, ema.numel, ema.dense, ema_access, ema_label);
 
   Row row{nullptr, nullptr, ema.tensor.data, ema.numel, 0, in.rounding_key, in.ema_is_current};
   Kind kind{ema.dtype, ema.dtype};
@@ -41,14 +43,17 @@ void add_row(Capture& out, Extents& extents, const RowInput& in, size_t index, c
     const Label label{list, index, &names, in.id};
     const dlpack::Tensor t = view_checked(object, label);
     const DType dtype = dtype_of(t, label);
-    check_like(t, label, {ema.tensor, "its EMA", "move one of them (RetainEMA.to(device))"});
+    check_like(t, label,
+               in.is_direct ? Anchor{ema.tensor, "its retain gradient", "move one of them"}
+                            : Anchor{ema.tensor, "its EMA", "move one of them (RetainEMA.to(device))"});
     if (first_list != nullptr && dtype != kind.grad) {
       type_error(label, std::string("expected the dtype of ") + first_list + "[" + std::to_string(in.id) + "], got " +
                             dtype_name(t.dtype) + "; both are gradients of one parameter");
     }
     if (ema.dtype != DType::kFloat32 && ema.dtype != dtype) {
       type_error(ema_label, "expected float32 or the gradient's " + dtype_name(t.dtype) + ", got " +
-                                dtype_name(ema.tensor.dtype) + "; pass dtype=torch.float32 or None to RetainEMA");
+                                dtype_name(ema.tensor.dtype) +
+                                (in.is_direct ? "" : "; pass dtype=torch.float32 or None to RetainEMA"));
     }
     first_list = list;
     kind.grad = dtype;
@@ -123,7 +128,7 @@ TensorList::TensorList(const py::sequence& tensors) : tensors_(tensors) {
 }
 
 Capture capture(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
-                py::object names, py::object rounding_keys) {
+                py::object names, py::object rounding_keys, bool is_direct) {
   const TensorList* known_ema = py::isinstance<TensorList>(ema) ? ema.cast<const TensorList*>() : nullptr;
   const Items grad_items(grads, "grads"), ema_items(known_ema != nullptr ? py::object(py::tuple()) : ema, "ema");
   const size_t count = known_ema != nullptr ? known_ema->size() : ema_items.size();
@@ -147,7 +152,8 @@ Capture capture(py::sequence grads, py::object retain, py::object ema, py::objec
                          has_retain ? retain_items[i] : py::handle(Py_None),
                          known_ema != nullptr ? py::handle() : ema_items[i],
                          known_ema != nullptr ? &(*known_ema)[i] : nullptr,
-                         current,
+                         current || is_direct,
+                         is_direct,
                          id,
                          key_of.at(i, id)};
     add_row(out, extents, input, i, names);

@@ -59,9 +59,9 @@ struct Capture {
 
 // `ema`: a TensorList or a sequence of tensors. `ema_is_current`: one bool, or one per parameter. `ids`: None or one
 // position per parameter, what messages call it (default: its index). `names`: None or one name per parameter, for
-// messages. `rounding_keys`: None or one key per parameter (default: its id). Raises TypeError or ValueError naming the
-// culprit.
+// messages. `rounding_keys`: None or one key per parameter (default: its id). `is_direct`: `ema` is the retain
+// gradients themselves, which are only read. Raises TypeError or ValueError naming the culprit.
 Capture capture(py::sequence grads, py::object retain, py::object ema, py::object ema_is_current, py::object ids,
-                py::object names, py::object rounding_keys);
+                py::object names, py::object rounding_keys, bool is_direct);
 
 }  // namespace gru_fast

@@ -8,6 +8,7 @@ import torch
 NUM_STATS: int
 NUM_ADAMW_SCALARS: int
 NUM_UPDATE_STATS: int
+NUM_GROUP_STATS: int
 RULES: tuple[str, ...]
 HAS_CUDA: bool
 CUDA_ARCHITECTURES: str
@@ -30,6 +31,7 @@ class Table:
         ids: Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         rounding_keys: Sequence[int] | None = None,
+        is_direct: bool = False,
     ) -> None: ...
     @property
     def scratch_bytes(self) -> int: ...
@@ -64,8 +66,24 @@ class Table:
         seed: int,
         num_threads: int,
     ) -> None: ...
-    def apply(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, rule: str, num_threads: int) -> None: ...
-    def finish(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, rule: str, num_threads: int) -> None: ...
+    def apply(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        tau: float,
+        rule: str,
+        options: tuple[float, float, float, float],
+        num_threads: int,
+    ) -> None: ...
+    def finish(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        tau: float,
+        rule: str,
+        options: tuple[float, float, float, float],
+        num_threads: int,
+    ) -> None: ...
     def step(
         self,
         stats: torch.Tensor,
@@ -75,8 +93,45 @@ class Table:
         gain: float,
         tau: float,
         rule: str,
+        options: tuple[float, float, float, float],
         seed: int,
         all_or_nothing: bool,
+        num_threads: int,
+    ) -> None: ...
+    def gate(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        rule: str,
+        options: tuple[float, float, float, float],
+        is_first: bool,
+        num_threads: int,
+    ) -> None: ...
+    def reduce_groups(
+        self, stats: torch.Tensor, scratch: torch.Tensor, of_row: Sequence[int], groups: torch.Tensor, count: int
+    ) -> None: ...
+    def apply_groups(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        of_row: Sequence[int],
+        groups: torch.Tensor,
+        count: int,
+        tau: float,
+        rule: str,
+        options: tuple[float, float, float, float],
+        num_threads: int,
+    ) -> None: ...
+    def finish_groups(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        of_row: Sequence[int],
+        groups: torch.Tensor,
+        count: int,
+        tau: float,
+        rule: str,
+        options: tuple[float, float, float, float],
         num_threads: int,
     ) -> None: ...
     def probe(self, full: bool, stats: torch.Tensor, scratch: torch.Tensor, num_threads: int) -> None: ...

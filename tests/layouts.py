@@ -163,7 +163,8 @@ def rectified(
     """Three steps over a layout (None: plain tensors in one process).
 
     ``how``: with a RetainEMA that is given r ("object"), or collects it in two parts, the second added in place as
-    autograd does ("collect"); with a list; or to measure.
+    autograd does ("collect"); with a list; to measure; by GDR against r itself, which it collects
+    ("direct"); each tensor for itself ("tensors"); or by SAGO, with an average or without.
     """
     given = data(dtype=dtype)
     places: list[Place] = [None] * len(SHAPES) if layout is None else LAYOUTS[layout]()
@@ -171,6 +172,7 @@ def rectified(
     params = [torch.nn.Parameter(placed(p, place)) for p, place in zip(given.params, places, strict=True)]
     plain = [torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for p in params]
     ema: Any = plain if how == "list" else gru_fast.RetainEMA(params, ema_dtype, seed=11)
+    ema = gru_fast.RetainGradient(params) if how == "direct" else ema
     found = Found([], [], [], [], [_coordinates(place) for place in places])
     for grads, retain in zip(given.grads, given.retain, strict=True):
         for param, grad, place in zip(params, grads, places, strict=True):
@@ -179,14 +181,23 @@ def rectified(
         if how == "collect":
             collect_halves(ema, params, r)
             step = gru_fast.rectify_(params, ema, GAMMA, tau)
+        elif how == "direct":
+            collect_halves(ema, params, r)
+            step = gru_fast.rectify_(params, ema, tau=tau, rule="gdr")
+        elif how in {"sago", "sago direct"}:
+            kept = ema if how == "sago" else None
+            gamma = GAMMA if how == "sago" else None
+            step = gru_fast.rectify_(params, kept, gamma, tau, retain_grads=r, rule="sago")
+        elif how == "tensors":
+            step = gru_fast.rectify_(params, ema, GAMMA, tau, retain_grads=r, granularity="tensor")
         elif how == "measure":
             step = gru_fast.measure(params, ema, GAMMA, retain_grads=r)
         else:
             step = gru_fast.rectify_(params, ema, GAMMA, tau, retain_grads=r)
-        tensors = ema if how == "list" else ema.tensors
+        tensors = ema if how == "list" else [] if how == "direct" else ema.tensors
         found.stats.append(step.stats[:14].tolist())
         found.grads.append([whole(p.grad, q) for p, q in zip(params, given.params, strict=True)])
-        found.ema.append([whole(e, q) for e, q in zip(tensors, given.params, strict=True)])
+        found.ema.append([whole(e, q) for e, q in zip(tensors, given.params, strict=how != "direct")])
         named = {("e", row): e for row, e in enumerate(tensors)}
         named |= {("g", row): p.grad for row, p in enumerate(params) if p.grad is not None}
         found.parts.append({key: part(tensor) for key, tensor in named.items()})

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.load import core
+from gru_fast.core.rules import Rule, rule_of
 
 EMULATED = hasattr(core, "emulation")  # .ci/emulate: the CUDA kernels serve the CPU
 
@@ -180,14 +181,14 @@ def take_step(
     ids: list[int] | None = None,
     keep: float | None = None,
     gain: float | None = None,
-    rule: str = "gru",
+    rule: str | Rule = "gru",
 ) -> Result:
     """One step of a backend (``NativePasses`` or ``ReferencePasses``) on a problem, in place."""
     device = problem.ema[0].device
     rounding_step = torch.full((1,), step, dtype=torch.int64, device=device)
     made = passes(Rows(problem.grads, problem.retain, problem.ema, ema_is_current, ids))
     keep, gain = 1.0 - gamma if keep is None else keep, gamma if gain is None else gain
-    args = StepArgs(keep, gain, tau, rule=rule, seed=seed, all_or_nothing=all_or_nothing)
+    args = StepArgs(keep, gain, tau, rule=rule_of(rule), seed=seed, all_or_nothing=all_or_nothing)
     made.step(args, rounding_step)
     result = Result(made.stats.cpu())
     assert int(rounding_step) == step + (0 if result.vetoed else 1), "rounding step"

@@ -15,8 +15,8 @@ import torch
 
 BENCH = Path(__file__).parent.parent / "bench"
 _MODULES = (
-    "baselines", "forms", "loss_memory", "memory", "expected", "problem", "profile_step", "report", "sanitizer_cases",
-    "optim_time", "shapes", "timing", "user_step", "vector_time",
+    "baselines", "forms", "loss_memory", "memory", "expected", "problem", "profile_step", "report", "rules_time",
+    "sanitizer_cases", "optim_time", "shapes", "timing", "user_step", "vector_time",
 )  # fmt: skip
 PAIRS = [
     (torch.float32, torch.float32),
@@ -287,6 +287,32 @@ def test_optim_time_sees_a_wrong_form(bench: Any) -> None:
     assert optim.error_of(right) < 1e-3
     wrong.optimizer.param_groups[0]["lr"] *= 1.01
     assert optim.error_of(wrong) > 5e-3
+
+
+def test_rules_time_end_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    out = run_script(
+        "rules_time.py", "--tensors", "8", "--numel", "20000", "--rounds", "1", "--budget", "1", "--json", str(path)
+    )
+    stored = json.loads(path.read_text())
+    assert {form["rule"] for form in stored["forms"]} >= {"a_gem", "pcgrad sum", "sago prefer_retain", "hamu q"}
+    assert all(form["samples"] == 1 and form["complaint"] is None for form in stored["forms"])
+    assert "| gru_fast pcgrad one_sided by tensor |" in out
+
+
+def test_rules_time_takes_a_peers_class_and_sees_a_wrong_form(bench: Any, tmp_path: Path) -> None:
+    """A class of that name, from a file whose imports do not matter."""
+    path = tmp_path / "grad_surgery.py"
+    path.write_text(
+        "import no_such_package\n\n\nclass GradSurgeryMixin:\n"
+        "    def _combine_grads(self, forget, retain):\n        return [f + r for f, r in zip(forget, retain)]\n"
+    )
+    problem = bench.problem.Problem([(64, 33), (7,)], torch.float32, torch.float32, torch.device("cpu"))
+    found = {form.name: bench.rules_time.check(form, problem) for form in bench.rules_time.sago(problem, path)}
+    assert all(complaint and "of its norm" in complaint for complaint in found.values())
+    path.write_text("x = 1\n")
+    with pytest.raises(SystemExit, match="found no class GradSurgeryMixin"):
+        bench.rules_time.sago(problem, path)
 
 
 def test_vector_time_end_to_end(tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def test_extras_exist(page: Path) -> None:
 
 def test_tables_are_whole() -> None:
     """Every command is in the README's table, every method in that of its page."""
+    from gru_fast import rules
     from gru_fast.cli import commands as package
     from gru_fast.unlearn import methods
 
@@ -191,6 +192,8 @@ def test_tables_are_whole() -> None:
     assert {row.split()[0] for row in re.findall(r"^\| `gru-fast ([^`]+)`", readme, re.MULTILINE)} == known
     assert len(readme.splitlines()) < 200
 
+    page = (ROOT / "docs" / "rectifiers.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(rules.RULES)
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     rows = [row for row in page.splitlines() if row.startswith("| `") and "--method" not in row]
     assert {name for row in rows for name in INLINE.findall(row.split("|")[1])} == set(methods.names())

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../chunk_plan.h"
+#include "../groups.h"
 #include "../optim.h"
 #include "../pipeline.h"
 #include "../task_vector.h"
@@ -13,6 +14,15 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context);
 void apply(const Plan& plan, const StepArgs& args, const Context& context);
 void finish(const Plan& plan, const StepArgs& args, const Context& context);
 void blend(const Plan& plan, const BlendArgs& args, const Context& context);
+
+// An element-wise rule in place of apply, after reduce or, where e is current, in place of both.
+void gate(const Plan& plan, const StepArgs& args, bool is_first, const Context& context);
+
+// A rule for each group of rows; right after reduce, in whose scratch the sums still are, and in place of apply and
+// finish.
+void reduce_groups(const Plan& plan, const Groups& groups, const Context& context);
+void apply_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context);
+void finish_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context);
 
 size_t scratch_bytes(const VectorPlan& plan);
 void reduce(const VectorPlan& plan, const VectorArgs& args, const Context& context);

@@ -11,6 +11,7 @@
   double apply(Kind, const Span&, double, double);                                      \
   double wide_apply(Kind, const Span&, double, double);                                 \
   void rescale(Kind, const Span&, double);                                              \
+  GateSums gate(Kind, const Span&, const Gate&);                                        \
   void blend(Kind, const Span&, float, float);                                          \
   Sums vector_sums(VectorKind, const VectorSpan&);                                      \
   Sums wide_vector_sums(VectorKind, const VectorSpan&, double);                         \
@@ -26,6 +27,7 @@
       .apply = apply,                                                                   \
       .wide_apply = wide_apply,                                                         \
       .rescale = rescale,                                                               \
+      .gate = gate,                                                                     \
       .blend = blend,                                                                   \
       .vector_sums = vector_sums,                                                       \
       .wide_vector_sums = wide_vector_sums,                                             \

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../arithmetic.h"
+#include "../gate.h"
 #include "../optim.h"
 #include "../pipeline.h"
 #include "../task_vector.h"
@@ -51,6 +52,7 @@ struct Kernels {
   double (*apply)(Kind, const Span&, double alpha, double beta);       // writes g; returns |g|^2 as written
   double (*wide_apply)(Kind, const Span&, double alpha, double beta);  // the same, float64 throughout
   void (*rescale)(Kind, const Span&, double factor);                   // g <- factor * g, 16-bit towards zero
+  GateSums (*gate)(Kind, const Span&, const Gate&);                    // writes g by signs; sums before and after
   void (*blend)(Kind, const Span&, float x_weight, float y_weight);    // grad <- x_weight * retain + y_weight * ema
   Sums (*vector_sums)(VectorKind, const VectorSpan&);                  // <T, r>, |r|^2, |T|^2
   Sums (*wide_vector_sums)(VectorKind, const VectorSpan&, double r_weight);  // of T + r_weight * r; float64 throughout

@@ -5,32 +5,10 @@
 
 #include "../rules.h"
 #include "backend.h"
-#include "chunks.h"
-#include "kernels.h"
+#include "spans.h"
 
 namespace gru_fast::cpu {
 namespace {
-
-// Element `begin` of a tensor; null stays null.
-template <class Pointer>
-Pointer at(Pointer base, DType dtype, int64_t begin) {
-  return static_cast<Pointer>(element(base, begin * size_of(dtype)));
-}
-
-// Calls visit(kind, row, span, slot) for every chunk of the plan.
-template <class Visit>
-void for_each_chunk(const Plan& plan, int num_threads, Direction direction, Visit&& visit) {
-  for_each_place(plan, num_threads, direction, [&](Kind kind, const Row& row, const ChunkSpan& where, int64_t slot) {
-    const Span span{at(row.grad, kind.grad, where.begin),
-                    at(row.retain, kind.grad, where.begin),
-                    at(row.ema, kind.ema, where.begin),
-                    where.end - where.begin,
-                    row.ema_is_current != 0,
-                    0,
-                    where.begin};
-    visit(kind, row, span, slot);
-  });
-}
 
 // Splits a span where a 16-bit e changes its rounding tile, and keys each part.
 template <class Visit>
@@ -63,7 +41,7 @@ bool any_nonfinite(const Plan& plan, int num_threads) {
 
 }  // namespace
 
-size_t scratch_bytes(const Plan& plan) { return static_cast<size_t>(plan.num_chunks) * sizeof(Sums); }
+size_t scratch_bytes(const Plan& plan) { return static_cast<size_t>(plan.num_chunks) * sizeof(GateSums); }
 
 void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
   Stats& stats = *context.stats;
@@ -114,13 +92,22 @@ void apply(const Plan& plan, const StepArgs& args, const Context& context) {
   context.stats->written_norm_sq = written;
 }
 
+void gate(const Plan& plan, const StepArgs& args, bool is_first, const Context& context) {
+  if (!is_first && is_shut(args.rule, *context.stats)) return;
+  const Gate gate = gate_of(args.rule);
+  auto* slots = static_cast<GateSums*>(context.scratch);
+  for_each_chunk(plan, context.num_threads, Direction::kBackward,
+                 [&](Kind kind, const Row&, const Span& span, int64_t slot) {
+                   slots[slot] = span.ema != nullptr ? kernels().gate(kind, span, gate) : GateSums{};
+                 });
+  GateSums total;
+  for (int64_t i = 0; i < plan.num_chunks; ++i) total.add(slots[i]);
+  tell(total, is_first, *context.stats);
+}
+
 void finish(const Plan& plan, const StepArgs& args, const Context& context) {
   *context.stats = settle(args.rule, *context.stats, args.tau);
-  const double factor = context.stats->rescale;
-  if (factor == 1.0) return;
-  for_each_chunk(plan, context.num_threads, Direction::kForward, [&](Kind kind, const Row&, const Span& span, int64_t) {
-    if (span.grad != nullptr) kernels().rescale(kind, span, factor);
-  });
+  rescale(plan, context);
 }
 
 void blend(const Plan& plan, const BlendArgs& args, const Context& context) {

@@ -281,7 +281,7 @@ __device__ __forceinline__ Stats clipped_to(Stats stats, double tau) {
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     settle_kernel(__grid_constant__ Shared<AdamWTable> table, const SettleArgs args) {
   const Stats stats = *args.stats;
-  const Decision decision = decide(Rule::kGru, stats, args.tau);
+  const Decision decision = decide(Rule{}, stats, args.tau);
   Norm norm;
   if (args.rectifies && decision.measure) {
     walk_chunks<Direction::kForward>(table, [&](const AdamWRow& row, int64_t begin, int numel) {
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
   Stats written = stats;
   if (decision.writes()) written.written_norm_sq = decision.measure ? norm.sq : decision.norm_sq;
-  Stats out = settle(Rule::kGru, written, args.tau);
+  Stats out = settle(Rule{}, written, args.tau);
   if (!fits_float(out.alpha * out.rescale) || !fits_float(out.beta * out.rescale)) out.vetoed = 1.0;
   *args.stats = out;
 }

@@ -18,6 +18,7 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context);
 void apply(const Plan& plan, const StepArgs& args, const Context& context);
 void finish(const Plan& plan, const StepArgs& args, const Context& context);
 void blend(const Plan& plan, const BlendArgs& args, const Context& context);
+void gate(const Plan& plan, const StepArgs& args, bool is_first, const Context& context);
 
 size_t scratch_bytes(const VectorPlan& plan);
 void reduce(const VectorPlan& plan, const VectorArgs& args, const Context& context);

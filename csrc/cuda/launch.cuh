@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "../arithmetic.h"
+#include "../gate.h"
 #include "../kinds.h"
 #include "../pipeline.h"
 #include "../task_vector.h"
@@ -210,7 +211,7 @@ size_t scratch_bytes_of(const PlanOf<LaunchT>& plan) {
   size_t num_slots = 0;
   for_each_launch(plan,
                   [&](const LaunchT& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
-  return kHeaderBytes + num_slots * sizeof(Sums);
+  return kHeaderBytes + num_slots * sizeof(GateSums);  // the largest sums of a pass
 }
 
 }  // namespace gru_fast::cuda

@@ -22,7 +22,7 @@ from gru_fast.core.backends.adamw import AdamWArgs, AdamWPasses, AdamWRows, Pass
 from gru_fast.core.backends.native import NativeAdamW, serves
 from gru_fast.core.backends.reference import sum_of_products, widest
 from gru_fast.core.backends.reference_adamw import ReferenceAdamW
-from gru_fast.core.rules import Decision, decide, settle
+from gru_fast.core.rules import GRU, Decision, decide, settle
 from gru_fast.core.sharded.shards import Shards
 
 
@@ -223,12 +223,12 @@ def settle_gradient(
         if tau < norm < math.inf:
             stats[fields.ALPHA], stats[fields.CLIPPED], stats[fields.OUT_NORM_SQ] = tau / norm, 1.0, tau * tau
         return
-    decision = decide("gru", values, tau)
+    decision = decide(GRU(), values, tau)
     if decision.writes:
         values[fields.WRITTEN] = decision.norm_sq
         if decision.measure:
             values[fields.WRITTEN] = _norm_sq(decision, rows(), shards)
-    outcome = [values[fields.WRITTEN], *settle("gru", values, tau)]
+    outcome = [values[fields.WRITTEN], *settle(GRU(), values, tau)]
     stats[fields.OUTCOME] = torch.tensor(outcome, dtype=torch.float64, device=stats.device)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gru_fast.core.backends.native import TensorList, serves
 from gru_fast.core.checks import check_entries
+from gru_fast.core.granularity import Granularity, Grouping, grouping
 from gru_fast.core.load import core
 from gru_fast.core.params import ema_dtypes, trainable_params, unique_params
 from gru_fast.core.sharded.rows import ShardedRows
@@ -29,6 +30,7 @@ class Average:
         tensors: e of each; of a sharded parameter the part that goes with its shard. Written by every step.
         seed: of the rounding of a 16-bit e.
         seen: whether a retain gradient of every parameter may have come in already.
+        is_kept: whether there is an e; without one, ``tensors`` is empty and a step works against r itself.
     """
 
     def __init__(
@@ -39,15 +41,19 @@ class Average:
         *,
         seed: int = 0,
         seen: bool = False,
+        is_kept: bool = True,
     ) -> None:
         self.params = params
         self.names = names
         self.tensors = tensors
         self.seed = seed
+        self.is_kept = is_kept
         self.sharded = ShardedRows(params, names)
         self.see([seen] * len(params))
-        self.devices = list(dict.fromkeys(e.device for e in tensors))
+        self.devices = list(dict.fromkeys(local(t).device for t in (tensors if is_kept else params)))
         self.known: TensorList | None = None
+        self._grouped_by: Granularity = "global"
+        self._grouping: Grouping | None = None
         self.rounding: Mapping[torch.device, Tensor] = {}
 
     # ---- where it comes from -----------------------------------------------------------------------------------------
@@ -61,6 +67,30 @@ class Average:
         average = cls(tensors, names, ema, seed=seed)
         average.replaced(ema, [])
         return average
+
+    @classmethod
+    def not_kept(cls, params: Iterable[Any]) -> Average:
+        """No e of the trainable ones of ``params``: a step works against r itself."""
+        tensors, names = trainable_params(params)
+        ema_dtypes(tensors, None, names)  # refuses what no step works on
+        return cls(tensors, names, [], is_kept=False)
+
+    @classmethod
+    def of_gradients(
+        cls, params: Iterable[Any], retain_grads: Sequence[Tensor | None] | None
+    ) -> tuple[Average, list[Tensor | None]]:
+        """The same for one step whose retain gradients somebody hands in, one per parameter.
+
+        Raises:
+            TypeError, ValueError: what is no such list, or not of its length; the message names the culprit.
+        """
+        unique = unique_params(params)
+        if retain_grads is None:
+            raise ValueError("retain_grads: expected a list of tensors where ema is None, got None")
+        check_entries("retain_grads", retain_grads, unique.count, "a list of tensors")
+        check_params(unique.tensors, unique.rows)
+        average = cls(unique.tensors, unique.names, [], is_kept=False)
+        return average, [retain_grads[row] for row in unique.rows]
 
     @classmethod
     def of_list(
@@ -121,6 +151,13 @@ class Average:
         grad = torch.zeros_like(self.params[row])
         self._set_grad(row, grad)
         return local(grad)
+
+    def grouping(self, granularity: Granularity) -> Grouping | None:
+        """The groups of its parameters, found out anew where another granularity is asked for; None: one of all."""
+        if granularity != self._grouped_by:
+            self._grouping = grouping(granularity, self.names, len(self.params))
+            self._grouped_by = granularity
+        return self._grouping
 
     def note(self, had: Iterable[object]) -> None:
         """Remembers which parameters have had a retain gradient: those for which ``had`` is neither None nor False."""

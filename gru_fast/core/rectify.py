@@ -2,13 +2,14 @@
 
 One road: parameters -> what is known of their e (average.py) and of the step in progress (step.py) -> the tensors of
 this step, local shards (backends/passes.py) -> the passes, over devices and processes (backends/parts.py), with the
-rule between them (rules.py) -> what happened (result.py).
+rule between them (rules/) -> what happened (result.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -17,10 +18,12 @@ from gru_fast.core.backends.parts import Work, run_measure, run_step
 from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.checks import check_entries, check_gamma, check_tau
 from gru_fast.core.ema import RetainEMA
+from gru_fast.core.granularity import Granularity, Grouping, check_granularity
 from gru_fast.core.load import core
 from gru_fast.core.params import unique_params
 from gru_fast.core.result import Rectification
-from gru_fast.core.rules import check_rule
+from gru_fast.core.retain_gradient import RetainGradient
+from gru_fast.core.rules import GRU, Rule, rule_of
 from gru_fast.core.step import StepInProgress
 
 _NONFINITE_ELSEWHERE = (
@@ -32,13 +35,14 @@ _OR_IN_ANOTHER_PROCESS = "; or in the shards of another process, which then name
 
 def rectify_(
     params: Iterable[Tensor],
-    ema: RetainEMA | Sequence[Tensor],
-    gamma: float,
+    ema: RetainEMA | RetainGradient | Sequence[Tensor] | None,
+    gamma: float | None = None,
     tau: float | None = None,
     *,
     retain_grads: Sequence[Tensor | None] | None = None,
     error_if_nonfinite: bool = False,
-    rule: str = "gru",
+    rule: str | Rule = "gru",
+    granularity: Granularity = "global",
 ) -> Rectification:
     """Rectifies the unlearning gradients in ``param.grad`` in place (paper Eq. 8 to 10, Algorithm 1).
 
@@ -63,8 +67,9 @@ def rectify_(
         ema: e, modified in place: a :class:`RetainEMA` (its collected or streamed retain gradients are r; if there
             were none in this step e stays as it is), or a sequence of tensors, one per parameter, float32 or the
             gradient's dtype (a 16-bit one is rounded from a count of calls in this process: to resume bit for bit use
-            a RetainEMA).
-        gamma: weight of the new retain gradient, in [0, 1].
+            a RetainEMA). r itself takes its place, and nothing is averaged or kept, with a :class:`RetainGradient`,
+            or with ``None`` beside ``retain_grads``.
+        gamma: weight of the new retain gradient, in [0, 1]; ``None`` or 1 where nothing is averaged.
         tau: largest norm of g afterwards, > 0; ``None`` or ``inf``: no clipping.
         retain_grads: r for a plain sequence, one per parameter, ``None`` entries counting as zeros. ``None``: e is
             taken as already up to date.
@@ -72,7 +77,13 @@ def rectify_(
             changed. Otherwise such elements of r are not taken into e, a g that holds any is left untouched, and the
             result says so (``nonfinite``). Costs a pass over the gradients and a host sync; the step is over all the
             same, with its collected retain gradients dropped.
-        rule: what is made of g and e: "gru", as above, or another of :mod:`gru_fast.core.rules`.
+        rule: what is made of g and e: "gru", as above, or another of :mod:`gru_fast.rules`, by its name or with options
+            as ``rules.PCGrad(form="mean")``.
+        granularity: "global": one decision for all parameters as one vector. "tensor": one for each parameter, "layer":
+            one for each layer by the names, or a function of a parameter's name: one for each value. What the rule
+            promises then holds in each group, and survives a learning rate per group, but more of g is lost. tau, NaN
+            and what is left of the whole go by all of them. On other devices than the CPU it is done by the passes in
+            plain PyTorch, which wait for the device, and cannot be captured in a CUDA graph.
 
     Returns:
         A :class:`Rectification`; reading it synchronises, making it does not.
@@ -87,12 +98,18 @@ def rectify_(
     >>> w.grad, step.conflict
     (tensor([1., 0.]), True)
     """
-    gamma, tau, rule = check_gamma(gamma), check_tau(tau), check_rule(rule)
-    work, args = _opened(params, ema, gamma, retain_grads, tau, rule, error_if_nonfinite)
+    tau, rule = check_tau(tau), rule_of(rule)
+    if rule.elementwise and granularity != "global":
+        raise ValueError(f"granularity: expected global with {rule.name}, which decides element by element")
+    work, args, groups = _opened(
+        params, ema, gamma, retain_grads, tau, rule, error_if_nonfinite, check_granularity(granularity)
+    )
     if error_if_nonfinite and _any_refused(work):
         _ended(ema)
         raise RuntimeError(_nonfinite_elsewhere(work))
-    step = Rectification(run_step(work, args), rule)
+    step = Rectification(
+        run_step(work, args), rule, is_direct=work.rows.is_direct, groups=_labelled(groups, work.group_stats)
+    )
     _ended(ema)
     if error_if_nonfinite and step.nonfinite:
         raise RuntimeError(_nonfinite_message(work))
@@ -101,8 +118,8 @@ def rectify_(
 
 def measure(
     params: Iterable[Tensor],
-    ema: RetainEMA | Sequence[Tensor],
-    gamma: float,
+    ema: RetainEMA | RetainGradient | Sequence[Tensor] | None,
+    gamma: float | None = None,
     *,
     retain_grads: Sequence[Tensor | None] | None = None,
 ) -> Rectification:
@@ -122,10 +139,10 @@ def measure(
     >>> w.grad, found.conflict, round(found.angle_after)
     (tensor([ 1., -1.]), True, 135)
     """
-    work, args = _opened(params, ema, check_gamma(gamma), retain_grads)
+    work, args, _ = _opened(params, ema, gamma, retain_grads)
     stats = run_measure(work, args)
     _ended(ema)
-    return Rectification(stats)
+    return Rectification(stats, is_direct=work.rows.is_direct)
 
 
 def reduced(
@@ -141,7 +158,7 @@ def reduced(
     Returns the statistics of a step that has written nothing. ``all_or_nothing``: NaN or Inf anywhere leaves e as it
     is. Arguments, errors and the end of the step as there.
     """
-    work, args = _opened(params, ema, check_gamma(gamma), None, all_or_nothing=all_or_nothing or error_if_nonfinite)
+    work, args, _ = _opened(params, ema, check_gamma(gamma), None, all_or_nothing=all_or_nothing or error_if_nonfinite)
     if error_if_nonfinite and _any_refused(work):
         ema.end_step()
         raise RuntimeError(_nonfinite_elsewhere(work))
@@ -154,36 +171,62 @@ def reduced(
 
 def _opened(
     params: Iterable[Tensor],
-    ema: RetainEMA | Sequence[Tensor],
-    gamma: float,
+    ema: RetainEMA | RetainGradient | Sequence[Tensor] | None,
+    gamma: float | None,
     retain_grads: Sequence[Tensor | None] | None,
     tau: float = math.inf,
-    rule: str = "gru",
+    rule: Rule | None = None,
     all_or_nothing: bool = False,
-) -> tuple[Work, StepArgs]:
-    """The tensors of the step that ends now, and its scalars. A plain list becomes what a RetainEMA is made of."""
-    if isinstance(ema, RetainEMA):
+    granularity: Granularity = "global",
+) -> tuple[Work, StepArgs, Grouping | None]:
+    """The tensors of the step that ends now, its scalars and its groups. A list becomes what a RetainEMA is made of."""
+    gamma = check_gamma(gamma) if _keeps_an_average(ema) else _check_no_gamma(ema, gamma)
+    given: list[Tensor | None] | None
+    if isinstance(ema, (RetainEMA, RetainGradient)):
         average, pending = ema.average, ema.pending
-        check_same_params(params, average)
+        check_same_params(params, average, type(ema).__name__)
         if retain_grads is not None:
             check_entries("retain_grads", retain_grads, len(ema), "a list of tensors")
         given = None if retain_grads is None else list(retain_grads)
     else:
-        average, given = Average.of_list(params, ema, retain_grads)
+        average, given = (
+            Average.of_gradients(params, retain_grads) if ema is None else Average.of_list(params, ema, retain_grads)
+        )
         pending = StepInProgress(average)
     pending.check_can_end(gamma, given)
-    work = pending.work(given)
-    gain, all_or_nothing = gamma / pending.scale, all_or_nothing or pending.is_scaled
-    return work, StepArgs(1.0 - gamma, gain, tau, rule, average.seed, all_or_nothing)
+    groups = average.grouping(granularity)
+    work = pending.work(given, groups)
+    gain = gamma / pending.scale
+    # Without an average NaN or Inf in any gradient is in the sums: where those come first nothing is written anyway.
+    sums_first = not average.is_kept and not (rule and rule.elementwise)
+    all_or_nothing = (all_or_nothing or pending.is_scaled) and not sums_first
+    return work, StepArgs(1.0 - gamma, gain, tau, rule or GRU(), average.seed, all_or_nothing), groups
 
 
-def _ended(ema: RetainEMA | Sequence[Tensor]) -> None:
-    if isinstance(ema, RetainEMA):
+def _labelled(groups: Grouping | None, stats: Tensor | None) -> tuple[list[str], Tensor] | None:
+    return None if groups is None or stats is None else (groups.labels, stats)
+
+
+def _keeps_an_average(ema: RetainEMA | RetainGradient | Sequence[Tensor] | None) -> bool:
+    return ema is not None and not isinstance(ema, RetainGradient)
+
+
+def _check_no_gamma(ema: object, gamma: Any) -> float:
+    """1, what e would be r itself with."""
+    if gamma is None or check_gamma(gamma) == 1.0:
+        return 1.0
+    if ema is None:
+        raise TypeError("ema: expected a RetainEMA or a list of tensors, got NoneType")  # to average in, with a gamma
+    raise ValueError(f"gamma: expected None or 1 where r itself is rectified against, got {gamma}; see RetainEMA")
+
+
+def _ended(ema: RetainEMA | RetainGradient | Sequence[Tensor] | None) -> None:
+    if isinstance(ema, (RetainEMA, RetainGradient)):
         ema.end_step()
 
 
-def check_same_params(params: Iterable[Tensor], average: Average) -> None:
-    """``params`` must hold every parameter of the EMA, and no other that has a gradient."""
+def check_same_params(params: Iterable[Tensor], average: Average, kind: str = "RetainEMA") -> None:
+    """``params`` must hold every parameter of ``average``, and no other that has a gradient."""
     given = params if isinstance(params, (list, Tensor)) else list(params)
     if isinstance(given, list) and core.same_objects(given, average.params):
         return
@@ -193,15 +236,15 @@ def check_same_params(params: Iterable[Tensor], average: Average) -> None:
         if id(param) not in known and (param.grad is not None or param.requires_grad):
             state = "has a gradient" if param.grad is not None else "is trainable"
             raise ValueError(
-                f"params[{row}] of shape {tuple(param.shape)}: {state}, but the RetainEMA does not follow it; make the "
-                "RetainEMA after choosing what to train"
+                f"params[{row}] of shape {tuple(param.shape)}: {state}, but the {kind} does not follow it; make the "
+                f"{kind} after choosing what to train"
             )
     found = {id(param) for param in unique}
     missing = [row for row, param in enumerate(average.params) if id(param) not in found]
     if missing:
         first = f'"{average.names[missing[0]]}"' if average.names is not None else f"number {missing[0]}"
         raise ValueError(
-            f"params: expected all {len(known)} parameters the RetainEMA follows, but {len(missing)} are missing, "
+            f"params: expected all {len(known)} parameters the {kind} follows, but {len(missing)} are missing, "
             f"first {first}; the step is defined over all of them (for parameter groups pass every group's parameters)"
         )
 
@@ -219,7 +262,8 @@ def _any_refused(work: Work) -> bool:
 
 def _nonfinite_message(work: Work) -> str:
     rows: Rows = work.rows
-    for what, values in (("grads", rows.grads), ("retain_grads", rows.retain or ())):
+    retain = rows.ema if rows.is_direct else rows.retain or ()
+    for what, values in (("grads", rows.grads), ("retain_grads", retain)):
         for row, tensor in enumerate(values):
             count = 0 if tensor is None else int((~tensor.isfinite()).sum())
             if tensor is not None and count > 0:

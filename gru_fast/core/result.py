@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +11,20 @@ from torch import Tensor
 
 from gru_fast.core import stats
 from gru_fast.core import update as sums
-from gru_fast.core.rules import NEED_ALL_OF_R
+from gru_fast.core.rules import GRU, Rule
 from gru_fast.core.stats import LazyStats, cosine
+
+
+@dataclass(frozen=True)
+class GroupRectification:
+    """One group of parameters in a step: <g, e>, |g|, |e|, what was done with it, and whether <g, e> < 0."""
+
+    dot: float
+    norm_before: float
+    norm_ema: float
+    alpha: float
+    beta: float
+    conflict: bool
 
 
 class Rectification(LazyStats):
@@ -26,12 +39,23 @@ class Rectification(LazyStats):
 
     Args:
         stats: float64, at least 14 values in the order of the core's ``Stats``; kept, not copied.
-        rule: by which g was rectified.
+        rule: by which g was rectified; None: GRU.
+        is_direct: whether r itself was in the place of e, which then stands for it in every name here.
+        groups: labels and statistics of the groups that the rule was for each of; None: for all as one vector.
     """
 
-    def __init__(self, stats: Tensor, rule: str = "gru") -> None:
+    def __init__(
+        self,
+        stats: Tensor,
+        rule: Rule | None = None,
+        *,
+        is_direct: bool = False,
+        groups: tuple[list[str], Tensor] | None = None,
+    ) -> None:
         super().__init__(stats)
-        self.rule = rule
+        self._labelled = groups
+        self.is_direct = is_direct
+        self.rule = GRU() if rule is None else rule
         self.update: Tensor | None = None
         self._update_rectified = False
 
@@ -67,12 +91,16 @@ class Rectification(LazyStats):
 
     @property
     def alpha(self) -> float:
-        """``g <- alpha * g + beta * e`` is what the step did."""
+        """``g <- alpha * g + beta * e`` is what the step did (NaN where each group or element has its own)."""
+        if self._labelled is not None or self.rule.elementwise:
+            return math.nan
         return self.values[stats.ALPHA] * self.values[stats.RESCALE]
 
     @property
     def beta(self) -> float:
         """See :attr:`alpha`."""
+        if self._labelled is not None or self.rule.elementwise:
+            return math.nan
         return self.values[stats.BETA] * self.values[stats.RESCALE]
 
     @property
@@ -85,12 +113,17 @@ class Rectification(LazyStats):
         """cos(g, e) after: 0 after GRU's projection, as before where nothing was added to g."""
         if self.degenerate:
             return math.nan
-        if self.skipped or self.values[stats.BETA] == 0.0:
+        if self.rule.elementwise and not self.skipped:  # <g, e> as written is in the place of alpha
+            return cosine(self.values[stats.ALPHA] * self.values[stats.RESCALE], self.norm_after, self.norm_ema)
+        if self.skipped or (self.values[stats.BETA] == 0.0 and self._labelled is None):
             return self.cos
-        own = self.values[stats.ALPHA] * self.dot
-        added = self.values[stats.BETA] * self.values[stats.EMA_NORM_SQ]
-        along = own + added
-        if abs(along) <= _ROUNDING * (abs(own) + abs(added)):
+        terms = [self.values[stats.ALPHA] * self.dot, self.values[stats.BETA] * self.values[stats.EMA_NORM_SQ]]
+        if self._labelled is not None:
+            groups = self._labelled[1].tolist()
+            terms = [g[stats.GROUP_ALPHA] * g[stats.DOT] for g in groups]
+            terms += [g[stats.GROUP_BETA] * g[stats.EMA_NORM_SQ] for g in groups]
+        along = math.fsum(terms)
+        if abs(along) <= _ROUNDING * math.fsum(map(abs, terms)):
             return 0.0
         return cosine(along * self.values[stats.RESCALE], self.norm_after, self.norm_ema)
 
@@ -115,6 +148,11 @@ class Rectification(LazyStats):
         return bool(self.values[stats.CLIPPED])
 
     @property
+    def opposed(self) -> float:
+        """Of an element-wise rule: how many elements of g and e had different signs; else NaN."""
+        return self.values[stats.BETA] if self.rule.elementwise and not self.values[stats.VETOED] else math.nan
+
+    @property
     def degenerate(self) -> bool:
         """cos(g, e) = -1: nothing of g was left and it is 0 now. Draw another batch."""
         return bool(self.values[stats.DEGENERATE])
@@ -122,11 +160,14 @@ class Rectification(LazyStats):
     @property
     def grad_nonfinite(self) -> bool:
         """NaN or Inf in g (or in an e that came with it): g was left untouched."""
-        return bool(self.values[stats.GRAD_NONFINITE])
+        found = bool(self.values[stats.GRAD_NONFINITE])
+        return found and not math.isfinite(self.values[stats.GRAD_NORM_SQ]) if self.is_direct else found
 
     @property
     def retain_nonfinite(self) -> bool:
-        """NaN or Inf in r: those elements of e kept their old value."""
+        """NaN or Inf in r: those elements of e kept their old value (without an e, g is left untouched)."""
+        if self.is_direct:
+            return bool(self.values[stats.GRAD_NONFINITE]) and not math.isfinite(self.values[stats.EMA_NORM_SQ])
         return bool(self.values[stats.RETAIN_NONFINITE])
 
     @property
@@ -137,7 +178,7 @@ class Rectification(LazyStats):
     @property
     def skipped(self) -> bool:
         """g was left untouched because of NaN or Inf: do not apply it."""
-        needed = self.retain_nonfinite and self.rule in NEED_ALL_OF_R
+        needed = self.retain_nonfinite and (self.rule.adds_x or self.is_direct)
         return self.grad_nonfinite or needed or bool(self.values[stats.VETOED])
 
     # ---- the update --------------------------------------------------------------------------------------------------
@@ -196,6 +237,24 @@ class Rectification(LazyStats):
         if self.update_values is None:
             return math.nan
         return sums.update_factor(self.update_values) if self._update_rectified else 0.0
+
+    def groups(self) -> dict[str, GroupRectification]:
+        """What was done with each group of parameters, by its label; empty where they were one vector."""
+        if self._labelled is None:
+            return {}
+        labels, found = self._labelled
+        rescale = self.values[stats.RESCALE]
+        return {
+            label: GroupRectification(
+                dot=g[stats.DOT],
+                norm_before=math.sqrt(g[stats.GRAD_NORM_SQ]),
+                norm_ema=math.sqrt(g[stats.EMA_NORM_SQ]),
+                alpha=g[stats.GROUP_ALPHA] * rescale,
+                beta=g[stats.GROUP_BETA] * rescale,
+                conflict=bool(g[stats.GROUP_CONFLICT]),
+            )
+            for label, g in zip(labels, found.tolist(), strict=True)
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by name, for a logger; of the update, where there is something to say."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from gru_fast.core.load import core
 
 NUM_STATS: int = core.NUM_STATS
+NUM_GROUP_STATS: int = core.NUM_GROUP_STATS
 
 # The inputs of the decision come first. Of several devices or processes they add up, WRITTEN after apply.
 (
@@ -19,6 +20,10 @@ NUM_STATS: int = core.NUM_STATS
 ) = range(14)  # fmt: skip
 SUMS = slice(DOT, VETOED + 1)
 OUTCOME = slice(WRITTEN, GRAD_NONFINITE + 1)  # all that apply and finish write
+
+# Of a group of parameters, as GroupStats in csrc/groups.h: DOT to GRAD_NORM_SQ, and
+GROUP_ALPHA, GROUP_BETA, GROUP_CONFLICT, GROUP_OWN_NORM_SQ = range(3, 7)
+GROUP_SUMS = slice(DOT, GRAD_NORM_SQ + 1)
 
 
 def of_nothing(device: torch.device | str = "cpu") -> Tensor:

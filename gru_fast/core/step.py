@@ -15,6 +15,7 @@ from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.buckets import HeldGradients, kept
 from gru_fast.core.checks import check_loss_scale
 from gru_fast.core.folding import Folding
+from gru_fast.core.granularity import Grouping
 from gru_fast.core.sharded.shards import local
 
 
@@ -135,26 +136,43 @@ class StepInProgress:
         if retain_grads is not None and self.is_begun:
             raise ValueError("retain_grads: expected None, since this step's retain gradients are in the EMA already")
 
-    def work(self, retain_grads: list[Tensor | None] | None) -> Work:
+    def work(self, retain_grads: list[Tensor | None] | None, groups: Grouping | None = None) -> Work:
         """The tensors of the step that ends now; rows that can have no effect are left out.
 
-        ``retain_grads``: r where it was handed in, one per parameter.
+        ``retain_grads``: r where it was handed in, one per parameter. ``groups``: those that a rule is for each of.
         """
         average = self._average
         grads = average.gradients()
         given = self.retain if retain_grads is None else retain_grads
         retain = None if given is None else average.sharded.parts(given, "retain_grads")
-        if given is not None or self.gamma is not None:
+        if average.is_kept and (given is not None or self.gamma is not None):
             average.note(self._folded if given is None else given)
         self._add_share(grads, given, retain)
+        if not average.is_kept:
+            return self._work_against_r(grads, [None] * len(grads) if retain is None else retain, groups)
         is_current = list(self._folded) if self.gamma is not None else given is None
         rows = Rows(
             grads, retain, average.tensors, is_current,
-            names=average.names, rounding_keys=average.rounding_keys, known_ema=average.known,
+            names=average.names, rounding_keys=average.rounding_keys, known_ema=average.known, **_of(groups),
         )  # fmt: skip
         work = Work(rows, average.devices, average.rounding, average.sharded.shards, self.refused, average.make_grad)
         chosen = average.effective(grads)
         return work if chosen is None else _selected(work, chosen)
+
+    def _work_against_r(self, grads: list[Tensor | None], retain: list[Tensor | None], groups: Grouping | None) -> Work:
+        """The same where x is r itself, which is only read; a missing one counts as zeros."""
+        average = self._average
+        if not self.is_begun and all(r is None for r in retain) and average.params:
+            raise ValueError("retain_grads: expected this step's retain gradients, collected or handed in, got none")
+        if self.scale != 1.0:
+            _unscale_(retain, self.scale)
+        chosen = [
+            row for row, pair in enumerate(zip(grads, retain, strict=True)) if any(part is not None for part in pair)
+        ]
+        x = _filled(retain, grads, average.params)
+        rows = Rows(grads, None, x, ema_is_current=True, names=average.names, is_direct=True, **_of(groups))
+        work = Work(rows, average.devices, shards=average.sharded.shards, make_grad=average.make_grad)
+        return work if len(chosen) == len(grads) else _selected(work, chosen)
 
     @torch.no_grad()
     def _add_share(
@@ -184,6 +202,35 @@ def _selected(work: Work, chosen: list[int]) -> Work:
         work.refused,
         None if make_grad is None else lambda row: make_grad(chosen[row]),
     )
+
+
+def _of(groups: Grouping | None) -> dict[str, Any]:
+    return {} if groups is None else {"groups": groups.of_row, "num_groups": len(groups.labels)}
+
+
+@torch.no_grad()
+def _unscale_(retain: Sequence[Tensor | None], scale: float) -> None:
+    """r without its loss scale, in place: nobody else has it. Two parameters' gradients may share their memory."""
+    own = {(r.device, r.data_ptr()): r for r in retain if r is not None and r.numel() > 0}
+    if own:
+        torch._foreach_mul_(list(own.values()), 1.0 / scale)
+
+
+@torch.no_grad()
+def _filled(retain: Sequence[Tensor | None], grads: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor]:
+    """r with zeros where there is none: all from one buffer for each device and dtype, since they are only read."""
+    places = enumerate(zip(retain, grads, params, strict=True))
+    missing = {row: local(param) if g is None else g for row, (r, g, param) in places if r is None}
+    largest: dict[tuple[torch.device, torch.dtype], int] = {}
+    for like in missing.values():
+        key = (like.device, like.dtype)
+        largest[key] = max(largest.get(key, 0), like.numel())
+    zeros = {key: torch.zeros(numel, dtype=key[1], device=key[0]) for key, numel in largest.items()}
+
+    def zeros_like(like: Tensor) -> Tensor:
+        return zeros[(like.device, like.dtype)][: like.numel()].view(like.shape)
+
+    return [zeros_like(missing[row]) if r is None else r for row, r in enumerate(retain)]
 
 
 def _check_nothing_came_back(params: Sequence[Tensor]) -> None:

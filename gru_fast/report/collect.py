@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast import benchmarks
+from gru_fast.core.rules import RULES
 from gru_fast.runs.folder import Run, is_run, read_run
 
 _DEPTH = 3  # how far below a given folder runs are looked for
@@ -41,19 +42,20 @@ class Entry:
     @property
     def rectified(self) -> bool:
         """Trained with GRU."""
-        return bool(self.run.config.get("rectify")) and not self._is_gdr
+        return bool(self.run.config.get("rectify")) and not self._other_rule
 
     @property
-    def _is_gdr(self) -> bool:
-        """Rectified, but by GDR: to a comparison a method of its own."""
-        return bool(self.run.config.get("rectify")) and self.run.config.get("rectifier") == "gdr"
+    def _other_rule(self) -> str:
+        """Title of the rule other than GRU's by which it was rectified: to a comparison a method of its own."""
+        name = self.run.config.get("rectifier", "gru") if self.run.config.get("rectify") else "gru"
+        return "" if name == "gru" else RULES[name].title if name in RULES else str(name)
 
     @property
     def title(self) -> str:
         """The method as in the paper's tables, or what a fine-tuned model is to the others."""
         if self.is_unlearned:
             title = str((self.run.result or {}).get("title") or _title(str(self.run.config["method"])))
-            return f"{title} w/ GDR" if self._is_gdr else title
+            return f"{title} w/ {self._other_rule}" if self._other_rule else title
         subset = str(self.run.config.get("subset", "?"))
         kind = "Retrained" if subset.startswith("retain") else "Fine-tuned"
         return "Original" if subset.partition("_")[0] == "full" else f"{kind} ({subset})"

@@ -20,6 +20,8 @@ from transformers import TrainingArguments
 
 from gru_fast.core.adamw_options import METRICS
 from gru_fast.core.checks import check_gamma, check_tau
+from gru_fast.core.granularity import GRANULARITIES
+from gru_fast.core.rules import RULES, Rule, rule_of
 from gru_fast.unlearn import methods
 from gru_fast.unlearn.methods import Method
 from gru_fast.unlearn.references import KL_POSITIONS
@@ -30,7 +32,8 @@ EMA_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
-RECTIFIERS = ("gru", "gdr")
+RECTIFIERS = tuple(RULES)
+AGAINST = ("ema", "retain")
 UPDATE_METRICS = METRICS
 GRU_ADAMW = "gru_adamw"  # of --optim: gru_fast.optim.AdamW
 
@@ -52,9 +55,23 @@ class GRUOptions:
     rectify: bool = setting(True, "rectify the unlearning gradient (GRU); off: plain training on the objective")
     rectifier: str = setting(
         "gru",
-        "how rectify does it: gru, or, to compare with, gdr (gradient direction rectification, both ways; without the "
-        "moving average, so that gamma has no effect)",
+        "the rule by which rectify does it: gru, or one to compare with; `gru-fast ls rectifiers` says what each does",
         RECTIFIERS,
+    )
+    rectifier_options: dict[str, Any] | None = field(
+        default=None, metadata={"help": "options of that rule, by name; `gru-fast ls rectifiers` shows them"}
+    )
+    rectify_against: str | None = setting(
+        None,
+        "ema: the moving average of the retain gradients; retain: those of this step alone, where no average is kept "
+        "and gamma has no effect. By default as the rule was published: ema for gru, retain for all others",
+        (None, *AGAINST),
+    )
+    granularity: str = setting(
+        "global",
+        "what the rectifier decides for: all parameters as one vector, each tensor, or each layer by itself; finer "
+        "keeps the promise in each and takes more of the gradient",
+        GRANULARITIES,
     )
     gamma: float = setting(0.8, "weight of the new retain gradient in its moving average, in [0, 1]")
     tau: float | None = setting(
@@ -106,10 +123,25 @@ class GRUOptions:
         """Whether the retain gradient is computed in every step."""
         return self.rectify or self.monitor
 
+    def make_rule(self) -> Rule:
+        """The rule with its options."""
+        return rule_of(self.rectifier, self.rectifier_options)
+
+    @property
+    def against(self) -> str:
+        """What is rectified against, by the rule where nothing was asked for."""
+        published = RULES[self.rectifier].against if self.rectifier in RULES else "ema"
+        return self.rectify_against or published
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether there is an e. With ``stream`` there is, also where it is r."""
+        return self.against == "ema" or self.stream or not self.rectify
+
     @property
     def ema_gamma(self) -> float:
-        """gamma as the moving average takes it: 1, which is none, with GDR."""
-        return 1.0 if self.rectifier == "gdr" else self.gamma
+        """gamma as the moving average takes it: 1, which is none, against the retain gradient itself."""
+        return 1.0 if self.against == "retain" else self.gamma
 
     @property
     def ema_torch_dtype(self) -> torch.dtype | None:
@@ -120,11 +152,30 @@ class GRUOptions:
         """The fields of this class alone."""
         return GRUOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(GRUOptions)})
 
+    def _rule_errors(self) -> list[str]:
+        if self.rectifier_options is not None and not isinstance(self.rectifier_options, dict):
+            return [f"rectifier_options: expected name: value pairs, got {self.rectifier_options!r}"]
+        errors = _errors_of(self.make_rule)
+        if not errors and self.ema_dtype is not None and not self.keeps_average:
+            errors.append(
+                f"ema_dtype: expected none, since {self.rectifier} keeps no average here; leave it out, or give "
+                "rectify_against: ema"
+            )
+        return errors
+
     def gru_errors(self) -> list[str]:
         """What is wrong with these fields, one line each."""
         errors = [*_errors_of(lambda: check_gamma(self.gamma)), *_errors_of(lambda: check_tau(self.tau))]
         if self.rectifier not in RECTIFIERS:
             errors.append(f"rectifier: expected one of {', '.join(RECTIFIERS)}, got {self.rectifier!r}")
+        else:
+            errors += self._rule_errors()
+        if self.granularity not in GRANULARITIES:
+            errors.append(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {self.granularity!r}")
+        if self.rectifier in RULES and RULES[self.rectifier].elementwise and self.granularity != "global":
+            errors.append(f"granularity: expected global with {self.rectifier}, which decides element by element")
+        if self.rectify_against not in (None, *AGAINST):
+            errors.append(f"rectify_against: expected one of none, {', '.join(AGAINST)}, got {self.rectify_against!r}")
         if self.ema_dtype is not None and self.ema_dtype not in EMA_DTYPES:
             errors.append(f"ema_dtype: expected one of none, {', '.join(EMA_DTYPES)}, got {self.ema_dtype!r}")
         if self.stream and not self.follows_retain:
@@ -139,6 +190,12 @@ class GRUOptions:
             errors.append(
                 "monitor_update: expected rectify or monitor beside it, since nothing else has a retain gradient"
             )
+        if (self.monitor_update or self.rectify_update) and self.follows_retain and not self.keeps_average:
+            errors.append(
+                "monitor_update, rectify_update: expected rectify_against ema, since they look at the average"
+            )
+        if self.rectify_update and self.granularity != "global":
+            errors.append(f"granularity: expected global with rectify_update, got {self.granularity}")
         if self.monitor_update and self.rectify_update:
             errors.append("monitor_update: expected without rectify_update, which logs the same")
         errors += _whole_number_errors("max_skipped_steps", self.max_skipped_steps, 0)
@@ -293,9 +350,10 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
 
     def __post_init__(self) -> None:
         check_transformers()
-        if isinstance(self.method_options, str):  # from a command line
-            with contextlib.suppress(json.JSONDecodeError):  # what it is not, is reported below
-                self.method_options = json.loads(self.method_options)
+        for name in ("method_options", "rectifier_options"):
+            if isinstance(getattr(self, name), str):  # from a command line
+                with contextlib.suppress(json.JSONDecodeError):  # what it is not, is reported below
+                    setattr(self, name, json.loads(getattr(self, name)))
         errors = self.gru_errors() + self._unlearn_errors()
         errors += errors_of_training(self)
         raise_all(errors)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from gru_fast.core.ema import RetainEMA
+from gru_fast.core.retain_gradient import RetainGradient
 from gru_fast.core.sharded.shards import is_sharded
 
 GRU_STATE = "gru_state.pt"
@@ -19,7 +20,7 @@ GRU_STATE_SHARDS = "gru_state"  # the same of a sharded model: a folder of torch
 _FORMAT = 1  # of GRU_STATE
 
 
-def save_gru_state(folder: str | Path, ema: RetainEMA, counts: Mapping[str, int]) -> None:
+def save_gru_state(folder: str | Path, ema: RetainEMA | RetainGradient, counts: Mapping[str, int]) -> None:
     """Writes e, everything else of :meth:`RetainEMA.state_dict`, and ``counts`` of steps into ``folder``.
 
     Of sharded parameters each process writes its shards, which any number of processes can load: all must call it.
@@ -43,7 +44,7 @@ def save_gru_state(folder: str | Path, ema: RetainEMA, counts: Mapping[str, int]
         raise
 
 
-def load_gru_state(folder: str | Path, ema: RetainEMA) -> dict[str, int]:
+def load_gru_state(folder: str | Path, ema: RetainEMA | RetainGradient) -> dict[str, int]:
     """Takes what :func:`save_gru_state` wrote up into ``ema``; returns the counts. All processes must call it.
 
     Raises:
@@ -73,7 +74,7 @@ def load_gru_state(folder: str | Path, ema: RetainEMA) -> dict[str, int]:
     return counts
 
 
-def _load_shards(path: Path, ema: RetainEMA) -> dict[str, int]:
+def _load_shards(path: Path, ema: RetainEMA | RetainGradient) -> dict[str, int]:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from gru_fast.core.agreement import agreement
+from gru_fast.core.ema import RetainEMA
+from gru_fast.core.granularity import check_granularity
 from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.core.update_monitor import measure_update
 from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward
 from gru_fast.unlearn.engines.fsdp import exchange_gradients, sharded_modules
-from gru_fast.unlearn.gdr import gdr_
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
 from gru_fast.unlearn.own_optimizer import OwnOptimizer
 from gru_fast.unlearn.resuming import WholeCheckpoints
@@ -95,6 +96,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     def __init__(self, *args: Any, gru: GRUOptions | Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gru_options = _resolve_options(self.gru if gru is None else gru, self.args)
+        self._rule = self.gru_options.make_rule()
         self.gru_counts = StepCounts()
         self._steps: list[Rectification] = []  # since the last log
         self._agreements: list[Rectification] = []  # since the last log: e beside each r
@@ -144,18 +146,17 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         options, ema = self.gru_options, self.retain_ema
         params = [param for param in self.model.parameters() if param.requires_grad]
         self._step_share = None
-        if not options.stream and ema.step > 0:
+        if isinstance(ema, RetainEMA) and not options.stream and ema.step > 0:
             self._agreements.append(agreement(ema))
         with self._unscaled(params):
             if not options.rectify:
                 step = measure(params, ema, options.ema_gamma)
             elif self.rectifying_optimizer is not None:
                 step = self.rectifying_optimizer.prepare()
-            elif options.rectifier == "gdr":
-                step = gdr_(params, ema, options.tau)
             else:
-                step = rectify_(params, ema, options.gamma, options.tau)
-            if options.monitor_update and not step.skipped:
+                granularity = check_granularity(options.granularity)
+                step = rectify_(params, ema, options.ema_gamma, options.tau, rule=self._rule, granularity=granularity)
+            if options.monitor_update and not step.skipped and isinstance(ema, RetainEMA):
                 optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
                 measure_update(optimizer, ema, step)
         self._steps.append(step)

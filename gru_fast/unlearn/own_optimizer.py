@@ -67,6 +67,8 @@ class OwnOptimizer(_Base):
             return
         if options.rectifier != "gru":
             raise ValueError(f"rectifier: expected gru with {asked}, got {options.rectifier}; take adamw_torch with it")
+        if options.granularity != "global" or options.against != "ema":
+            raise ValueError(f"granularity, rectify_against: expected global and ema with {asked}; take adamw_torch")
         if self.accelerator.mixed_precision == "fp16":
             raise ValueError(f"fp16: not with {asked}, which know no loss scale; use bf16")
         if self.args.max_grad_norm:

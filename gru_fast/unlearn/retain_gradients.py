@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gru_fast.core.ema import RetainEMA
 from gru_fast.core.rectify import measure
+from gru_fast.core.retain_gradient import RetainGradient
 from gru_fast.unlearn.any_trainer import AnyTrainer
 from gru_fast.unlearn.config import GRUOptions
 from gru_fast.unlearn.engines.ddp import exchanging
@@ -32,7 +33,7 @@ class RetainGradients(AnyTrainer):
     gru_options: GRUOptions
     gru_share: float = 0.0
     gru_retain_loss: Tensor | None = None
-    _ema: RetainEMA | None = None
+    _ema: RetainEMA | RetainGradient | None = None
     _step_share: float | None = None  # of the step in progress, where all its micro-batches must agree
 
     @property
@@ -77,11 +78,15 @@ class RetainGradients(AnyTrainer):
         return 0.0
 
     @property
-    def retain_ema(self) -> RetainEMA:
-        """The moving average of retain gradients, made when first asked for."""
+    def retain_ema(self) -> RetainEMA | RetainGradient:
+        """The moving average of retain gradients, or where none is kept those of a step; made when first asked for."""
         if self._ema is None:
-            model = self.accelerator.unwrap_model(self.model)
-            self._ema = RetainEMA(model.named_parameters(), self.gru_options.ema_torch_dtype, seed=self.args.seed)
+            params = self.accelerator.unwrap_model(self.model).named_parameters()
+            options = self.gru_options
+            if options.keeps_average:
+                self._ema = RetainEMA(params, options.ema_torch_dtype, seed=self.args.seed)
+            else:
+                self._ema = RetainGradient(params)
         return self._ema
 
     # ---- one micro-batch ---------------------------------------------------------------------------------------------
@@ -97,7 +102,9 @@ class RetainGradients(AnyTrainer):
     def _taking_in(self, gamma: float, share: float = 0.0) -> AbstractContextManager[Any]:
         """Inside, backward gives retain gradients."""
         ema, scaler = self.retain_ema, self.accelerator.scaler
-        return ema.stream(gamma, scaler, share=share) if self.gru_options.stream else ema.collect(scaler, share=share)
+        if self.gru_options.stream and isinstance(ema, RetainEMA):
+            return ema.stream(gamma, scaler, share=share)
+        return ema.collect(scaler, share=share)
 
     def _retain_backward(self, model: nn.Module, pieces: _Pieces, count: int | None = None) -> Tensor:
         """Runs the retain loss of the pieces backward one by one, as :meth:`mean_backward` does; returns it."""

@@ -68,7 +68,7 @@ def test_every_layout_follows_one_process(processes: Processes, layout: str, wor
 
 
 @pytest.mark.parametrize(("layout", "world"), [("mixed with plain", 3), ("experts", 4), ("hsdp", 4)])
-@pytest.mark.parametrize("how", ["list", "measure"])
+@pytest.mark.parametrize("how", ["list", "measure", "direct", "tensors", "sago", "sago direct"])
 def test_plain_sequences_and_measure(processes: Processes, layout: str, world: int, how: str) -> None:
     expected = layouts.rectified(None, how=how)
     found = processes.run(layouts.rectified, world, layout, torch.float32, None, 2.0, how)
@@ -77,11 +77,11 @@ def test_plain_sequences_and_measure(processes: Processes, layout: str, world: i
 
 
 @pytest.mark.parametrize(("layout", "world"), [("tensor parallel", 3), ("fsdp and tensor parallel", 4)])
-@pytest.mark.parametrize("how", ["object", "collect", "list"])
+@pytest.mark.parametrize("how", ["object", "collect", "list", "direct"])
 def test_partial_gradients_are_summed_first(processes: Processes, layout: str, world: int, how: str) -> None:
     found = processes.run(layouts.rectified, world, layout, torch.float32, None, 2.0, how, True)
     assert_alike(found)
-    assert_follows(found[0], layouts.rectified(None), rtol=5e-6)
+    assert_follows(found[0], layouts.rectified(None, how=how), rtol=5e-6)
 
 
 @pytest.mark.parametrize(("layout", "world"), [("fsdp", 3), ("hsdp with plain", 4), ("mixed with plain", 2)])

@@ -1,7 +1,7 @@
-"""List what can be chosen: methods with their own options, recipes, studies, splits, templates, metrics, attacks.
+"""List what can be chosen: methods and rectifiers with options, recipes, studies, splits, templates, metrics, attacks.
 
 gru-fast ls              everything
-gru-fast ls methods      one of methods, recipes, studies, splits, templates, metrics, attacks
+gru-fast ls methods      one of methods, rectifiers, recipes, studies, splits, templates, metrics, attacks
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-HELP = "list methods, recipes, studies, splits, templates, metrics and attacks"
+HELP = "list methods, rectifiers, recipes, studies, splits, templates, metrics and attacks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,25 @@ def _methods() -> list[dict[str, Any]]:
         needed = [need for need, needed in needs.items() if needed]
         found.append({"name": name, "title": method.title, "needs": needed, "options": options})
     return found
+
+
+def _rectifiers() -> list[dict[str, Any]]:
+    from gru_fast.core.rules import RULES
+
+    found = []
+    for name, rule in RULES.items():
+        options = [
+            {"name": field.name, "default": field.default, "help": _help_of(field.metadata)}
+            for field in dataclasses.fields(rule)
+        ]
+        said = (rule.__doc__ or "").splitlines()[0].rstrip(".:")
+        found.append({"name": name, "help": said, "against": rule.against, "options": options})
+    return found
+
+
+def _help_of(metadata: Mapping[str, Any]) -> str:
+    choices = f" ({', '.join(metadata['choices'])})" if metadata["choices"] else ""
+    return f"{metadata['help']}{choices}"
 
 
 def _recipes() -> list[dict[str, Any]]:
@@ -99,6 +118,7 @@ def _attacks() -> list[dict[str, Any]]:
 
 _SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "methods": _methods,
+    "rectifiers": _rectifiers,
     "recipes": _recipes,
     "studies": _studies,
     "splits": _splits,
@@ -119,6 +139,7 @@ def _text(name: str, rows: list[dict[str, Any]]) -> str:
 
 _HEADINGS = {
     "methods": "methods: --method NAME --method-options OPTION=VALUE ...; any of them with --rectify",
+    "rectifiers": "rectifiers: --rectify --rectifier NAME --rectifier-options OPTION=VALUE ...",
     "recipes": "recipes: gru-fast unlearn, finetune or tru --config NAME",
     "studies": "studies: gru-fast study NAME",
     "splits": "splits: --benchmark BENCHMARK --split NAME forgets it and keeps",

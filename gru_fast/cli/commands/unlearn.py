@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
     model, data, config = instances
     method = config.make_method()
     config.method_options = dataclasses.asdict(method)  # for the record: defaults too
+    config.rectifier_options = dataclasses.asdict(config.make_rule()) or None
     training.fit_lengths(benchmark, model, data, shown=config.process_index == 0)
     tokenizer, template = training.load_tokenizer(args, instances)
     train_data, eval_data = _datasets(benchmark, data, config, tokenizer, template)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gru_fast.core.backends.adamw import AdamWArgs, AdamWRows, Pass
-from gru_fast.core.backends.passes import Rows, StepArgs
+from gru_fast.core.backends.passes import Groups, Rows, StepArgs
 from gru_fast.core.load import core
 from gru_fast.core.stats import NUM_STATS
 
@@ -116,11 +116,11 @@ class NativePasses:
 
         def make(grads: Any, retain: Any, ema: Any) -> Any:
             same = ema is rows.ema
-            rest = (rows.ema_is_current, rows.ids, rows.names, rows.rounding_keys)
+            rest = (rows.ema_is_current, rows.ids, rows.names, rows.rounding_keys, rows.is_direct)
             return core.Table(grads, retain, ema if known is None or not same else known, *rest)
 
         lists = {"grads": rows.grads, "retain": rows.retain, "ema": rows.ema}
-        self._tabled = _Tabled(make, lists, ("grads", "ema"))
+        self._tabled = _Tabled(make, lists, ("grads",) if rows.is_direct else ("grads", "ema"))
         self._table = self._tabled.table
         self.missing_grads: list[int] = self._table.missing_grads
         self.stats, self._scratch = self._tabled.work_in(rows.ema[0].device, stats)
@@ -140,16 +140,34 @@ class NativePasses:
         self._tabled.write_back()
 
     def apply(self, args: StepArgs) -> None:
-        self._table.apply(self.stats, self._scratch, args.tau, args.rule, self._threads)
+        self._table.apply(self.stats, self._scratch, args.tau, args.rule.name, args.rule.options, self._threads)
 
     def finish(self, args: StepArgs) -> None:
-        self._table.finish(self.stats, self._scratch, args.tau, args.rule, self._threads)
+        self._table.finish(self.stats, self._scratch, args.tau, args.rule.name, args.rule.options, self._threads)
         self._tabled.write_back()
+
+    def gate(self, args: StepArgs, *, is_first: bool) -> None:
+        rule = args.rule
+        self._table.gate(self.stats, self._scratch, rule.name, rule.options, is_first, self._threads)
+
+    def reduce_groups(self, groups: Groups) -> None:
+        self._table.reduce_groups(self.stats, self._scratch, groups.of_row, groups.stats, groups.count)
+
+    def apply_groups(self, args: StepArgs, groups: Groups) -> None:
+        self._table.apply_groups(*self._of_groups(args, groups))
+
+    def finish_groups(self, args: StepArgs, groups: Groups) -> None:
+        self._table.finish_groups(*self._of_groups(args, groups))
+        self._tabled.write_back()
+
+    def _of_groups(self, args: StepArgs, groups: Groups) -> tuple[Any, ...]:
+        what = (self.stats, self._scratch, groups.of_row, groups.stats, groups.count)
+        return (*what, args.tau, args.rule.name, args.rule.options, self._threads)
 
     def step(self, args: StepArgs, rounding_step: Tensor | None) -> None:
         self._table.step(
-            self.stats, self._scratch, rounding_step, args.keep, args.gain, args.tau, args.rule, args.seed,
-            args.all_or_nothing, self._threads,
+            self.stats, self._scratch, rounding_step, args.keep, args.gain, args.tau, args.rule.name,
+            args.rule.options, args.seed, args.all_or_nothing, self._threads,
         )  # fmt: skip
         self._tabled.write_back()
 

@@ -16,10 +16,21 @@ from torch import Tensor
 
 from gru_fast.core import stats as fields
 from gru_fast.core.backends.choice import passes_for
-from gru_fast.core.backends.passes import Passes, Rows, StepArgs
-from gru_fast.core.rules import decide
+from gru_fast.core.backends.passes import Groups, Passes, Rows, StepArgs
+from gru_fast.core.rules import decide, decide_groups
 from gru_fast.core.sharded.shards import Shards
-from gru_fast.core.stats import ALPHA, CONFLICT, GRAD_NONFINITE, OUT_NORM_SQ, OUTCOME, RESCALE, RETAIN_NONFINITE, SUMS
+from gru_fast.core.stats import (
+    ALPHA,
+    CONFLICT,
+    GRAD_NONFINITE,
+    GROUP_SUMS,
+    OUT_NORM_SQ,
+    OUTCOME,
+    RESCALE,
+    RETAIN_NONFINITE,
+    SUMS,
+    VETOED,
+)  # fmt: skip
 
 MakeGrad = Callable[[int], Tensor]
 
@@ -36,6 +47,7 @@ class Work:
         refused: by device, how much of r was kept out of e before this step (by ``stream()``).
         make_grad: makes the gradient of a row that has none, where the rule gives it a value; None: it is left out. On
             the CPU that is known before it is called; elsewhere asking would need a host sync, so it is always called.
+        group_stats: left by a step whose rows have groups: what is known of each, in host memory.
     """
 
     rows: Rows
@@ -44,6 +56,7 @@ class Work:
     shards: Shards | None = None
     refused: Mapping[torch.device, Tensor] | None = None
     make_grad: MakeGrad | None = None
+    group_stats: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.devices = self.devices or list(dict.fromkeys(e.device for e in self.rows.ema))
@@ -51,7 +64,9 @@ class Work:
 
 def run_step(work: Work, args: StepArgs) -> Tensor:
     """A whole step; returns the statistics, on the first row's device."""
-    if len(work.devices) > 1 or work.shards is not None:
+    if args.rule.elementwise:
+        return _step_by_elements(work, args)
+    if len(work.devices) > 1 or work.shards is not None or (work.devices and work.rows.groups is not None):
         return _step_in_parts(work, args)
     if not work.devices:
         return fields.of_nothing()
@@ -66,6 +81,26 @@ def run_step(work: Work, args: StepArgs) -> Tensor:
         return _step_in_parts(work, args, passes)
     passes.step(args, work.rounding.get(device))
     return passes.stats
+
+
+def _step_by_elements(work: Work, args: StepArgs) -> Tensor:
+    """A step whose rule decides element by element: one pass, unless e is to be updated or NaN ruled out first."""
+    if not work.devices and work.shards is None:
+        return fields.of_nothing()
+    if args.rule.options[0] == 1.0 and work.make_grad is not None:  # x is added where g is zero
+        _make_missing(work, [row for row, grad in enumerate(work.rows.grads) if grad is None])
+    is_first = work.rows.ema_is_current is True and not args.all_or_nothing and work.refused is None
+    parts = _cut(work)
+    if not is_first:
+        parts = _reduce(work, args, parts)
+    for part in parts:
+        part.passes.gate(args, is_first=is_first)
+    if _several(work, parts):
+        told = slice(fields.DOT if is_first else fields.WRITTEN, fields.BETA + 1)
+        _add_up(parts, told, work.shards)
+    for part in parts:
+        part.passes.finish(args)
+    return parts[0].passes.stats
 
 
 def run_measure(work: Work, args: StepArgs) -> Tensor:
@@ -96,6 +131,11 @@ class Part:
     passes: Passes
     device: torch.device
     counted_in: int | None = 0  # see Shards; 0 without them
+    groups: Groups | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = self.rows
+        self.groups = None if rows.groups is None else Groups(rows.groups, rows.num_groups)
 
 
 def _step_in_parts(work: Work, args: StepArgs, passes: Passes | None = None) -> Tensor:
@@ -106,21 +146,30 @@ def _step_in_parts(work: Work, args: StepArgs, passes: Passes | None = None) -> 
         _make_missing(work, missing)
     parts = _cut(work) if passes is None else [Part(work.rows, passes, work.devices[0])]
     parts = _reduce(work, args, parts)
-    if can_wait and missing and decide(args.rule, parts[0].passes.stats.tolist(), math.inf).beta != 0.0:
-        _make_missing(work, missing)
+    needed = _given_a_value(work, args, parts[0], missing) if can_wait and missing else []
+    if needed:
+        _make_missing(work, needed)
         work.rows.ema_is_current = True
-        stats = parts[0].passes.stats
-        parts = _cut(work)
-        for part in parts:
-            part.passes.stats.copy_(stats)
+        before, parts = parts, _cut(work)
+        for part, old in zip(parts, before, strict=True):
+            part.passes.stats.copy_(old.passes.stats)
+            if part.groups is not None and old.groups is not None:
+                part.groups.stats.copy_(old.groups.stats)
     for part in parts:
-        part.passes.apply(args)
+        if part.groups is None:
+            part.passes.apply(args)
+        else:
+            part.passes.apply_groups(args, part.groups)
     # What was written is asked for only if something was. Every process knows that, or none does: they see the same
     # sums, and where those lie in host memory is the same for all, so that nobody waits for one who does not come.
     if _several(work, parts) and (work.shards is None or not work.shards.known_to_host or _may_write(parts, args)):
         _add_up(parts, slice(fields.WRITTEN, fields.WRITTEN + 1), work.shards)
     for part in parts:
-        part.passes.finish(args)
+        if part.groups is None:
+            part.passes.finish(args)
+        else:
+            part.passes.finish_groups(args, part.groups)
+            work.group_stats = part.groups.stats
     return parts[0].passes.stats
 
 
@@ -130,7 +179,20 @@ def _several(work: Work, parts: Sequence[Part]) -> bool:
 
 def _may_write(parts: Sequence[Part], args: StepArgs) -> bool:
     """Sooner once too often than too seldom."""
-    return decide(args.rule, parts[0].passes.stats.tolist(), args.tau * (1.0 - 1e-9)).writes
+    found, tau = parts[0].passes.stats.tolist(), args.tau * (1.0 - 1e-9)
+    groups = parts[0].groups
+    if groups is not None:
+        return decide_groups(args.rule, found, groups.stats.tolist(), tau)[0].writes
+    return decide(args.rule, found, tau).writes
+
+
+def _given_a_value(work: Work, args: StepArgs, part: Part, missing: list[int]) -> list[int]:
+    """Those of the rows without a gradient that get one."""
+    found, of_row = part.passes.stats.tolist(), work.rows.groups
+    if part.groups is None or of_row is None:
+        return missing if decide(args.rule, found, math.inf).beta != 0.0 else []
+    _, groups = decide_groups(args.rule, found, part.groups.stats.tolist(), math.inf)
+    return [row for row in missing if groups[of_row[row]].beta != 0.0]
 
 
 def _make_missing(work: Work, rows: Iterable[int]) -> None:
@@ -173,6 +235,8 @@ def _reduce(work: Work, args: StepArgs, parts: list[Part]) -> list[Part]:
         if step is not None and part is not last_of[part.device]:
             step = step.clone()  # counted on once, by the last; copies in other processes round alike
         part.passes.reduce(args, step)
+        if part.groups is not None:
+            part.passes.reduce_groups(part.groups)
     if work.refused is not None:
         stats = parts[0].passes.stats
         stats[RETAIN_NONFINITE] += _total(work.refused.values(), stats.device)
@@ -192,6 +256,9 @@ def _with_row(rows: Rows, retain: Tensor | None, ema: Tensor) -> Rows:
         [*(range(count) if rows.ids is None else rows.ids), count],
         None if rows.names is None else [*rows.names, "(none)"],
         None if keys is None else [*keys, 0],
+        is_direct=rows.is_direct,
+        groups=None if rows.groups is None else [*rows.groups, 0],
+        num_groups=rows.num_groups,
     )
 
 
@@ -227,18 +294,33 @@ def _total(values: Iterable[Tensor], device: torch.device) -> Tensor:
 
 
 def _add_up(parts: Sequence[Part], some: slice, shards: Shards | None) -> None:
-    """Every part's fields become the sum over the parts, and over the processes where there are ``shards``."""
+    """Every part's fields become the sum over the parts, and over the processes where there are ``shards``.
+
+    With the sums go those of the groups.
+    """
     lead = parts[0].passes.stats.device
+    values = [_values(part, some).to(lead) for part in parts]
     if shards is None:
-        total = _total([part.passes.stats[some] for part in parts], lead)
+        total = _total(values, lead)
     else:
         brought: dict[int, Tensor] = {}
-        everywhere = torch.zeros_like(parts[0].passes.stats[some])
-        for part in parts:
-            own = part.passes.stats[some].to(lead)
+        everywhere = torch.zeros_like(values[0])
+        heard = slice(RETAIN_NONFINITE, VETOED + 1) if some.start == SUMS.start else slice(0)  # all hear of these
+        for part, own in zip(parts, values, strict=True):
             if part.counted_in is not None:
                 brought[part.counted_in] = brought.get(part.counted_in, 0.0) + own
-            everywhere[RETAIN_NONFINITE:] += own[RETAIN_NONFINITE:]  # whoever counts the sums, all hear of these
+            everywhere[heard] += own[heard]
         total = shards.add_up(brought, everywhere)
     for part in parts:
-        part.passes.stats[some] = total.to(part.passes.stats.device)
+        fields_here = part.passes.stats[some]
+        fields_here.copy_(total[: len(fields_here)])
+        if part.groups is not None and some == SUMS:
+            part.groups.stats[:, GROUP_SUMS] = total[len(fields_here) :].view(-1, 3).to(part.groups.stats.device)
+
+
+def _values(part: Part, some: slice) -> Tensor:
+    """The fields of a part that are added up."""
+    own = part.passes.stats[some]
+    if part.groups is None or some != SUMS:
+        return own
+    return torch.cat((own, part.groups.stats[:, GROUP_SUMS].flatten().to(own.device)))

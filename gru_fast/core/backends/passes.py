@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
+
+from gru_fast.core.rules import GRU, Rule
+from gru_fast.core.stats import NUM_GROUP_STATS
 
 if TYPE_CHECKING:
     from gru_fast._core import TensorList
+
+_GRU = GRU()
 
 
 @dataclass(slots=True)
@@ -28,9 +34,27 @@ class StepArgs:
     keep: float
     gain: float
     tau: float = math.inf
-    rule: str = "gru"
+    rule: Rule = _GRU
     seed: int = 0
     all_or_nothing: bool = False
+
+
+@dataclass
+class Groups:
+    """Which group each row is of, and what is known of the groups.
+
+    Args:
+        of_row: a number below ``count`` for each row.
+        count: of the groups.
+        stats: float64 of shape (count, NUM_GROUP_STATS), in host memory; written.
+    """
+
+    of_row: list[int]
+    count: int
+    stats: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stats = torch.zeros(self.count, NUM_GROUP_STATS, dtype=torch.float64)
 
 
 @dataclass
@@ -46,6 +70,8 @@ class Rows:
         names: of the parameters, for messages.
         rounding_keys: what the rounding bits of a row are drawn by; by default the ids.
         known_ema: ``ema`` again, looked at before.
+        groups: by row, where a rule is for each group of them; ``num_groups`` of them.
+        is_direct: ``ema`` is r itself, current and only read: what a step without an average rectifies against.
     """
 
     grads: list[Tensor | None]
@@ -56,6 +82,9 @@ class Rows:
     names: Sequence[str] | None = None
     rounding_keys: list[int] | None = None
     known_ema: TensorList | None = None
+    is_direct: bool = False
+    groups: list[int] | None = None
+    num_groups: int = 0
 
     def __len__(self) -> int:
         return len(self.ema)
@@ -74,6 +103,9 @@ class Rows:
             list(rows) if self.ids is None else pick(self.ids),
             None if self.names is None else pick(self.names),
             None if self.rounding_keys is None else pick(self.rounding_keys),
+            is_direct=self.is_direct,
+            groups=None if self.groups is None else pick(self.groups),
+            num_groups=self.num_groups,
         )
 
 
@@ -98,6 +130,18 @@ class Passes(Protocol):
 
     def finish(self, args: StepArgs) -> None:
         """Rescales g where that is needed, and completes the statistics."""
+
+    def gate(self, args: StepArgs, *, is_first: bool) -> None:
+        """An element-wise rule in place of :meth:`apply`; of :meth:`reduce` too if it ``is_first``."""
+
+    def reduce_groups(self, groups: Groups) -> None:
+        """The sums of each group, right after :meth:`reduce`."""
+
+    def apply_groups(self, args: StepArgs, groups: Groups) -> None:
+        """:meth:`apply`, with the rule for each group."""
+
+    def finish_groups(self, args: StepArgs, groups: Groups) -> None:
+        """:meth:`finish` after that."""
 
     def step(self, args: StepArgs, rounding_step: Tensor | None) -> None:
         """:meth:`reduce`, :meth:`apply` and :meth:`finish`."""

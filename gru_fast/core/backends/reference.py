@@ -8,13 +8,14 @@ largest parameter.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gru_fast.core import stats as fields
-from gru_fast.core.backends.passes import Rows, StepArgs
-from gru_fast.core.rules import decide, settle
+from gru_fast.core.backends.passes import Groups, Rows, StepArgs
+from gru_fast.core.rules import decide, decide_groups, is_shut, settle, settled
 from gru_fast.core.stats import NUM_STATS
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -118,6 +119,7 @@ class ReferencePasses:
         _check_rows(rows, self._retain, ids)
         self.missing_grads = [row for row, grad in enumerate(self._grads) if grad is None]
         self.stats = torch.zeros(NUM_STATS, dtype=torch.float64) if stats is None else stats
+        self._sums = [[0.0] * 3 for _ in range(count)]  # d, m, u of each row
 
     @torch.no_grad()
     def reduce(self, args: StepArgs, rounding_step: Tensor | None) -> None:
@@ -132,10 +134,11 @@ class ReferencePasses:
         for row, (grad, ema) in enumerate(zip(self._grads, self._ema, strict=True)):
             if not self._is_current[row]:
                 refused |= self._update_ema(row, args, step)
-            ema_norm_sq += sum_of_products(ema, ema)
+            of_row = [0.0, sum_of_products(ema, ema), 0.0]
             if grad is not None:
-                dot += sum_of_products(grad, ema)
-                grad_norm_sq += sum_of_products(grad, grad)
+                of_row[0], of_row[2] = sum_of_products(grad, ema), sum_of_products(grad, grad)
+            self._sums[row] = of_row
+            dot, ema_norm_sq, grad_norm_sq = dot + of_row[0], ema_norm_sq + of_row[1], grad_norm_sq + of_row[2]
         sums = [dot, ema_norm_sq, grad_norm_sq, float(refused), 0.0]
         self.stats[fields.SUMS] = torch.tensor(sums, dtype=torch.float64)
         _count_on(rounding_step)
@@ -166,24 +169,79 @@ class ReferencePasses:
     @torch.no_grad()
     def apply(self, args: StepArgs) -> None:
         decision = decide(args.rule, self.stats.tolist(), args.tau)
-        if not decision.writes:
-            return
+        if decision.writes:
+            self._write([(decision.alpha, decision.beta)] * len(self._grads))
+
+    def _write(self, coefficients: Sequence[tuple[float, float]]) -> None:
+        """``g <- alpha * g + beta * e`` of each row, and what all of it comes to."""
         wide = widest(self._ema[0].device)
         written = 0.0
-        for grad, ema in zip(self._grads, self._ema, strict=True):
+        for grad, ema, (alpha, beta) in zip(self._grads, self._ema, coefficients, strict=True):
             if grad is None:
                 continue
-            new = grad.to(wide) * decision.alpha
-            if decision.beta != 0.0:
-                new.add_(ema.to(wide), alpha=decision.beta)
-            limit = torch.finfo(grad.dtype).max
-            grad.copy_(new.clamp_(-limit, limit))
+            if alpha != 1.0 or beta != 0.0:
+                new = grad.to(wide) * alpha
+                if beta != 0.0:
+                    new.add_(ema.to(wide), alpha=beta)
+                limit = torch.finfo(grad.dtype).max
+                grad.copy_(new.clamp_(-limit, limit))
             written += sum_of_products(grad, grad)
         self.stats[fields.WRITTEN] = written
 
     @torch.no_grad()
+    def gate(self, args: StepArgs, *, is_first: bool) -> None:
+        if is_first:
+            self.stats.zero_()
+        elif is_shut(args.rule, self.stats.tolist()):
+            return
+        both, w_f, w_r, _ = args.rule.options
+        sums = torch.zeros(6, dtype=torch.float64)  # d, m, u, |out|^2, <out, x>, signs that differ
+        for grad, ema in zip(self._grads, self._ema, strict=True):
+            sums[1] += sum_of_products(ema, ema)
+            if grad is None:
+                continue
+            g, x = grad.to(torch.float32), ema.to(torch.float32)
+            opposed = ((g < 0) & (x > 0)) | ((g > 0) & (x < 0))
+            kept = w_f * g + w_r * x if both else w_f * g
+            new = torch.where(opposed, w_r * x, kept).masked_fill_(~(g.isfinite() & x.isfinite()), math.nan)
+            sums[0] += sum_of_products(grad, ema)
+            sums[2] += sum_of_products(grad, grad)
+            limit = torch.finfo(grad.dtype).max
+            grad.copy_(new.clamp_(-limit, limit))
+            sums[3] += sum_of_products(grad, grad)
+            sums[4] += sum_of_products(grad, ema)
+            sums[5] += int(opposed.sum())
+        if is_first:
+            self.stats[: fields.RETAIN_NONFINITE] = sums[:3]
+        self.stats[fields.WRITTEN : fields.BETA + 1] = sums[3:]
+
+    @torch.no_grad()
+    def reduce_groups(self, groups: Groups) -> None:
+        groups.stats.zero_()
+        sums = groups.stats.tolist()
+        for row, group in enumerate(groups.of_row):
+            for at, value in enumerate(self._sums[row]):
+                sums[group][at] += value
+        groups.stats.copy_(torch.tensor(sums, dtype=torch.float64).view(groups.stats.shape))
+
+    @torch.no_grad()
+    def apply_groups(self, args: StepArgs, groups: Groups) -> None:
+        decision, found = decide_groups(args.rule, self.stats.tolist(), groups.stats.tolist(), args.tau)
+        told = [[group.alpha, group.beta, float(group.conflict)] for group in found]
+        groups.stats[:, fields.GROUP_ALPHA : fields.GROUP_CONFLICT + 1] = torch.tensor(told, dtype=torch.float64)
+        if decision.writes:
+            self._write([(found[group].alpha, found[group].beta) for group in groups.of_row])
+
+    @torch.no_grad()
+    def finish_groups(self, args: StepArgs, groups: Groups) -> None:
+        decision, _ = decide_groups(args.rule, self.stats.tolist(), groups.stats.tolist(), args.tau)
+        self._settle(settled(decision, self.stats.tolist(), args.tau))
+
+    @torch.no_grad()
     def finish(self, args: StepArgs) -> None:
-        outcome = settle(args.rule, self.stats.tolist(), args.tau)
+        self._settle(settle(args.rule, self.stats.tolist(), args.tau))
+
+    def _settle(self, outcome: list[float]) -> None:
         rescale = outcome[fields.RESCALE - fields.ALPHA]
         if rescale != 1.0:
             for grad in self._grads:
@@ -219,18 +277,19 @@ def _check_rows(rows: Rows, retain: list[Tensor | None], ids: list[int]) -> None
     for kind, tensors in (("grads", rows.grads), ("retain_grads", retain)):
         if len(tensors) != len(rows):
             raise ValueError(f"{kind}: expected {len(rows)} entries, one per parameter, got {len(tensors)}")
+    which, whose = ("retain_grads", "its retain gradient") if rows.is_direct else ("ema", "its EMA")
     for row, e in enumerate(rows.ema):
         suffix = f"[{ids[row]}]" + ("" if rows.names is None else f' "{rows.names[row]}"')
-        check_tensor(e, f"ema{suffix}", e, rows.ema[0].device)
+        check_tensor(e, f"{which}{suffix}", e, rows.ema[0].device)
         dtypes = []
         for kind, tensor in (("grads", rows.grads[row]), ("retain_grads", retain[row])):
             if tensor is not None:
-                check_tensor(tensor, f"{kind}{suffix}", e, rows.ema[0].device)
+                check_tensor(tensor, f"{kind}{suffix}", e, rows.ema[0].device, whose)
                 dtypes.append(tensor.dtype)
         if len(set(dtypes)) > 1:
             raise TypeError(f"retain_grads{suffix}: expected {dtypes[0]} as grads[{ids[row]}], got {dtypes[1]}")
         if dtypes and e.dtype not in (torch.float32, dtypes[0]):
-            raise TypeError(f"ema{suffix}: expected float32 or the gradient's {dtypes[0]}, got {e.dtype}")
+            raise TypeError(f"{which}{suffix}: expected float32 or the gradient's {dtypes[0]}, got {e.dtype}")
 
 
 def check_tensor(tensor: Tensor, label: str, like: Tensor, device: torch.device, what: str = "its EMA") -> None:

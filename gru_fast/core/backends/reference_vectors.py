@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gru_fast.core import stats as fields
 from gru_fast.core.backends.reference import check_tensor, sum_of_products, widest
-from gru_fast.core.rules import DEGENERATE, decide
+from gru_fast.core.rules import DEGENERATE, GRU, decide
 from gru_fast.core.stats import NUM_STATS
 
 
@@ -63,7 +63,7 @@ class ReferenceUnit:
 
     @torch.no_grad()
     def measure(self) -> None:
-        decision = decide("gru", self.stats.tolist(), math.inf)
+        decision = decide(GRU(), self.stats.tolist(), math.inf)
         if decision.measure:
             wide = widest(self._params[0].device)
             rectified = (
@@ -76,7 +76,7 @@ class ReferenceUnit:
     def add(self, weight: float, normalize: bool, restore: bool) -> None:
         found = self.stats.tolist()
         task_sq, measured = found[fields.GRAD_NORM_SQ], found[fields.WRITTEN]
-        decision = decide("gru", found, math.inf)
+        decision = decide(GRU(), found, math.inf)
         norm_sq = 0.0 if decision.nonfinite else measured if decision.measure else decision.norm_sq
         degenerate = not decision.nonfinite and not math.sqrt(norm_sq) > DEGENERATE * math.sqrt(task_sq)
         scale = shift = 0.0

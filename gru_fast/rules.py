@@ -1,0 +1,24 @@
+"""The rules by which a gradient is rectified, for ``rectify_(..., rule=)``: see :mod:`gru_fast.core.rules`."""
+
+from gru_fast.core.rules import (
+    AGEM,
+    BLUR,
+    GDR,
+    GRU,
+    GU,
+    HAMU,
+    MGDA,
+    RULES,
+    SAGO,
+    CAGrad,
+    NGDiff,
+    PCGrad,
+    Rule,
+    UPGrad,
+    rule_of,
+)
+
+__all__ = [
+    "AGEM", "BLUR", "GDR", "GRU", "GU", "HAMU", "MGDA", "RULES", "SAGO", "CAGrad", "NGDiff", "PCGrad", "Rule", "UPGrad",
+    "rule_of",
+]  # fmt: skip
