@@ -163,23 +163,18 @@ class GRUOptions:
             )
         return errors
 
-    def gru_errors(self) -> list[str]:
-        """What is wrong with these fields, one line each."""
-        errors = [*_errors_of(lambda: check_gamma(self.gamma)), *_errors_of(lambda: check_tau(self.tau))]
-        if self.rectifier not in RECTIFIERS:
-            errors.append(f"rectifier: expected one of {', '.join(RECTIFIERS)}, got {self.rectifier!r}")
-        else:
-            errors += self._rule_errors()
+    def _choice_errors(self) -> list[str]:
+        errors = []
         if self.granularity not in GRANULARITIES:
             errors.append(f"granularity: expected one of {', '.join(GRANULARITIES)}, got {self.granularity!r}")
         if self.rectifier in RULES and RULES[self.rectifier].elementwise and self.granularity != "global":
             errors.append(f"granularity: expected global with {self.rectifier}, which decides element by element")
         if self.rectify_against not in (None, *AGAINST):
             errors.append(f"rectify_against: expected one of none, {', '.join(AGAINST)}, got {self.rectify_against!r}")
-        if self.ema_dtype is not None and self.ema_dtype not in EMA_DTYPES:
-            errors.append(f"ema_dtype: expected one of none, {', '.join(EMA_DTYPES)}, got {self.ema_dtype!r}")
-        if self.stream and not self.follows_retain:
-            errors.append("stream: expected rectify or monitor beside it, since nothing else has a retain gradient")
+        return errors
+
+    def _update_errors(self) -> list[str]:
+        errors = []
         if self.rectify_update and not self.rectify:
             errors.append("rectify_update: expected rectify beside it, which gives it the retain gradient's average")
         if self.rectify_update and self.rectifier != "gru":
@@ -191,13 +186,26 @@ class GRUOptions:
                 "monitor_update: expected rectify or monitor beside it, since nothing else has a retain gradient"
             )
         if (self.monitor_update or self.rectify_update) and self.follows_retain and not self.keeps_average:
-            errors.append(
-                "monitor_update, rectify_update: expected rectify_against ema, since they look at the average"
-            )
+            errors.append("monitor_update, rectify_update: expected rectify_against ema, since they go by it")
         if self.rectify_update and self.granularity != "global":
             errors.append(f"granularity: expected global with rectify_update, got {self.granularity}")
         if self.monitor_update and self.rectify_update:
             errors.append("monitor_update: expected without rectify_update, which logs the same")
+        return errors
+
+    def gru_errors(self) -> list[str]:
+        """What is wrong with these fields, one line each."""
+        errors = [*_errors_of(lambda: check_gamma(self.gamma)), *_errors_of(lambda: check_tau(self.tau))]
+        if self.rectifier not in RECTIFIERS:
+            errors.append(f"rectifier: expected one of {', '.join(RECTIFIERS)}, got {self.rectifier!r}")
+        else:
+            errors += self._rule_errors()
+        errors += self._choice_errors()
+        if self.ema_dtype is not None and self.ema_dtype not in EMA_DTYPES:
+            errors.append(f"ema_dtype: expected one of none, {', '.join(EMA_DTYPES)}, got {self.ema_dtype!r}")
+        if self.stream and not self.follows_retain:
+            errors.append("stream: expected rectify or monitor beside it, since nothing else has a retain gradient")
+        errors += self._update_errors()
         errors += _whole_number_errors("max_skipped_steps", self.max_skipped_steps, 0)
         errors += _whole_number_errors("warm_up_retain", self.warm_up_retain, 0) or self._warm_up_errors()
         return errors
