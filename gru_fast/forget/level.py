@@ -1,0 +1,133 @@
+"""What "removed" means: documents are known no better than text that the model has never seen.
+
+    limit(m, n) = mean + 2 * sd * sqrt(1/n + 1/N)         of the measure m over N documents never seen
+
+It is where the mean of n further documents of their kind would lie below in 97.7% of cases, were m normally distributed:
+a prediction interval. The probability is compared by its logarithm.
+
+A document is known where one of its three measures is above limit(m, 1). Removed: no document is known, and no mean over
+the documents is above limit(m, n).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gru_fast.forget.measures import MEASURES, Known, of_set
+
+_DEVIATIONS = 2.0
+LEAST = 3  # documents that a level can be taken from
+_LEAST_PROBABILITY = 1e-30
+
+
+@dataclass(frozen=True)
+class Level:
+    """How well a model knows text that it has never seen, taken before unlearning.
+
+    Args:
+        source: where the text is from: "holdout", or "self-written".
+        count: N, documents.
+        means, deviations: of each measure; of the probability's logarithm.
+    """
+
+    source: str
+    count: int
+    means: Mapping[str, float]
+    deviations: Mapping[str, float]
+
+    @classmethod
+    def of(cls, source: str, known: Sequence[Known]) -> Level:
+        """The level of some documents, at least three."""
+        if len(known) < LEAST:
+            raise ValueError(
+                f"{source}: expected at least {LEAST} documents to compare with, got {len(known)}; one says nothing of "
+                "how much they differ"
+            )
+        values = {measure: [_scale(measure, each[measure]) for each in known] for measure in MEASURES}
+        return cls(
+            source,
+            len(known),
+            {measure: statistics.fmean(found) for measure, found in values.items()},
+            {measure: statistics.stdev(found) for measure, found in values.items()},
+        )
+
+    def limit(self, measure: str, count: int = 1) -> float:
+        """The largest value of a mean over ``count`` documents that still looks never seen."""
+        width = _DEVIATIONS * self.deviations[measure] * math.sqrt(1 / count + 1 / self.count)
+        return _unscale(measure, self.means[measure] + width)
+
+    def typical(self, measure: str) -> float:
+        """The mean, of the probability the geometric one."""
+        return _unscale(measure, self.means[measure])
+
+    def above(self, known: Known, count: int = 1) -> list[str]:
+        """The measures by which a document, or the mean of ``count``, is known."""
+        return [measure for measure in MEASURES if known[measure] > self.limit(measure, count)]
+
+    def judge(self, known: Sequence[Known]) -> Judgement:
+        """Whether documents are known."""
+        by_document = {each.document: above for each in known if (above := self.above(each))}
+        return Judgement(by_document, self.above(of_set("forget", known), len(known)), len(known))
+
+    def rule(self) -> str:
+        """The rule in words, with its numbers."""
+        limits = ", ".join(f"{name_of(measure)} {self.limit(measure):.3g}" for measure in MEASURES)
+        what = {"holdout": "of --holdout", "self-written": "that the model wrote itself just now"}[self.source]
+        return (
+            f"A document counts as known where it is above what one more text never seen would be (mean + 2 standard "
+            f"deviations of {self.count} texts {what}: {limits}). Removed: no document is known, and their means are no "
+            "higher than those of as many texts never seen."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file; :meth:`from_json` reads it."""
+        return {"source": self.source, "count": self.count, "means": {**self.means}, "deviations": {**self.deviations}}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Level:
+        """What :meth:`to_json` gave."""
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Which documents a model still knows.
+
+    Args:
+        known: document -> the measures that say so.
+        means: the measures whose mean over all documents is too high.
+        count: of documents.
+    """
+
+    known: Mapping[str, Sequence[str]]
+    means: Sequence[str]
+    count: int
+
+    @property
+    def removed(self) -> bool:
+        """Whether none is known, alone or together."""
+        return not self.known and not self.means
+
+    def __str__(self) -> str:
+        if self.removed:
+            return "removed"
+        if self.known:
+            return f"{len(self.known)} of {self.count} still known"
+        return f"known together, by {', '.join(map(name_of, self.means))}"
+
+
+def name_of(measure: str) -> str:
+    """A measure in words."""
+    return measure.replace("_", " ")
+
+
+def _scale(measure: str, value: float) -> float:
+    return math.log(max(value, _LEAST_PROBABILITY)) if measure == "probability" else value
+
+
+def _unscale(measure: str, value: float) -> float:
+    return math.exp(value) if measure == "probability" else value
