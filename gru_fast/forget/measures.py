@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from gru_fast.data.ngrams import words_of
 from gru_fast.data.own import Piece
 from gru_fast.data.sequences import IGNORE_INDEX
 from gru_fast.evaluation.asking import Prompt, Scorer
 from gru_fast.metrics import mia
 from gru_fast.metrics.exact import exact_mean
 from gru_fast.metrics.memorization import exact_memorization, extraction_strength
-from gru_fast.metrics.overlap import exact_share, longest_run, words
+from gru_fast.metrics.overlap import exact_share, longest_run
 from gru_fast.metrics.rouge import rouge
 from gru_fast.metrics.scores import TextRecord
 
@@ -193,7 +194,7 @@ def _extraction(tokenizer: Any, split: _Split, written: str, keep_text: bool) ->
         *texts,
         rougeL_recall=rouge(truth, written, stemmer=False).rougeL_recall,
         longest_run=longest_run(truth, written),
-        words=len(words(truth)),
+        words=len(words_of(truth)),
         exact=exact_share(truth, written),
     )
 

@@ -23,13 +23,15 @@ from gru_fast.runs.folder import (
     now,
     read_config,
     read_run,
+    save_model,
     start,
     train,
+    trained,
     what_counts,
 )
 
 __all__ = [
     "CONFIG", "ENVIRONMENT", "RESULT", "STATE", "Run", "check_folder", "clear", "delete_weights", "environment",
-    "is_run", "last_checkpoint", "now", "read_config", "read_json", "read_run", "start", "train", "what_counts",
-    "write_json", "write_text",
+    "is_run", "last_checkpoint", "now", "read_config", "read_json", "read_run", "save_model", "start", "train",
+    "trained", "what_counts", "write_json", "write_text",
 ]  # fmt: skip

@@ -222,7 +222,21 @@ def train(trainer: Trainer, facts: Mapping[str, Any], checkpoint: Path | None = 
         checkpoint: where to go on.
 
     Returns:
-        The content of run.json. ``seconds_per_step`` is the median over the steps of this session but its first, which
+        The content of run.json, see :func:`trained`.
+    """
+    result = {**facts, **trained(trainer, checkpoint)}
+    save_model(trainer)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_json(Path(trainer.args.output_dir) / RESULT, result)
+    return result
+
+
+def trained(trainer: Trainer, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Trains, and says how it went; nothing is saved but the trainer's checkpoints.
+
+    Returns:
+        Steps, times and memory. ``seconds_per_step`` is the median over the steps of this session but its first, which
         warms up; loading of the data and evaluations are not in it. ``peak_memory_bytes`` is what the accelerator had
         allocated at most, or, without one, the largest resident size of this process, libraries included.
     """
@@ -237,17 +251,10 @@ def train(trainer: Trainer, facts: Mapping[str, Any], checkpoint: Path | None = 
         reset_resident_peak()
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - began
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero() and not (Path(trainer.args.output_dir) / "config.json").is_file():
-        # With LoRA it is the adapter that was saved; an adapter on top of it will ask for the model's configuration.
-        trainer.model.config.save_pretrained(trainer.args.output_dir)
-    result = {
-        **facts,
+    return {
         "steps": trainer.state.global_step,
         "resumed_from": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
-        "seconds": round(seconds, 3),
+        "seconds": round(time.monotonic() - began, 3),
         "seconds_per_step": statistics.median(timer.seconds[1:] or timer.seconds) if timer.seconds else None,
         "peak_memory_bytes": torch.accelerator.max_memory_allocated() if accelerator else resident_peak_bytes(),
         "memory_of": trainer.args.device.type if accelerator else "process",
@@ -255,9 +262,14 @@ def train(trainer: Trainer, facts: Mapping[str, Any], checkpoint: Path | None = 
         "degenerate": _last(trainer.state.log_history, "degenerate"),
         "finished": now(),
     }
-    if trainer.is_world_process_zero():
-        write_json(Path(trainer.args.output_dir) / RESULT, result)
-    return result
+
+
+def save_model(trainer: Trainer) -> None:
+    """Saves the model and its tokenizer in the run folder; every process must call it."""
+    trainer.save_model()
+    if trainer.is_world_process_zero() and not (Path(trainer.args.output_dir) / "config.json").is_file():
+        # With LoRA it is the adapter that was saved; an adapter on top of it will ask for the model's configuration.
+        trainer.model.config.save_pretrained(trainer.args.output_dir)
 
 
 def what_counts(config: Mapping[str, Any]) -> dict[str, Any]:

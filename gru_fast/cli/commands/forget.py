@@ -1,0 +1,95 @@
+"""Take documents of yours out of a model of yours, with a dossier that shows how far they are gone.
+
+    gru-fast forget --model MODEL --forget leak/ --output-dir runs/takedown-1
+    gru-fast forget --model MODEL --forget rows.jsonl --retain ours.jsonl --holdout similar.jsonl --keep 0.95
+    gru-fast forget --model MODEL --forget leak/ --dry-run
+    gru-fast forget --output-dir runs/takedown-1 --resume
+
+Without --retain the model writes the text itself by which it is kept. Training (NPO with GRU) ends when the documents
+are known no better than text that the model has never seen, or when less than --keep of the quality would be left;
+then the strongest removal that keeps it is taken. The run folder has the model, report.html, report.md and
+manifest.json. gru-fast verify checks a model against it; gru-fast restore, after --keep-delta, takes it back.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HELP = "take documents of yours out of a model, with a report that shows it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from gru_fast.cli import training
+    from gru_fast.options import flags as options
+
+    training.add_flags(parser)
+    options.add(parser, *_classes())
+
+
+def run(args: argparse.Namespace) -> int:
+    from gru_fast import runs
+    from gru_fast.cli import training
+    from gru_fast.forget import dossier, forecast, request
+    from gru_fast.forget.run import Run
+    from gru_fast.options import flags as options
+    from gru_fast.runs.processes import on_first
+
+    training.take_saved_config(args)
+    instances = training.ready(args, _classes(), fill)
+    if instances is None:
+        return 0
+    of_model, asked, config = instances
+    _check(of_model, asked, config)
+    training.fit_lengths(_Lengths, of_model, asked, shown=config.process_index == 0)
+    documents = request.read(asked)
+    tokenizer, template = training.load_tokenizer(args, instances)
+    model = training.load_model(instances, tokenizer)
+    if asked.dry_run:
+        print(forecast.forecast(instances, documents, model, tokenizer, template))
+        return 0
+    text = options.config_text(instances, args)
+    folder = Path(config.output_dir)
+    checkpoint = on_first(
+        lambda: runs.start(folder, text, resume=args.resume, overwrite=args.overwrite_output_dir)
+    )
+    work = Run(instances, documents, model, tokenizer, template, checkpoint)
+    outcome = work.run()
+    on_first(lambda: dossier.write(work, outcome))
+    work.finish()
+    work.say(dossier.last_word(folder, outcome))
+    return 0
+
+
+def fill(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A folder named by the first of the documents."""
+    names = values.get("forget") or ["documents"]
+    first = names[0] if isinstance(names, list) else str(names)
+    return {"output_dir": f"runs/forget-{Path(first.rstrip('/')).stem or 'documents'}"}
+
+
+class _Lengths:
+    """What :func:`gru_fast.cli.training.fit_lengths` asks of a benchmark."""
+
+    @staticmethod
+    def default_lengths(asked: Any) -> dict[str, int]:
+        return {"max_length": asked.max_length}
+
+
+def _classes() -> tuple[type, ...]:
+    from gru_fast.forget.options import ForgetConfig, ForgetOptions
+    from gru_fast.models.load import ModelOptions
+
+    return ModelOptions, ForgetOptions, ForgetConfig
+
+
+def _check(of_model: Any, asked: Any, config: Any) -> None:
+    """Refuses options that do not go together."""
+    if asked.keep_delta and of_model.use_peft:
+        raise ValueError(
+            "keep_delta: with LoRA the adapter is the difference, and the model it lies on is as it was; leave it out"
+        )
+    if config.fsdp_plugin_args if hasattr(config, "fsdp_plugin_args") else config.fsdp:
+        raise ValueError("fsdp: gru-fast forget needs the whole model in every process; give --use-peft for large ones")

@@ -1,0 +1,294 @@
+"""One request from beginning to end. Every stage leaves a file; a run that was stopped goes on after the last of them.
+
+before.json           the model as it was: all measures, and the level that the documents are to come down to
+rate.json             the learning rate that was found
+progress.jsonl        a look at the model every few steps
+work/                 what was trained, until the run is complete
+after.json            all measures of the result, on the same texts
+manifest.json, report.html, report.md, run.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gru_fast import runs
+from gru_fast.data.own import Document
+from gru_fast.evaluation.asking import Scorer
+from gru_fast.forget import rate
+from gru_fast.forget.edge import mixed, to_the_edge
+from gru_fast.forget.exam import Findings, Look, Standard, examine, look
+from gru_fast.forget.level import Level
+from gru_fast.forget.measures import Known
+from gru_fast.forget.options import NONE, ForgetConfig, ForgetOptions
+from gru_fast.forget.request import Documents, Request, make
+from gru_fast.forget.watch import KEEP, REMOVED, STEPS, Point, Watch, put_weights, read_points, weights_of
+from gru_fast.models.limits import padding_id
+from gru_fast.models.load import ModelOptions, load_model
+from gru_fast.runs.processes import here, on_first
+from gru_fast.unlearn.task_vector import load_tensors, save_tensors
+
+BEFORE, AFTER, RATE, WORK = "before.json", "after.json", "rate.json", "work"
+_LAST, _BEST, _EDGE = "last.safetensors", "best.safetensors", "edge.json"  # in WORK
+UNKNOWN = "unknown"  # nothing was known of the documents: there is nothing to forget
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request.
+
+    Args:
+        verdict: "removed", "not removed", or "unknown": the model did not know the documents.
+        reason: why the training ended: "removed", "keep", "steps"; empty where there was none.
+        before, after: all measures; the same where nothing was trained.
+        level: of text never seen.
+        kept: the share that is left, of the whole texts.
+        points: looks in training; ``edge``: mixtures of the last model with the original.
+        chosen: the model that was taken.
+        still_known: documents that are known after, with the measures that say so.
+        never_known: documents that were not known before.
+        facts: for run.json.
+    """
+
+    verdict: str
+    reason: str
+    before: Findings
+    after: Findings
+    level: Level
+    kept: float
+    points: list[Point]
+    edge: list[Point]
+    chosen: Point | None
+    still_known: Mapping[str, Any]
+    never_known: list[str]
+    facts: dict[str, Any]
+
+
+class Run:
+    """A request in its run folder.
+
+    Args:
+        instances: the options: of the model, of the request, of the training.
+        documents: see :func:`gru_fast.forget.request.read`.
+        model, tokenizer, template: the model ready to train, as it was before.
+        checkpoint: where the training goes on.
+    """
+
+    def __init__(
+        self,
+        instances: tuple[ModelOptions, ForgetOptions, ForgetConfig],
+        documents: Documents,
+        model: Any,
+        tokenizer: Any,
+        template: Any,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.of_model, self.options, self.config = instances
+        self.documents = documents
+        self.tokenizer = tokenizer
+        self.template = template
+        self.checkpoint = checkpoint
+        self.folder = Path(self.config.output_dir)
+        self.model = model.to(self.config.device)
+        self.scorer = Scorer(
+            self.model, tokenizer, padding_id(model, tokenizer), batch_size=self.options.eval_batch_size
+        )
+        self.shown = here()[0] == 0
+
+    def run(self) -> Outcome:
+        """All stages; nothing is complete before the caller has written run.json."""
+        self.request = make(
+            self.documents,
+            self.options,
+            self.model,
+            self.tokenizer,
+            self.template,
+            self.folder,
+            shown=self.shown,
+        )
+        self.quick = self.request.texts.some(self.options.quick_pieces)
+        before, self.level = self._before()
+        self.standard = Standard(self.level, before.perplexities)
+        judged = self.level.judge(before.forget)
+        self.say(self.level.rule())
+        never = [each.document for each in before.forget if each.document not in judged.known]
+        self._say_before(before, never)
+        if judged.removed:
+            return self._outcome(UNKNOWN, "", before, before, [], None, never, {})
+        facts, reason = self._trained()
+        edge, chosen = self._edge(reason)
+        runs.save_model(self.trainer)
+        after = self._after()
+        verdict = REMOVED if self.standard.judge(after).removed else "not removed"
+        return self._outcome(verdict, reason, before, after, edge, chosen, never, facts)
+
+    def finish(self) -> None:
+        """Removes what was kept for going on."""
+        if here()[0] == 0:
+            shutil.rmtree(self.folder / WORK, ignore_errors=True)
+            for checkpoint in self.folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+
+    def say(self, text: str) -> None:
+        if self.shown:
+            print(text, flush=True)
+
+    # ---- before and after --------------------------------------------------------------------------------------------
+
+    def _examine(self) -> Findings:
+        options = self.options
+        return examine(
+            self.scorer,
+            self.request.texts,
+            prefix=options.prefix,
+            length=options.length,
+            generate=options.generate,
+            keep_text=options.text,
+        )
+
+    def _before(self) -> tuple[Findings, Level]:
+        file = self.folder / BEFORE
+        content = on_first(lambda: runs.read_json(file) if file.is_file() else None)
+        if content is None:
+            found = self._examine()
+            content = found.to_json()
+            on_first(lambda: runs.write_json(file, content))
+        found = Findings.from_json(content)
+        return found, Level.of(self.request.texts.unseen_source, found.unseen)
+
+    def _after(self) -> Findings:
+        found = self._examine()
+        on_first(lambda: runs.write_json(self.folder / AFTER, found.to_json()))
+        return found
+
+    def _say_before(self, before: Findings, never: list[str]) -> None:
+        count = len(before.forget)
+        self.say(f"known: {count - len(never)} of {count} documents")
+        for name in never[:10]:
+            self.say(f"  not known, so that there is nothing to forget: {name}")
+        if len(never) > 10:
+            self.say(f"  and {len(never) - 10} more")
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def _trained(self) -> tuple[dict[str, Any], str]:
+        """Trains, or puts back what was trained before a stop; the model is then the last one."""
+        from gru_fast.unlearn import UnlearnTrainer
+
+        self.config.learning_rate = self._learning_rate()
+        rows = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
+        self.trainer = UnlearnTrainer(
+            self.model,
+            self.config,
+            train_dataset=self.request.dataset(rows * self.config.world_size, self.config.seed),
+            processing_class=self.tokenizer,
+        )
+        work = self.folder / WORK
+        done = on_first(lambda: runs.read_json(work / "trained.json") if (work / "trained.json").is_file() else None)
+        if done is not None:
+            put_weights(self.model, load_tensors(work / _LAST)[0])
+            return done["facts"], done["reason"]
+        watch = self._watch()
+        self.trainer.add_callback(watch)
+        facts = runs.trained(self.trainer, self.checkpoint)
+        facts["learning_rate"] = self.config.learning_rate
+        self.trainer.save_state()
+
+        def keep() -> None:
+            save_tensors(work / _LAST, weights_of(self.model), {})
+            if watch.best is not None and watch.best_weights and watch.reason != REMOVED:
+                save_tensors(work / _BEST, watch.best_weights, watch.best.to_json())
+            runs.write_json(work / "trained.json", {"facts": facts, "reason": watch.reason})
+
+        on_first(keep)
+        return facts, watch.reason
+
+    def _watch(self) -> Watch:
+        quick = look(self.scorer, dataclasses.replace(self.quick, forget=self.quick.forget[:1]))
+        return Watch(
+            self.scorer,
+            self.quick,
+            self.request.texts,
+            Standard(self.level, quick.perplexities),
+            keep=self.options.keep,
+            eval_steps=int(self.config.eval_steps or 1),
+            folder=self.folder,
+            advance=lambda point: self.say(f"step {point.step:>4}: {point}"),
+        )
+
+    def _learning_rate(self) -> float:
+        if self.config.learning_rate is not None:
+            return self.config.learning_rate
+        file = self.folder / RATE
+        content = on_first(lambda: runs.read_json(file) if file.is_file() else None)
+        if content is None:
+            content = rate.search(self.scorer, self.request, self.quick, self.config, self.options.keep).to_json()
+            on_first(lambda: runs.write_json(file, content))
+            self.say(f"learning rate: {content['learning_rate']:.2g}, {content['why']}")
+        return float(content["learning_rate"])
+
+    # ---- the edge ----------------------------------------------------------------------------------------------------
+
+    def _edge(self, reason: str) -> tuple[list[Point], Point]:
+        """Sets the model to what is to be taken: the strongest removal that keeps the share."""
+        step = max((point.step for point in read_points(self.folder)), default=0)
+        chosen = self._look(step, 1.0)
+        edge: list[Point] = []
+        if chosen.kept < self.options.keep:
+            with mixed(self.model, self._original) as set_alpha:
+                chosen, edge = to_the_edge(
+                    set_alpha, partial(self._look, step), self.options.keep, self.options.resolution
+                )
+        best = self.folder / WORK / _BEST
+        if reason != REMOVED and best.is_file():
+            mixture = weights_of(self.model)
+            put_weights(self.model, load_tensors(best)[0])
+            other = self._look(int(load_tensors(best)[1]["step"]), 1.0)
+            if other.kept >= self.options.keep and other.strength > chosen.strength:
+                chosen = other
+            else:
+                put_weights(self.model, mixture)
+        if edge:
+            self.say(f"mixed with the original to the edge: {chosen.alpha:.1%} of the change: {chosen}")
+        return edge, chosen
+
+    def _look(self, step: int, alpha: float) -> Point:
+        found: Look = look(self.scorer, self.request.texts)
+        return Point.of(step, found, self.standard, self.standard.judge(found), alpha)
+
+    def _original(self) -> Any:
+        return load_model(self.of_model)
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def _outcome(
+        self,
+        verdict: str,
+        reason: str,
+        before: Findings,
+        after: Findings,
+        edge: list[Point],
+        chosen: Point | None,
+        never: list[str],
+        facts: dict[str, Any],
+    ) -> Outcome:
+        return Outcome(
+            verdict=verdict,
+            reason=reason,
+            before=before,
+            after=after,
+            level=self.level,
+            kept=self.standard.kept(after.perplexities),
+            points=read_points(self.folder) if reason else [],
+            edge=edge,
+            chosen=chosen,
+            still_known=dict(self.level.judge(after.forget).known),
+            never_known=never,
+            facts=facts,
+        )
