@@ -1,4 +1,316 @@
+"""What a request leaves for people: report.html, one file that needs no network, and report.md; and for machines the
+manifest. Both reports are made of the manifest and the files of measures, and can be made again from them.
+
+The template escapes every text, for what models write may be anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
 from gru_fast import runs
-def write(work, outcome):
-    runs.write_json(work.folder / runs.RESULT, {"command":"forget","verdict":outcome.verdict,**outcome.facts,"finished":runs.now()})
-def last_word(folder, outcome): return f"{folder}: {outcome.verdict} kept {outcome.kept}"
+from gru_fast.forget import charts, manifest, words
+from gru_fast.forget.exam import Findings
+from gru_fast.forget.level import Level, name_of
+from gru_fast.forget.measures import MEASURES, Extraction, Known, worst_by_document
+from gru_fast.forget.watch import Point, read_points
+
+HTML, MARKDOWN = "report.html", "report.md"
+_TEMPLATES = Path(__file__).with_name("templates")
+_SHOWN = 40  # documents whose texts are in the page
+
+
+@dataclass(frozen=True)
+class Row:
+    """A document in the table.
+
+    Args:
+        before, after: the three measures; ``known_before``, ``known_after``: whether it counts as known.
+        wrote_before, wrote_after: the worst of what the model wrote after its beginnings, if any was asked for.
+    """
+
+    document: str
+    before: Known
+    after: Known
+    known_before: bool
+    known_after: bool
+    wrote_before: Extraction | None
+    wrote_after: Extraction | None
+
+
+@dataclass(frozen=True)
+class View:
+    """All that is shown of a finished request."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    before: Findings
+    after: Findings
+    level: Level
+    points: list[Point]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The documents, those that are known best after it first, then those that were before."""
+        wrote_before, wrote_after = (worst_by_document(each.extractions) for each in (self.before, self.after))
+        found = [
+            Row(
+                before.document,
+                before,
+                after,
+                bool(self.level.above(before)),
+                bool(self.level.above(after)),
+                wrote_before.get(before.document),
+                wrote_after.get(before.document),
+            )
+            for before, after in zip(self.before.forget, self.after.forget, strict=True)
+        ]
+        return sorted(
+            found, key=lambda row: (not row.known_after, -row.after.exact_memorization, -row.before.exact_memorization)
+        )
+
+
+def read(folder: str | Path) -> View:
+    """A finished request from its folder."""
+    from gru_fast.forget.run import AFTER, BEFORE
+
+    folder = Path(folder)
+    said = manifest.read(folder)
+    before = Findings.from_json(runs.read_json(folder / BEFORE))
+    after = Findings.from_json(runs.read_json(folder / AFTER)) if (folder / AFTER).is_file() else before
+    return View(folder, said, before, after, Level.from_json(said["level"]), read_points(folder))
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes the manifest, both reports, and run.json, by which the run is complete."""
+    runs.write_json(folder / manifest.MANIFEST, content)
+    view = read(folder)
+    runs.write_text(folder / HTML, page(view))
+    runs.write_text(folder / MARKDOWN, markdown(view))
+    options = content["options"]
+    result = {
+        "command": "forget",
+        "method": options["method"],
+        "title": "forget",
+        "rectify": options["rectify"],
+        "split": f"{len(content['documents']['forget'])} documents",
+        "model": content["model"]["name"],
+        "verdict": content["verdict"],
+        "kept": content["measures"]["kept"],
+        **content["training"],
+        "finished": content["finished"],
+    }
+    runs.write_json(folder / runs.RESULT, result)
+
+
+def last_word(folder: Path) -> str:
+    """What a command ends with."""
+    said = manifest.read(folder)
+    return f"{words.headline(said)}\n{folder / HTML}, {folder / MARKDOWN}"
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def require() -> None:
+    """Raises ModuleNotFoundError, with what to install, where there is no jinja2."""
+    if find_spec("jinja2") is None:
+        raise ModuleNotFoundError("the report needs jinja2: pip install 'gru_fast[unlearn]'")
+
+
+def page(view: View) -> str:
+    """The HTML page."""
+    require()
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    said = view.manifest
+    return environment.get_template("report.html").render(
+        title=f"Forgetting {_count(len(view.before.forget))}",
+        verdict=said["verdict"],
+        headline=words.headline(said),
+        guarantee=words.guarantee(said),
+        facts=_facts(said),
+        command=said["command"],
+        rows=view.rows,
+        texts=_texts(view),
+        no_text=not said["options"].get("text", True),
+        measures=[(measure, name_of(measure), view.level.typical(measure), view.level.limit(measure)) for measure in MEASURES],
+        source=said["level"]["source"],
+        quality=words.quality(said),
+        keep=said["options"]["keep"],
+        attacks=words.attacks(said),
+        charts=[(name, note, Markup(drawing), legend) for name, note, drawing, legend in _charts(view)],
+        earlier=said["earlier"],
+        files=_files(said),
+        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+    )
+
+
+def _count(number: int) -> str:
+    return f"{number} document{'s' * (number != 1)}"
+
+
+def _facts(said: Mapping[str, Any]) -> list[tuple[str, str]]:
+    options, training = said["options"], said["training"]
+    rate = training.get("learning_rate")
+    versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items() if version)
+    retain = options.get("retain") or ["self"]
+    facts = {
+        "Model": said["model"]["name"],
+        "To forget": _count(len(said["documents"]["forget"])),
+        "To keep": "text that the model wrote itself" if retain == ["self"] else ", ".join(map(str, retain)),
+        "To be kept": f"{options['keep']:.0%}",
+        "Method": f"{options['method']}{', rectified (GRU)' if options['rectify'] else ''}",
+        "Learning rate": f"{rate:.2g}" if rate else "",
+        "Steps": str(training.get("steps", "")),
+        "Time": _duration(training["seconds"]) if "seconds" in training else "",
+        "Finished": said["finished"],
+        "Devices": ", ".join(said["environment"]["devices"]),
+        "Versions": versions,
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def _texts(view: View) -> list[Row]:
+    """Documents with something written, worst first."""
+    found = [row for row in view.rows if row.wrote_before is not None and row.wrote_before.truth]
+    run = {row.document: row.wrote_after.longest_run if row.wrote_after else 0 for row in found}
+    return sorted(found, key=lambda row: -run[row.document])[:_SHOWN]
+
+
+def _charts(view: View) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
+    """Name, note, drawing and legend of each chart; none where nothing was trained."""
+    if not view.points:
+        return []
+    before = _mean(view)
+    limit = view.level.limit("exact_memorization", len(view.before.forget))
+    keep = float(view.manifest["options"]["keep"])
+    steps = [(0.0, before, 1.0), *((float(p.step), p.forget["exact_memorization"], p.kept) for p in view.points)]
+    last = steps[-1][0]
+    over_time = charts.chart(
+        "Over the steps",
+        "step",
+        [
+            charts.Line("limit", "limit", [(0.0, limit), (last, limit)], is_level=True),
+            charts.Line("to be kept", "kept", [(0.0, keep), (last, keep)], is_level=True),
+            charts.Line("exact memorization", "forget", [(x, y) for x, y, _ in steps]),
+            charts.Line("kept", "kept", [(x, z) for x, _, z in steps]),
+        ],
+    )
+    mixtures = [Point(**each) for each in view.manifest["edge"]]
+    low = min([keep, *(p.kept for p in (*view.points, *mixtures))])
+    low = max(0.0, round(low - 0.05, 1))
+    lines = [
+        charts.Line("to be kept", "kept", [(0.0, keep), (max(before, limit), keep)], is_level=True),
+        charts.Line("training", "forget", [(y, z) for _, y, z in steps]),
+    ]
+    if mixtures:
+        lines.append(charts.Line("mixed with the original", "mixed", [(p.forget["exact_memorization"], p.kept) for p in mixtures]))
+    tradeoff = charts.chart("Kept over exact memorization", "exact memorization of the documents", lines, low=low)
+    legend = [("forget", "exact memorization of the documents, with the level of text never seen"), ("kept", "share kept")]
+    return [
+        ("Over the steps", "Quick looks in training.", over_time, legend),
+        (
+            "What each removal cost",
+            "Left is forgotten, up is kept.",
+            tradeoff,
+            [("forget", "training"), *([("mixed", "mixed with the original")] if mixtures else [])],
+        ),
+    ]
+
+
+def _mean(view: View) -> float:
+    from gru_fast.forget.measures import of_set
+
+    return of_set("forget", view.before.forget).exact_memorization
+
+
+def _files(said: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, hash before and after."""
+    before, after = said["model"]["files"], said["result"]["files"]
+    return [(name, before.get(name, ""), after.get(name, "")) for name in sorted({*before, *after})]
+
+
+# ---- the text --------------------------------------------------------------------------------------------------------
+
+
+def markdown(view: View) -> str:
+    """The report as Markdown."""
+    said = view.manifest
+    lines = [f"# {words.TITLES[said['verdict']]}", "", words.headline(said), ""]
+    lines += [f"- {sentence}" for sentence in words.guarantee(said)]
+    lines += ["", "| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in _facts(said)), ""]
+    lines += ["## Documents", "", "Before → after. Known: above the level of text never seen.", ""]
+    names = ["document", "known", *map(name_of, MEASURES), "longest run (words)", "ROUGE-L", "exact"]
+    lines += [f"| {' | '.join(names)} |", "|---|---|" + "---:|" * (len(names) - 2)]
+    lines += [f"| {' | '.join(_cells(row))} |" for row in view.rows]
+    levels = [f"{view.level.typical(measure):.3g}" for measure in MEASURES]
+    lines += [f"| *never seen ({said['level']['source']}), mean* | | {' | '.join(levels)} | | | |", ""]
+    lines += ["## What is kept", "", "| text | perplexity before | after | share left |", "|---|---:|---:|---:|"]
+    lines += [f"| {name} | {a:.4g} | {b:.4g} | {share:.1%} |" for name, a, b, share in words.quality(said)]
+    if found := words.attacks(said):
+        lines += ["", "## Membership inference", "", "AUC against --holdout; 0.5: not told apart.", ""]
+        lines += ["| attack | before | after |", "|---|---:|---:|", *(f"| {n} | {a:.3f} | {b:.3f} |" for n, a, b in found)]
+    if texts := _texts(view):
+        lines += ["", "## What the model writes", ""]
+        for row in texts:
+            lines += _said(row)
+    if said["earlier"]:
+        lines += ["", "## Earlier requests", "", *(f"- {each['run']}: {each['now']}" for each in said["earlier"])]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    known = f"{'yes' if row.known_before else 'no'} → {'yes' if row.known_after else 'no'}"
+    numbers = [f"{row.before[measure]:.3g} → {row.after[measure]:.3g}" for measure in MEASURES]
+    wrote = ["-"] * 3
+    if row.wrote_before and row.wrote_after:
+        a, b = row.wrote_before, row.wrote_after
+        wrote = [
+            f"{a.longest_run} → {b.longest_run}",
+            f"{a.rougeL_recall:.2f} → {b.rougeL_recall:.2f}",
+            f"{a.exact:.0%} → {b.exact:.0%}",
+        ]
+    return [_cell(row.document), known, *numbers, *wrote]
+
+
+def _said(row: Row) -> list[str]:
+    before, after = row.wrote_before, row.wrote_after
+    if before is None:
+        return []
+    return [
+        f"**{_cell(row.document)}**",
+        "",
+        f"- given: {_flat(before.prefix)}",
+        f"- the document: {_flat(before.truth)}",
+        f"- before: {_flat(before.written)}",
+        f"- after: {_flat(after.written if after else '-')}",
+        "",
+    ]
+
+
+def _cell(text: str) -> str:
+    return _flat(text).replace("|", "\\|")
+
+
+def _flat(text: str) -> str:
+    """A text on one line, of which Markdown makes nothing else."""
+    flat = " ".join(text.split())
+    return "".join(f"\\{letter}" if letter in "\\`*_<>[]#" else letter for letter in flat)

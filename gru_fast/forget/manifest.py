@@ -111,14 +111,9 @@ def earlier(model: str) -> list[dict[str, Any]]:
     return [*last["earlier"], said]
 
 
-def make(work: Any, outcome: Any, *, before: Mapping[str, Any], earlier_: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The manifest of a run that has saved its model.
-
-    Args:
-        work, outcome: a :class:`gru_fast.forget.run.Run` and what came of it.
-        before: ``files`` and ``weights`` of the model before.
-        earlier_: requests before this one, with whether they are still forgotten.
-    """
+def make(work: Any, outcome: Any) -> dict[str, Any]:
+    """The manifest of a run that has saved its model: of a :class:`gru_fast.forget.run.Run` and what came of it."""
+    before = work.identity
     environment = runs.read_json(work.folder / runs.ENVIRONMENT)
     salt = new_salt()
     measured = outcome.reason != ""
@@ -133,7 +128,7 @@ def make(work: Any, outcome: Any, *, before: Mapping[str, Any], earlier_: Sequen
         "model": {"name": work.of_model.model, **before},
         "result": {
             "files": files_of(work.folder) if measured else before["files"],
-            "weights": weights_hash(work.model) if measured else before["weights"],
+            "weights": weights_hash(work.model) if measured and before["weights"] else before["weights"],
         },
         "documents": {"salt": salt, "forget": entries(salt, work.documents.forget)},
         "options": options_of(work),
@@ -146,8 +141,12 @@ def make(work: Any, outcome: Any, *, before: Mapping[str, Any], earlier_: Sequen
             "known_before": len(outcome.before.forget) - len(outcome.never_known),
             "known_after": len(outcome.still_known),
         },
-        "training": outcome.facts,
-        "earlier": list(earlier_),
+        "training": {**outcome.facts, "ended_by": outcome.reason},
+        "chosen": outcome.chosen.to_json() if outcome.chosen else None,
+        "edge": [point.to_json() for point in outcome.edge],
+        "still_known": {name: list(by) for name, by in outcome.still_known.items()},
+        "never_known": outcome.never_known,
+        "earlier": work.earlier(),
     }
 
 

@@ -44,6 +44,7 @@ class ForgetOptions:
     keep: float = setting(
         0.95, "share of the quality that must stay: of the probability per token of text that is kept; in (0, 1]"
     )
+    patience: int = setting(4, "looks in a row at which too little is kept, after which it ends; it may come back")
     self_texts: int = setting(96, "with --retain self: texts that the model writes")
     self_length: int = setting(96, "tokens of such a text, at most")
     held_out: float = setting(0.25, "share of --retain that is not trained on, but measured")
@@ -70,7 +71,7 @@ class ForgetOptions:
                 problems.append(f"{name}: expected a share in (0, 1], such as 0.95, got {value:g}")
         if not 0 < self.held_out < 1:
             problems.append(f"held_out: expected a share between 0 and 1, such as 0.25, got {self.held_out:g}")
-        for name in ("max_length", "self_texts", "self_length", "quick_pieces", "generate", "prefix", "length", "eval_batch_size"):
+        for name in ("max_length", "self_texts", "self_length", "quick_pieces", "generate", "patience", "prefix", "length", "eval_batch_size"):
             least = {"max_length": 8, "self_texts": 16, "self_length": 16, "generate": 0}.get(name, 1)
             if getattr(self, name) < least:
                 problems.append(f"{name}: expected a whole number of at least {least}, got {getattr(self, name)}")

@@ -63,8 +63,8 @@ class Request:
         return UnlearnDataset(rows, [piece.row for piece in self.retain] or None, seed=seed)
 
 
-def read(options: ForgetOptions) -> Documents:
-    """The documents of all options.
+def read(options: ForgetOptions, forget: Sequence[Document] | None = None) -> Documents:
+    """The documents of all options; ``forget``: those to forget, if they have been read.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`gru_fast.data.own.load`; documents that are to be forgotten and kept.
@@ -72,7 +72,7 @@ def read(options: ForgetOptions) -> Documents:
 
     given = None if options.writes_itself or options.retain == [NONE] else options.retain
     found = Documents(
-        load(list(options.forget or ()), columns=options.columns),
+        load(list(options.forget or ()), columns=options.columns) if forget is None else forget,
         *(_others(sources, options.columns) for sources in (given, options.holdout, options.neutral)),
     )
     for name in ("retain", "holdout", "neutral"):
@@ -102,12 +102,14 @@ def make(
     folder: Path | None,
     *,
     shown: bool = True,
+    as_written: Path | None = None,
 ) -> Request:
     """The rows of a request; the model writes what is not given.
 
     Args:
         folder: where what it writes is kept, to go on with after a stop; None: nowhere.
         shown: show a bar, and say what was dropped.
+        as_written: a file of what a model has written before, to be read in place of having this one write.
     """
 
     def cut(some: Sequence[Document]) -> list[Piece]:
@@ -117,7 +119,9 @@ def make(
     kept = {"neutral": cut(documents.neutral)} if documents.neutral else {}
     written: list[Document] = []
     counts: dict[str, int] = {}
-    if options.writes_itself or not (documents.neutral and documents.holdout):
+    if as_written is not None:
+        written = load(as_written) if as_written.is_file() else []
+    elif options.writes_itself or not (documents.neutral and documents.holdout):
         written, counts = _write(documents, options, model, tokenizer, template, folder, shown=shown)
     train: list[Piece] = []
     fresh = written  # that no step sees

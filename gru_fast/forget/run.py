@@ -19,16 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast import runs
-from gru_fast.data.own import Document
 from gru_fast.evaluation.asking import Scorer
-from gru_fast.forget import rate
+from gru_fast.forget import delta, earlier, manifest, rate
 from gru_fast.forget.edge import mixed, to_the_edge
 from gru_fast.forget.exam import Findings, Look, Standard, examine, look
 from gru_fast.forget.level import Level
-from gru_fast.forget.measures import Known
-from gru_fast.forget.options import NONE, ForgetConfig, ForgetOptions
+from gru_fast.forget.options import ForgetConfig, ForgetOptions
 from gru_fast.forget.request import Documents, Request, make
-from gru_fast.forget.watch import KEEP, REMOVED, STEPS, Point, Watch, put_weights, read_points, weights_of
+from gru_fast.forget.watch import REMOVED, Point, Watch, put_weights, read_points, weights_of
 from gru_fast.models.limits import padding_id
 from gru_fast.models.load import ModelOptions, load_model
 from gru_fast.runs.processes import here, on_first
@@ -125,8 +123,18 @@ class Run:
         edge, chosen = self._edge(reason)
         runs.save_model(self.trainer)
         after = self._after()
+        if self.options.keep_delta:
+            on_first(lambda: delta.save(self.folder, self._original(), self.model))
         verdict = REMOVED if self.standard.judge(after).removed else "not removed"
         return self._outcome(verdict, reason, before, after, edge, chosen, never, facts)
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """What is left of the requests that the model went through before; measured on the model as it is now."""
+        requests = manifest.earlier(self.of_model.model)
+        found = earlier.measured(self.scorer, self.template, requests)
+        for each in found:
+            self.say(f"earlier request {each['run']}: {each['now']}")
+        return found
 
     def finish(self) -> None:
         """Removes what was kept for going on."""
@@ -156,11 +164,19 @@ class Run:
         file = self.folder / BEFORE
         content = on_first(lambda: runs.read_json(file) if file.is_file() else None)
         if content is None:
-            found = self._examine()
-            content = found.to_json()
+            content = {**self._examine().to_json(), "model": on_first(self._identity)}
             on_first(lambda: runs.write_json(file, content))
+        self.identity = content["model"]
         found = Findings.from_json(content)
         return found, Level.of(self.request.texts.unseen_source, found.unseen)
+
+    def _identity(self) -> dict[str, Any]:
+        """Hashes of the model as it was. (A new LoRA adapter, of random numbers, is no part of it.)"""
+        is_lora = hasattr(self.model, "peft_config")
+        return {
+            "files": manifest.files_of(self.of_model.model),
+            "weights": None if is_lora else manifest.weights_hash(self.model),
+        }
 
     def _after(self) -> Findings:
         found = self._examine()
@@ -217,6 +233,7 @@ class Run:
             self.request.texts,
             Standard(self.level, quick.perplexities),
             keep=self.options.keep,
+            patience=self.options.patience,
             eval_steps=int(self.config.eval_steps or 1),
             folder=self.folder,
             advance=lambda point: self.say(f"step {point.step:>4}: {point}"),

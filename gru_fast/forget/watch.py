@@ -80,7 +80,7 @@ class Watch(TrainerCallback):
         scorer: of the model in training.
         quick: what is looked at; ``whole``: all of it, looked at before it is said that the documents are forgotten.
         standard: how the model was before.
-        keep: the least share to be kept.
+        keep: the least share to be kept; less of it in ``patience`` looks in a row ends the training.
         folder: of the run.
         advance: called with each point.
     """
@@ -93,6 +93,7 @@ class Watch(TrainerCallback):
         standard: Standard,
         *,
         keep: float,
+        patience: int,
         eval_steps: int,
         folder: Path,
         advance: Callable[[Point], Any] = lambda point: None,
@@ -102,6 +103,7 @@ class Watch(TrainerCallback):
         self.whole = whole
         self.standard = standard
         self.keep = keep
+        self.patience = patience
         self.eval_steps = eval_steps
         self.folder = folder
         self.advance = advance
@@ -123,9 +125,10 @@ class Watch(TrainerCallback):
         self.points.append(point)
         self._write()
         self.advance(point)
-        if point.kept < self.keep:
+        latest = self.points[-self.patience :]
+        if len(latest) == self.patience and all(each.kept < self.keep for each in latest):
             self.reason, control.should_training_stop = KEEP, True
-        elif point.removed:
+        elif point.removed and point.kept >= self.keep:
             self.reason, control.should_training_stop = REMOVED, True
         if point.kept >= self.keep and (self.best is None or point.strength >= self.best.strength):
             self.best = point

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gru_fast import runs
     from gru_fast.cli import training
-    from gru_fast.forget import dossier, forecast, request
+    from gru_fast.forget import dossier, forecast, manifest, request
     from gru_fast.forget.run import Run
     from gru_fast.options import flags as options
     from gru_fast.runs.processes import on_first
@@ -57,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
     )
     work = Run(instances, documents, model, tokenizer, template, checkpoint)
     outcome = work.run()
-    on_first(lambda: dossier.write(work, outcome))
+    content = manifest.make(work, outcome)
+    on_first(lambda: dossier.write(folder, content))
     work.finish()
-    work.say(dossier.last_word(folder, outcome))
+    work.say(dossier.last_word(folder))
     return 0
 
 
@@ -91,5 +92,5 @@ def _check(of_model: Any, asked: Any, config: Any) -> None:
         raise ValueError(
             "keep_delta: with LoRA the adapter is the difference, and the model it lies on is as it was; leave it out"
         )
-    if config.fsdp_plugin_args if hasattr(config, "fsdp_plugin_args") else config.fsdp:
+    if config.fsdp:
         raise ValueError("fsdp: gru-fast forget needs the whole model in every process; give --use-peft for large ones")
