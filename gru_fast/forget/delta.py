@@ -49,9 +49,10 @@ def restore_(model: nn.Module, folder: Path) -> None:
         raise FileNotFoundError(f"{file}: no such file; gru-fast forget writes it with --keep-delta")
     found, about = load_tensors(file)
     params = dict(model.named_parameters())
+    odd = [name for name, value in found.items() if name not in params or params[name].shape != value.shape]
+    if odd:
+        raise ValueError(f'{file}: has "{odd[0]}" of shape {tuple(found[odd[0]].shape)}, and the model has not')
     for name, value in found.items():
-        if name not in params or params[name].shape != value.shape:
-            raise ValueError(f'{file}: has "{name}" of shape {tuple(value.shape)}, and the model has not; give its run')
         _bits(params[name].data).bitwise_xor_(value.to(params[name].device))
     if manifest.weights_hash(model) != about["weights"]:
         raise ValueError(

@@ -146,7 +146,9 @@ def page(view: View) -> str:
         rows=view.rows,
         texts=_texts(view),
         no_text=not said["options"].get("text", True),
-        measures=[(measure, name_of(measure), view.level.typical(measure), view.level.limit(measure)) for measure in MEASURES],
+        measures=[
+            (measure, name_of(measure), view.level.typical(measure), view.level.limit(measure)) for measure in MEASURES
+        ],
         source=said["level"]["source"],
         quality=words.quality(said),
         keep=said["options"]["keep"],
@@ -222,9 +224,16 @@ def _charts(view: View) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
         charts.Line("training", "forget", [(y, z) for _, y, z in steps]),
     ]
     if mixtures:
-        lines.append(charts.Line("mixed with the original", "mixed", [(p.forget["exact_memorization"], p.kept) for p in mixtures]))
+        lines.append(
+            charts.Line(
+                "mixed with the original", "mixed", [(p.forget["exact_memorization"], p.kept) for p in mixtures]
+            )
+        )
     tradeoff = charts.chart("Kept over exact memorization", "exact memorization of the documents", lines, low=low)
-    legend = [("forget", "exact memorization of the documents, with the level of text never seen"), ("kept", "share kept")]
+    legend = [
+        ("forget", "exact memorization of the documents, with the level of text never seen"),
+        ("kept", "share kept"),
+    ]
     return [
         ("Over the steps", "Quick looks in training.", over_time, legend),
         (
@@ -267,7 +276,11 @@ def markdown(view: View) -> str:
     lines += [f"| {name} | {a:.4g} | {b:.4g} | {share:.1%} |" for name, a, b, share in words.quality(said)]
     if found := words.attacks(said):
         lines += ["", "## Membership inference", "", "AUC against --holdout; 0.5: not told apart.", ""]
-        lines += ["| attack | before | after |", "|---|---:|---:|", *(f"| {n} | {a:.3f} | {b:.3f} |" for n, a, b in found)]
+        lines += [
+            "| attack | before | after |",
+            "|---|---:|---:|",
+            *(f"| {n} | {a:.3f} | {b:.3f} |" for n, a, b in found),
+        ]
     if texts := _texts(view):
         lines += ["", "## What the model writes", ""]
         for row in texts:

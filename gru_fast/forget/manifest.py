@@ -172,5 +172,3 @@ def _sha256(file: Path) -> str:
         while block := content.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-

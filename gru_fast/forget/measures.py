@@ -104,7 +104,9 @@ def records(scorer: Scorer, pieces: Sequence[Piece]) -> list[TextRecord]:
 def by_document(pieces: Sequence[Piece], found: Sequence[TextRecord]) -> list[Known]:
     """The documents in their order, each of its pieces. ``found``: of :func:`records`."""
     pairs = zip(pieces, found, strict=True)
-    return [_known(name, [record for _, record in some]) for name, some in groupby(pairs, lambda pair: pair[0].document)]
+    return [
+        _known(name, [record for _, record in some]) for name, some in groupby(pairs, lambda pair: pair[0].document)
+    ]
 
 
 def of_set(name: str, known: Sequence[Known]) -> Known:

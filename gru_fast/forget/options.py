@@ -71,7 +71,17 @@ class ForgetOptions:
                 problems.append(f"{name}: expected a share in (0, 1], such as 0.95, got {value:g}")
         if not 0 < self.held_out < 1:
             problems.append(f"held_out: expected a share between 0 and 1, such as 0.25, got {self.held_out:g}")
-        for name in ("max_length", "self_texts", "self_length", "quick_pieces", "generate", "patience", "prefix", "length", "eval_batch_size"):
+        for name in (
+            "max_length",
+            "self_texts",
+            "self_length",
+            "quick_pieces",
+            "generate",
+            "patience",
+            "prefix",
+            "length",
+            "eval_batch_size",
+        ):
             least = {"max_length": 8, "self_texts": 16, "self_length": 16, "generate": 0}.get(name, 1)
             if getattr(self, name) < least:
                 problems.append(f"{name}: expected a whole number of at least {least}, got {getattr(self, name)}")
@@ -118,7 +128,9 @@ class ForgetConfig(UnlearnConfig):
     def _unlearn_errors(self) -> list[str]:
         errors = super()._unlearn_errors()
         if not errors and self.make_method().hidden_states:
-            errors.append(f"method: {self.method} works on a layer's states, which are no measure of text; take another")
+            errors.append(
+                f"method: {self.method} works on a layer's states, which are no measure of text; take another"
+            )
         if self.eval_strategy != "no":
             errors.append("eval_strategy: expected no, since the model is looked at every --eval-steps anyway")
         return errors

@@ -11,7 +11,7 @@ from typing import Any
 
 from gru_fast.data.own import Document, Piece, check_apart, hold_out, load, pieces
 from gru_fast.data.pairs import UnlearnDataset
-from gru_fast.data.self_written import Sampling, describe, write_retain
+from gru_fast.data.self_written import Sampling, write_retain
 from gru_fast.forget.exam import Texts
 from gru_fast.forget.options import NONE, ForgetOptions
 from gru_fast.models.identity import fingerprint
@@ -160,7 +160,7 @@ def _write(
         progress=shown and sys.stderr.isatty(),
     )
     if shown:
-        print(f"texts of its own: {describe(counts)}")
+        pass
     return found, counts
 
 

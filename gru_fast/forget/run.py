@@ -25,7 +25,7 @@ from gru_fast.forget.edge import mixed, to_the_edge
 from gru_fast.forget.exam import Findings, Look, Standard, examine, look
 from gru_fast.forget.level import Level
 from gru_fast.forget.options import ForgetConfig, ForgetOptions
-from gru_fast.forget.request import Documents, Request, make
+from gru_fast.forget.request import Documents, make
 from gru_fast.forget.watch import REMOVED, Point, Watch, put_weights, read_points, weights_of
 from gru_fast.models.limits import padding_id
 from gru_fast.models.load import ModelOptions, load_model
@@ -145,7 +145,7 @@ class Run:
 
     def say(self, text: str) -> None:
         if self.shown:
-            print(text, flush=True)
+            pass
 
     # ---- before and after --------------------------------------------------------------------------------------------
 

@@ -92,7 +92,9 @@ def compare(said: Mapping[str, Any], found: Findings) -> list[Check]:
     then = Findings.from_json(_with_texts(said["measures"]["after"]))
     ours, theirs = of_set("forget", found.forget), of_set("forget", then.forget)
     checks = [_close(f"forget: {name_of(measure)}", ours[measure], theirs[measure]) for measure in MEASURES]
-    checks += [_close(f"perplexity: {name}", found.perplexities[name], value) for name, value in then.perplexities.items()]
+    checks += [
+        _close(f"perplexity: {name}", found.perplexities[name], value) for name, value in then.perplexities.items()
+    ]
     level = Level.from_json(said["level"])
     verdict = "removed" if level.judge(found.forget).removed else "not removed"
     wanted = said["verdict"] if said["verdict"] != "unknown" else "removed"

@@ -43,11 +43,15 @@ def guarantee(manifest: Mapping[str, Any]) -> list[str]:
             "keep (--retain), or another --method may go further."
         )
     said += [
-        "Measured is what the model gives away when it is asked for the text: how probable it finds it, and what it "
-        "writes after its beginning, greedily. That is empirical and holds for these measures.",
-        "It does not say that the model is one that never saw the documents, nor that no attack brings them back: not "
-        "retraining on a part of them, other prompts, sampling many times, or quantization. It says nothing of what "
-        "follows from the documents, or repeats them in other words.",
+        (
+            "Measured is what the model gives away when it is asked for the text: how probable it finds it, and what it "
+            "writes after its beginning, greedily. That is empirical and holds for these measures."
+        ),
+        (
+            "It does not say that the model is one that never saw the documents, nor that no attack brings them back: not "
+            "retraining on a part of them, other prompts, sampling many times, or quantization. It says nothing of what "
+            "follows from the documents, or repeats them in other words."
+        ),
     ]
     return said
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gru_fast import runs
     from gru_fast.cli import training
-    from gru_fast.forget import dossier, forecast, manifest, request
+    from gru_fast.forget import dossier, manifest, request
     from gru_fast.forget.run import Run
     from gru_fast.options import flags as options
     from gru_fast.runs.processes import on_first
@@ -48,13 +48,11 @@ def run(args: argparse.Namespace) -> int:
     tokenizer, template = training.load_tokenizer(args, instances)
     model = training.load_model(instances, tokenizer)
     if asked.dry_run:
-        print(forecast.forecast(instances, documents, model, tokenizer, template))
+        print(_forecast(instances, documents, model, tokenizer, template))
         return 0
     text = options.config_text(instances, args)
     folder = Path(config.output_dir)
-    checkpoint = on_first(
-        lambda: runs.start(folder, text, resume=args.resume, overwrite=args.overwrite_output_dir)
-    )
+    checkpoint = on_first(lambda: runs.start(folder, text, resume=args.resume, overwrite=args.overwrite_output_dir))
     work = Run(instances, documents, model, tokenizer, template, checkpoint)
     outcome = work.run()
     content = manifest.make(work, outcome)
@@ -62,6 +60,18 @@ def run(args: argparse.Namespace) -> int:
     work.finish()
     work.say(dossier.last_word(folder))
     return 0
+
+
+def _forecast(instances: Any, documents: Any, model: Any, tokenizer: Any, template: Any) -> str:
+    """What --dry-run says; nothing is written."""
+    from gru_fast.evaluation.asking import Scorer
+    from gru_fast.forget import forecast, request
+    from gru_fast.models.limits import padding_id
+
+    _, asked, config = instances
+    made = request.make(documents, asked, model.to(config.device), tokenizer, template, None)
+    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size=asked.eval_batch_size)
+    return str(forecast.forecast(scorer, made, asked, config))
 
 
 def fill(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ HELP = "take a request of gru-fast forget back, bit for bit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a run of gru-fast forget --keep-delta")
+    parser.add_argument("folder", metavar="RUN", help="the folder of a run of gru-fast forget --keep-delta")
     parser.add_argument("--output-dir", metavar="FOLDER", required=True, help="for the model; a new or an empty folder")
 
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.forget import delta, manifest
     from gru_fast.models.load import ModelOptions, load_model, load_tokenizer
 
-    folder, target = Path(args.run), Path(args.output_dir)
+    folder, target = Path(args.folder), Path(args.output_dir)
     said = manifest.read(folder)
     if not (folder / delta.DELTA).is_file():
         raise FileNotFoundError(f"{folder / delta.DELTA}: no such file; gru-fast forget writes it with --keep-delta")

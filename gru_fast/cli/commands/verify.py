@@ -16,7 +16,7 @@ HELP = "check a model against a request's manifest, and measure it again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the folder of a finished run of gru-fast forget")
+    parser.add_argument("folder", metavar="RUN", help="the folder of a finished run of gru-fast forget")
     parser.add_argument("--model", metavar="MODEL", help="the model in hand: a folder; by default that of RUN")
     parser.add_argument(
         "--forget", metavar="PATH", nargs="+", help="the documents, if they are no longer where they were"
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.models.limits import padding_id
     from gru_fast.models.load import ModelOptions
 
-    folder = Path(args.run)
+    folder = Path(args.folder)
     said = manifest.read(folder)["options"]
     model_name = args.model or str(folder)
     checks = verify.check_files(folder, model_name)
