@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gru_fast import runs
@@ -147,8 +146,9 @@ def load_tokenizer(args: argparse.Namespace, instances: Sequence[Any]) -> tuple[
     return tokenizer, template
 
 
-def fit_lengths(benchmark: ModuleType, model: Any, data: Any, *, shown: bool = True) -> None:
-    """Fills in the benchmark's default lengths, as far as the model has positions, and says where it has fewer."""
+def fit_lengths(benchmark: Any, model: Any, data: Any, *, shown: bool = True) -> None:
+    """Fills in the benchmark's ``default_lengths(data)``, as far as the model has positions, and says where it has
+    fewer."""
     from gru_fast.models import positions_of
 
     lengths = benchmark.default_lengths(data)

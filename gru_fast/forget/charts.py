@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 480, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 14, 40
+_At = Callable[[float, float], tuple[float, float]]  # values to places
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def chart(title: str, x_name: str, lines: Sequence[Line], *, low: float = 0.0, h
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
         *_grid(at, left, right, low, high),
-        f'<text class="quiet" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_name)}</text>',
+        _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "middle", x_name, kind="quiet"),
     ]
     for line in lines:
         path = " ".join(f"{x},{y}" for x, y in (at(*point) for point in line.points))
@@ -53,14 +54,18 @@ def chart(title: str, x_name: str, lines: Sequence[Line], *, low: float = 0.0, h
     return "".join([*parts, "</svg>"])
 
 
-def _grid(at, left: float, right: float, low: float, high: float) -> list[str]:  # type: ignore[no-untyped-def]
+def _grid(at: _At, left: float, right: float, low: float, high: float) -> list[str]:
     parts = []
     for quarter in range(5):
         value = low + (high - low) * quarter / 4
         x, y = at(left, value)
         parts.append(f'<line class="grid" x1="{x}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{x - 6}" y="{y + 4}" text-anchor="end">{value:.3g}</text>')
+        parts.append(_text(x - 6, y + 4, "end", f"{value:.3g}"))
     for value in dict.fromkeys((left, (left + right) / 2, right)):
         x, y = at(value, low)
-        parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{value:.4g}</text>')
+        parts.append(_text(x, y + 16, "middle", f"{value:.4g}"))
     return parts
+
+
+def _text(x: float, y: float, anchor: str, text: str, kind: str = "") -> str:
+    return f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -1,4 +1,4 @@
-"""To the edge of what may be lost: the model is mixed with the original until the share that must stay is there (UWC)."""
+"""To the edge of what may be lost: the model is mixed with the original until what must stay is there (UWC)."""
 
 from __future__ import annotations
 

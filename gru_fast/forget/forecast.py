@@ -2,7 +2,7 @@
 
     cos(g, r) = <g, r> / (|g| |r|)       g: gradient of the loss of a document to forget, r: of text to keep
 
-Forgetting goes against g. Where g and r point the same way, it works against what is to stay: that is what GRU takes out.
+Forgetting goes against g. Where g and r point the same way, it works against what is to stay: GRU takes that out.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Forecast:
             cosine = f"{cosines[each.document]:+.3f}" if each.document in cosines else "-"
             lines.append(
                 f"{each.document[-width:]:<{width}}  {'yes' if above[each.document] else 'no':>5}  "
-                f"{each.probability:>11.3g}  {each.exact_memorization:>5.2f}  {each.extraction_strength:>8.2f}  {cosine:>16}"
+                f"{each.probability:>11.3g}  {each.exact_memorization:>5.2f}  {each.extraction_strength:>8.2f}  "
+                f"{cosine:>16}"
             )
         unknown = [name for name, found in above.items() if not found]
         if unknown:
@@ -98,12 +99,12 @@ class Forecast:
         minutes = self.seconds_per_step * self.most_steps / 60
         return [
             (
-                f"cost: {self.seconds_per_step:.2g} s a step, {self.most_steps} steps at most ({minutes:.1f} min), without the "
-                "looks at the model"
+                f"cost: {self.seconds_per_step:.2g} s a step, {self.most_steps} steps at most ({minutes:.1f} min), "
+                "without the looks at the model"
             ),
             (
-                f"memory: {self.bytes_needed / 2**30:.2f} GiB for weights, gradients, the moving average and AdamW, beside "
-                f"activations (this process has had {self.peak_bytes / 2**30:.2f} GiB at most so far)"
+                f"memory: {self.bytes_needed / 2**30:.2f} GiB for weights, gradients, the moving average and AdamW, "
+                f"beside activations (this process has had {self.peak_bytes / 2**30:.2f} GiB at most so far)"
             ),
         ]
 

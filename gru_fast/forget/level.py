@@ -2,11 +2,11 @@
 
     limit(m, n) = mean + 2 * sd * sqrt(1/n + 1/N)         of the measure m over N documents never seen
 
-It is where the mean of n further documents of their kind would lie below in 97.7% of cases, were m normally distributed:
-a prediction interval. The probability is compared by its logarithm.
+The mean of n further documents of their kind would lie below it in 97.7% of cases, were m normally distributed: a
+prediction interval. The probability is compared by its logarithm.
 
-A document is known where one of its three measures is above limit(m, 1). Removed: no document is known, and no mean over
-the documents is above limit(m, n).
+A document is known where one of its three measures is above limit(m, 1). Removed: no document is known, and no mean
+over the documents is above limit(m, n).
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Level:
         what = {"holdout": "of --holdout", "self-written": "that the model wrote itself just now"}[self.source]
         return (
             f"A document counts as known where it is above what one more text never seen would be (mean + 2 standard "
-            f"deviations of {self.count} texts {what}: {limits}). Removed: no document is known, and their means are no "
-            "higher than those of as many texts never seen."
+            f"deviations of {self.count} texts {what}: {limits}). Removed: no document is known, and their means are "
+            "no higher than those of as many texts never seen."
         )
 
     def to_json(self) -> dict[str, Any]:

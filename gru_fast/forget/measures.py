@@ -129,7 +129,7 @@ def perplexity(found: Sequence[TextRecord]) -> float:
 
 
 def membership(forget: Sequence[TextRecord], holdout: Sequence[TextRecord]) -> dict[str, float]:
-    """AUC of each attack between two sets of pieces: 1/2 where they cannot be told apart, near 1 where forget is known."""
+    """AUC of each attack between two sets of pieces: 1/2 where they cannot be told apart, near 1 where one is known."""
     return {name: mia.auc([*map(score, forget)], [*map(score, holdout)]) for name, score in ATTACKS.items()}
 
 
@@ -189,11 +189,12 @@ def _split(piece: Piece, prefix: int, length: int) -> _Split | None:
 def _extraction(tokenizer: Any, split: _Split, written: str, keep_text: bool) -> Extraction:
     truth = tokenizer.decode(split.truth, skip_special_tokens=True)
     given = tokenizer.decode(split.prefix, skip_special_tokens=True)
-    texts = (given, truth, written) if keep_text else ("", "", "")
     return Extraction(
         split.piece.document,
         split.piece.index,
-        *texts,
+        prefix=given if keep_text else "",
+        truth=truth if keep_text else "",
+        written=written if keep_text else "",
         rougeL_recall=rouge(truth, written, stemmer=False).rougeL_recall,
         longest_run=longest_run(truth, written),
         words=len(words_of(truth)),

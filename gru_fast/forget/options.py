@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from gru_fast.unlearn import methods
 from gru_fast.unlearn.config import UnlearnConfig, raise_all, setting
 
 SELF, NONE = "self", "none"  # of --retain
-
-
-def _several(text: str, default: list[str] | None = None) -> Any:
-    return field(default_factory=lambda: default, metadata={"help": text})
 
 
 @dataclass
@@ -22,19 +18,32 @@ class ForgetOptions:
         ValueError: options that cannot be, all at once.
     """
 
-    forget: list[str] | None = _several(
-        "the documents to forget: files (.txt, .md, .pdf, .docx; .jsonl, .json, .csv, .parquet with a document a row), "
-        "folders, globs, or org/name:config:split on the hub"
+    forget: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "the documents to forget: files (.txt, .md, .pdf, .docx; .jsonl, .json, .csv, .parquet with a document "
+            "a row), folders, globs, or org/name:config:split on the hub"
+        },
     )
-    retain: list[str] | None = _several(
-        "text that is to be kept, in the same forms; self: text that the model writes itself (the default)", [SELF]
+    retain: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "text that is to be kept, in the same forms; self: text that the model writes itself (the default)"
+        },
     )
-    holdout: list[str] | None = _several(
-        "text like that to forget that the model has never seen: what it knows of this is the level to come down to. By "
-        "default text that the model has just written"
+    holdout: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "text like that to forget that the model has never seen: what it knows of this is the level to come "
+            "down to. By default text that the model has just written"
+        },
     )
-    neutral: list[str] | None = _several(
-        "text of all kinds, by whose perplexity it is seen what is kept, besides some of --retain that is not trained on"
+    neutral: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "text of all kinds, by whose perplexity it is seen what is kept, besides some of --retain that is not "
+            "trained on"
+        },
     )
     columns: dict[str, str] | None = field(
         default=None,
@@ -97,12 +106,14 @@ class ForgetOptions:
 
 @dataclass
 class ForgetConfig(UnlearnConfig):
-    """The training: as of gru-fast unlearn, with NPO, GRU and other defaults.
+    """The training: as of gru-fast unlearn, with NPO+GD, GRU and other defaults.
 
-    A step takes 8 rows and as many to keep. It ends when the documents are forgotten or --keep would break, at the latest
-    after ``max_steps``.
+    GRU computes the retain gradient anyway, so that the retain loss of NPO+GD costs nothing beside it. A step takes 8
+    rows and as many to keep. It ends when the documents are forgotten or --keep would break, at the latest after
+    ``max_steps``.
     """
 
+    method: str = setting("npo_gd", "unlearning objective", tuple(methods.names()))
     rectify: bool = setting(True, "rectify the unlearning gradient (GRU)")
     learning_rate: float | None = setting(None, "by default it is searched for: see docs/forget.md")  # type: ignore[assignment]
     max_steps: int = setting(150, "most steps")

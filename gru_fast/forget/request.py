@@ -173,7 +173,7 @@ def _held_out(documents: Sequence[Document], cut: Any, share: float) -> tuple[li
     count = math.ceil(share * len(found))
     if count >= len(found):
         raise ValueError(
-            f"retain: {documents[0].id} is a single piece, of which nothing can be held out for measuring; give more, or "
-            "--retain self"
+            f"retain: {documents[0].id} is a single piece, of which nothing can be held out for measuring; give more, "
+            "or --retain self"
         )
     return found[:-count], found[-count:]

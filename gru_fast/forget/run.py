@@ -119,7 +119,7 @@ class Run:
         self._say_before(before, never)
         if judged.removed:
             return self._outcome(UNKNOWN, "", before, before, [], None, never, {})
-        facts, reason = self._trained()
+        facts, reason = self._trained(before)
         edge, chosen = self._edge(reason)
         runs.save_model(self.trainer)
         after = self._after()
@@ -193,11 +193,11 @@ class Run:
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def _trained(self) -> tuple[dict[str, Any], str]:
+    def _trained(self, before: Findings) -> tuple[dict[str, Any], str]:
         """Trains, or puts back what was trained before a stop; the model is then the last one."""
         from gru_fast.unlearn import UnlearnTrainer
 
-        self.config.learning_rate = self._learning_rate()
+        self._tuned(before)
         rows = self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
         self.trainer = UnlearnTrainer(
             self.model,
@@ -213,7 +213,7 @@ class Run:
         watch = self._watch()
         self.trainer.add_callback(watch)
         facts = runs.trained(self.trainer, self.checkpoint)
-        facts["learning_rate"] = self.config.learning_rate
+        facts |= {"learning_rate": self.config.learning_rate, "method_options": self.config.method_options}
         self.trainer.save_state()
 
         def keep() -> None:
@@ -239,16 +239,24 @@ class Run:
             advance=lambda point: self.say(f"step {point.step:>4}: {point}"),
         )
 
-    def _learning_rate(self) -> float:
-        if self.config.learning_rate is not None:
-            return self.config.learning_rate
+    def _tuned(self, before: Findings) -> None:
+        """Fills in the learning rate, and NPO's beta, where they were not given."""
         file = self.folder / RATE
         content = on_first(lambda: runs.read_json(file) if file.is_file() else None)
         if content is None:
-            content = rate.search(self.scorer, self.request, self.quick, self.config, self.options.keep).to_json()
+            found = (
+                rate.search(self.scorer, self.request, self.quick, self.level, self.config, self.options.keep)
+                if self.config.learning_rate is None
+                else rate.Found(self.config.learning_rate, "as it was given", [])
+            )
+            content = {**found.to_json(), "beta": rate.beta(before.forget, self.request, self.level)}
             on_first(lambda: runs.write_json(file, content))
             self.say(f"learning rate: {content['learning_rate']:.2g}, {content['why']}")
-        return float(content["learning_rate"])
+        self.config.learning_rate = float(content["learning_rate"])
+        method = self.config.make_method()
+        if "beta" not in (self.config.method_options or {}) and method.name.startswith("npo"):
+            self.config.method_options = {**(self.config.method_options or {}), "beta": content["beta"]}
+        self.config.method_options = dataclasses.asdict(self.config.make_method())
 
     # ---- the edge ----------------------------------------------------------------------------------------------------
 

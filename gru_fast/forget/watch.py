@@ -1,4 +1,4 @@
-"""The model is looked at while it forgets: it ends when the documents are forgotten, or when too little would be kept."""
+"""Looks at a model while it forgets: it ends when the documents are forgotten, or when too little would be kept."""
 
 from __future__ import annotations
 

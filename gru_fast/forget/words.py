@@ -34,8 +34,8 @@ def guarantee(manifest: Mapping[str, Any]) -> list[str]:
     if source == "self-written":
         said.append(
             "The level is that of text which the model wrote itself. Such text is more predictable than most that a "
-            "person wrote, so the level is a mild one: --holdout, with text like the documents that the model has never "
-            "seen, gives a better one."
+            "person wrote, so the level is a mild one: --holdout, with text like the documents that the model has "
+            "never seen, gives a better one."
         )
     if manifest["verdict"] == "not removed":
         said.append(
@@ -44,13 +44,13 @@ def guarantee(manifest: Mapping[str, Any]) -> list[str]:
         )
     said += [
         (
-            "Measured is what the model gives away when it is asked for the text: how probable it finds it, and what it "
-            "writes after its beginning, greedily. That is empirical and holds for these measures."
+            "Measured is what the model gives away when it is asked for the text: how probable it finds it, and what "
+            "it writes after its beginning, greedily. That is empirical and holds for these measures."
         ),
         (
-            "It does not say that the model is one that never saw the documents, nor that no attack brings them back: not "
-            "retraining on a part of them, other prompts, sampling many times, or quantization. It says nothing of what "
-            "follows from the documents, or repeats them in other words."
+            "It does not say that the model is one that never saw the documents, nor that no attack brings them back: "
+            "not retraining on a part of them, other prompts, sampling many times, or quantization. It says nothing of "
+            "what follows from the documents, or repeats them in other words."
         ),
     ]
     return said

@@ -5,9 +5,9 @@
     gru-fast forget --model MODEL --forget leak/ --dry-run
     gru-fast forget --output-dir runs/takedown-1 --resume
 
-Without --retain the model writes the text itself by which it is kept. Training (NPO with GRU) ends when the documents
-are known no better than text that the model has never seen, or when less than --keep of the quality would be left;
-then the strongest removal that keeps it is taken. The run folder has the model, report.html, report.md and
+Without --retain the model writes the text itself by which it is kept. Training (NPO+GD with GRU) ends when the
+documents are known no better than text that the model has never seen, or when less than --keep of the quality would be
+left; then the strongest removal that keeps it is taken. The run folder has the model, report.html, report.md and
 manifest.json. gru-fast verify checks a model against it; gru-fast restore, after --keep-delta, takes it back.
 """
 

@@ -1,0 +1,1 @@
+"""One request from documents to dossier: what `gru-fast forget`, `verify` and `restore` do."""
