@@ -21,8 +21,8 @@ class ForgetOptions:
     forget: list[str] | None = field(
         default=None,
         metadata={
-            "help": "the documents to forget: files (.txt, .md, .pdf, .docx; .jsonl, .json, .csv, .parquet with a document "
-            "a row), folders, globs, or org/name:config:split on the hub"
+            "help": "the documents to forget: files (.txt, .md, .pdf, .docx; .jsonl, .json, .csv, .parquet with a "
+            "document a row), folders, globs, or org/name:config:split on the hub"
         },
     )
     retain: list[str] | None = field(
@@ -34,15 +34,15 @@ class ForgetOptions:
     holdout: list[str] | None = field(
         default=None,
         metadata={
-            "help": "text like that to forget that the model has never seen: what it knows of this is the level to come "
-            "down to. By default text that the model has just written"
+            "help": "text like that to forget that the model has never seen: what it knows of this is the level to "
+            "come down to. By default text that the model has just written"
         },
     )
     neutral: list[str] | None = field(
         default=None,
         metadata={
-            "help": "text of all kinds, by whose perplexity it is seen what is kept, besides some of --retain that is not "
-            "trained on"
+            "help": "text of all kinds, by whose perplexity it is seen what is kept, besides some of --retain that is "
+            "not trained on"
         },
     )
     columns: dict[str, str] | None = field(
