@@ -92,4 +92,5 @@ class Show:
         section("WHAT THEY WRITE", words.answers(entries))
         section(f"FIGURES in {places.report}, with table.md and table.csv", words.figures(entries))
         section("GO ON", words.next_steps(places, self._settings))
+        section("YOUR OWN DOCUMENTS AND MODEL", words.own_documents())
         self._console.say(f"\n{self._console.seconds:.0f} s in all. Everything is in {places.folder}")

@@ -214,6 +214,11 @@ def _written(record: Record) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
+def own_documents() -> str:
+    """The command for those who came with documents."""
+    return "gru-fast forget --model MODEL --forget FOLDER --dry-run"
+
+
 def next_steps(places: Places, settings: Settings) -> str:
     """Commands to go on with, on what the demo has left behind: another run, evaluated as the others were."""
     gru, more = places.unlearned("ga", True), places.folder / "runs" / "ga-gru-0.8"

@@ -16,7 +16,7 @@ from gru_fast import runs
 from gru_fast.forget import charts, manifest, words
 from gru_fast.forget.exam import Findings
 from gru_fast.forget.level import Level, name_of
-from gru_fast.forget.measures import MEASURES, Extraction, Known, worst_by_document
+from gru_fast.forget.measures import MEASURES, Extraction, Known, of_set, worst_by_document
 from gru_fast.forget.watch import Point, read_points
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -197,58 +197,50 @@ def _texts(view: View) -> list[Row]:
     return sorted(found, key=lambda row: -run[row.document])[:_SHOWN]
 
 
-def _charts(view: View) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
-    """Name, note, drawing and legend of each chart; none where nothing was trained."""
-    if not view.points:
-        return []
-    before = _mean(view)
-    limit = view.level.limit("exact_memorization", len(view.before.forget))
-    keep = float(view.manifest["options"]["keep"])
-    steps = [(0.0, before, 1.0), *((float(p.step), p.forget["exact_memorization"], p.kept) for p in view.points)]
-    last = steps[-1][0]
-    over_time = charts.chart(
-        "Over the steps",
-        "step",
-        [
-            charts.Line("limit", "limit", [(0.0, limit), (last, limit)], is_level=True),
-            charts.Line("to be kept", "kept", [(0.0, keep), (last, keep)], is_level=True),
-            charts.Line("exact memorization", "forget", [(x, y) for x, y, _ in steps]),
-            charts.Line("kept", "kept", [(x, z) for x, _, z in steps]),
-        ],
-    )
+_Chart = tuple[str, str, str, list[tuple[str, str]]]  # name, note, drawing, legend
+
+
+def _charts(view: View) -> list[_Chart]:
+    """None where nothing was changed."""
     mixtures = [Point(**each) for each in view.manifest["edge"]]
-    low = min([keep, *(p.kept for p in (*view.points, *mixtures))])
-    low = max(0.0, round(low - 0.05, 1))
+    found = [_over_time(view)] if view.points else []
+    return [*found, _tradeoff(view, mixtures)] if view.points or mixtures else []
+
+
+def _steps(view: View) -> list[tuple[float, float, float]]:
+    """Step, exact memorization of the documents, share kept; the original first."""
+    before = of_set("forget", view.before.forget).exact_memorization
+    return [(0.0, before, 1.0), *((float(p.step), p.forget["exact_memorization"], p.kept) for p in view.points)]
+
+
+def _over_time(view: View) -> _Chart:
+    steps, keep = _steps(view), float(view.manifest["options"]["keep"])
+    limit, last = view.level.limit("exact_memorization", len(view.before.forget)), steps[-1][0]
     lines = [
-        charts.Line("to be kept", "kept", [(0.0, keep), (max(before, limit), keep)], is_level=True),
-        charts.Line("training", "forget", [(y, z) for _, y, z in steps]),
+        charts.Line("limit", "limit", [(0.0, limit), (last, limit)], is_level=True),
+        charts.Line("to be kept", "kept", [(0.0, keep), (last, keep)], is_level=True),
+        charts.Line("exact memorization", "forget", [(x, y) for x, y, _ in steps]),
+        charts.Line("kept", "kept", [(x, z) for x, _, z in steps]),
     ]
-    if mixtures:
-        lines.append(
-            charts.Line(
-                "mixed with the original", "mixed", [(p.forget["exact_memorization"], p.kept) for p in mixtures]
-            )
-        )
-    tradeoff = charts.chart("Kept over exact memorization", "exact memorization of the documents", lines, low=low)
     legend = [
-        ("forget", "exact memorization of the documents, with the level of text never seen"),
-        ("kept", "share kept"),
+        ("forget", "exact memorization; dashed: level of text never seen"),
+        ("kept", "share kept; dashed: --keep"),
     ]
-    return [
-        ("Over the steps", "Quick looks in training.", over_time, legend),
-        (
-            "What each removal cost",
-            "Left is forgotten, up is kept.",
-            tradeoff,
-            [("forget", "training"), *([("mixed", "mixed with the original")] if mixtures else [])],
-        ),
-    ]
+    return "Over the steps", "Looks in training.", charts.chart("Over the steps", "step", lines), legend
 
 
-def _mean(view: View) -> float:
-    from gru_fast.forget.measures import of_set
-
-    return of_set("forget", view.before.forget).exact_memorization
+def _tradeoff(view: View, mixtures: list[Point]) -> _Chart:
+    name, keep = "What each removal cost", float(view.manifest["options"]["keep"])
+    steps, mixed = _steps(view), [(p.forget["exact_memorization"], p.kept) for p in mixtures]
+    trained = [(y, z) for _, y, z in steps] if view.points else []
+    low = max(0.0, round(min([keep, *(z for _, z in (*trained, *mixed))]) - 0.05, 1))
+    lines = [charts.Line("to be kept", "kept", [(0.0, keep), (steps[0][1], keep)], is_level=True)]
+    lines += [charts.Line("training", "forget", trained)] if trained else []
+    lines += [charts.Line("mixed with the original", "mixed", mixed)] if mixed else []
+    legend = [("forget", "training")] if trained else []
+    legend += [("mixed", "mixed with the original")] if mixed else []
+    drawing = charts.chart(name, "exact memorization of the documents", lines, low=low)
+    return name, "Left is forgotten, up is kept; dashed: --keep.", drawing, legend
 
 
 def _files(said: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -28,7 +28,8 @@ class ForgetOptions:
     retain: list[str] | None = field(
         default=None,
         metadata={
-            "help": "text that is to be kept, in the same forms; self: text that the model writes itself (the default)"
+            "help": "text that is to be kept, in the same forms; self: text that the model writes itself (the "
+            "default); none: forget without any, by TRU"
         },
     )
     holdout: list[str] | None = field(

@@ -30,10 +30,11 @@ from gru_fast.forget.watch import REMOVED, Point, Watch, put_weights, read_point
 from gru_fast.models.limits import padding_id
 from gru_fast.models.load import ModelOptions, load_model
 from gru_fast.runs.processes import here, on_first
-from gru_fast.unlearn.task_vector import load_tensors, save_tensors
+from gru_fast.unlearn.task_vector import TaskVector, load_tensors, save_tensors
 
 BEFORE, AFTER, RATE, WORK = "before.json", "after.json", "rate.json", "work"
-_LAST, _BEST, _EDGE = "last.safetensors", "best.safetensors", "edge.json"  # in WORK
+_LAST, _BEST, _VECTOR = "last.safetensors", "best.safetensors", "task_vector.safetensors"  # in WORK
+_STRENGTH = 2.0  # of a TRU vector, from which the model is mixed back; the paper's are 0.5 to 1
 UNKNOWN = "unknown"  # nothing was known of the documents: there is nothing to forget
 
 
@@ -43,7 +44,8 @@ class Outcome:
 
     Args:
         verdict: "removed", "not removed", or "unknown": the model did not know the documents.
-        reason: why the training ended: "removed", "keep", "steps"; empty where there was none.
+        reason: why the training ended: "removed", "keep", "steps"; "tru" where a vector was subtracted; empty where
+            there was nothing to do.
         before, after: all measures; the same where nothing was trained.
         level: of text never seen.
         kept: the share that is left, of the whole texts.
@@ -98,6 +100,7 @@ class Run:
             self.model, tokenizer, padding_id(model, tokenizer), batch_size=self.options.eval_batch_size
         )
         self.shown = here()[0] == 0
+        self.trainer: Any = None  # made where something is trained by it
 
     def run(self) -> Outcome:
         """All stages; nothing is complete before the caller has written run.json."""
@@ -119,9 +122,9 @@ class Run:
         self._say_before(before, never)
         if judged.removed:
             return self._outcome(UNKNOWN, "", before, before, [], None, never, {})
-        facts, reason = self._trained(before)
+        facts, reason = self._trained(before) if self.request.retain else self._subtracted()
         edge, chosen = self._edge(reason)
-        runs.save_model(self.trainer)
+        self._save()
         after = self._after()
         if self.options.keep_delta:
             on_first(lambda: delta.save(self.folder, self._original(), self.model))
@@ -224,6 +227,44 @@ class Run:
 
         on_first(keep)
         return facts, watch.reason
+
+    def _subtracted(self) -> tuple[dict[str, Any], str]:
+        """Without text to keep: the model minus its TRU vector, farther than is wanted; the edge is found afterwards."""
+        from gru_fast.unlearn import tru
+        from gru_fast.unlearn.task_vector_options import TaskVectorOptions
+
+        file = self.folder / WORK / _VECTOR
+        options = TaskVectorOptions(
+            learning_rate=self.config.learning_rate,
+            rows_at_a_time=self.config.per_device_train_batch_size,
+            bf16=self.config.bf16,
+            gradient_checkpointing=self.config.gradient_checkpointing,
+            seed=self.config.seed,
+            save_minutes=1.0,
+        )
+        if not on_first(file.is_file):
+            rows = [piece.row for piece in self.request.forget]
+            pad = self.scorer.pad_token_id
+            state = self.folder / WORK / "tru"
+            found = tru.rectified(self.model, rows, options, pad_token_id=pad, state=state, progress=self.shown)
+            on_first(lambda: found.save(file))
+        vector = TaskVector.load(file)
+        device = next(self.model.parameters()).device
+        with vector.subtracted(self.model.to("cpu")) as set_strength:
+            set_strength(_STRENGTH)
+            weights = weights_of(self.model)
+        put_weights(self.model, weights)
+        self.model.to(device)
+        about = {name: vector.about[name] for name in ("units", "steps") if name in vector.about}
+        return {"learning_rate": options.learning_rate, "strength_at_most": _STRENGTH, **about}, "tru"
+
+    def _save(self) -> None:
+        """The model in the run folder; every process must call it."""
+        if self.trainer is not None:
+            runs.save_model(self.trainer)
+        elif self.shown:
+            self.model.save_pretrained(self.folder)
+            self.tokenizer.save_pretrained(self.folder)
 
     def _watch(self) -> Watch:
         quick = look(self.scorer, dataclasses.replace(self.quick, forget=self.quick.forget[:1]))

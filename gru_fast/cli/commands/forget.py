@@ -98,9 +98,13 @@ def _classes() -> tuple[type, ...]:
 
 def _check(of_model: Any, asked: Any, config: Any) -> None:
     """Refuses options that do not go together."""
+    from gru_fast.forget.options import NONE
+
     if asked.keep_delta and of_model.use_peft:
         raise ValueError(
             "keep_delta: with LoRA the adapter is the difference, and the model it lies on is as it was; leave it out"
         )
+    if asked.retain == [NONE] and of_model.use_peft:
+        raise ValueError("use_peft: without text to keep (TRU) the model's own weights are changed; leave it out")
     if config.fsdp:
         raise ValueError("fsdp: gru-fast forget needs the whole model in every process; give --use-peft for large ones")
