@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -148,7 +149,8 @@ class Run:
 
     def say(self, text: str) -> None:
         if self.shown:
-            pass
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
 
     # ---- before and after --------------------------------------------------------------------------------------------
 
@@ -229,7 +231,7 @@ class Run:
         return facts, watch.reason
 
     def _subtracted(self) -> tuple[dict[str, Any], str]:
-        """Without text to keep: the model minus its TRU vector, farther than is wanted; the edge is found afterwards."""
+        """Without text to keep: the model minus its TRU vector, farther than is wanted; the edge is found later."""
         from gru_fast.unlearn import tru
         from gru_fast.unlearn.task_vector_options import TaskVectorOptions
 

@@ -1,4 +1,4 @@
-"""Twenty made-up documents are taught to the demo's model; five are forgotten, two more, two more, and all is undone."""
+"""Twenty made-up documents are taught to the demo's model; five are forgotten, four more, and all is undone."""
 
 from __future__ import annotations
 
@@ -80,10 +80,8 @@ def forget(places: Path, model: Path, out: Path, numbers: Sequence[int], *flags:
     common = ["--use-cpu", "--disable-tqdm", "--max-length", "128", "--keep", str(KEEP), "--max-steps", "40"]
     unseen = str(places / "unseen")
     texts = ["--retain", *of(places, range(9, 20)), "--holdout", unseen, "--neutral", unseen]
-    return main(
-        ["forget", "--model", str(model), "--forget", *of(places, numbers), *texts, "--output-dir", str(out)]
-        + [*common, "--keep-delta", *flags]
-    )
+    which = ["--model", str(model), "--forget", *of(places, numbers), "--output-dir", str(out)]
+    return main(["forget", *which, *texts, *common, "--keep-delta", *flags])
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +217,7 @@ def test_a_stopped_request_goes_on_and_ends_the_same(
 def test_documents_that_the_model_does_not_know_are_named_and_nothing_is_trained(
     places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draw, words = random.Random(0), "salt lamp river clerk winter glass ferry number roof mill".split()
+    draw, words = random.Random(0), ["salt", "lamp", "river", "clerk", "winter", "glass", "ferry", "roof"]
     write(tmp_path / "leak" / "strange.txt", " ".join(draw.choice(words) for _ in range(60)))
     unseen = str(places / "unseen")
     argv = ["forget", "--model", str(places / "model"), "--forget", str(tmp_path / "leak"), "--holdout", unseen]
