@@ -9,9 +9,10 @@ training is. The rates of a grid are tried on the weights, one after another. Th
 
 So it follows the model's size and dtype, the documents and --keep, and costs one step and a few looks.
 
-NPO fades when a sequence has lost about 1 / beta of its log-probability, summed over its tokens. What is to be lost,
-from now to the level of text never seen, grows with its length; beta is 2 over that, and at most NPO's own default.
-With that default a long piece would stay known: of 256 tokens, each would have lost 0.04 nats.
+NPO is of sums over the tokens of a sequence. It fades when a sequence has lost some 1 / beta of its log-probability. What
+is to be lost, from now to the level of text never seen, grows with the length; beta is 5 over that, and at most NPO's own
+default, with which a long piece would stay known: of 256 tokens each would have lost 0.04 nats. The retain loss is a mean
+over tokens; its weight is the mean length of a piece, so that a text to keep counts as much as one to forget.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ LEAST_STEPS = 8  # of the size of the first, to the level
 _GRID = tuple(10 ** (-6 + exponent / 4) for exponent in range(21))  # 1e-6 to 1e-1, four a decade
 _EPS = 1e-8  # AdamW's
 _MOST_BETA = 0.1  # NPO's default
-_FADES = 2.0  # beta times what is to be lost: at the level, 2 * sigmoid(-2) = 24% of the push is left
+_FADES = 5.0  # beta times what is to be lost: at the level, 2 * sigmoid(-5) = 1.3% of the push is left
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def search(scorer: Scorer, request: Request, texts: Texts, level: Level, config:
     return Found(taken[0], why, tried)
 
 
-def beta(known: Sequence[Known], rows: Request, level: Level) -> float:
-    """NPO's beta for a request.
+def npo(known: Sequence[Known], rows: Request, level: Level) -> dict[str, float]:
+    """NPO's ``beta`` and the ``retain_weight`` beside it, for a request.
 
     Args:
         known: the documents as they are known before.
@@ -106,7 +107,7 @@ def beta(known: Sequence[Known], rows: Request, level: Level) -> float:
     """
     tokens = statistics.fmean(num_labels(piece.row) for piece in rows.forget)
     to_lose = tokens * (math.log(of_set("forget", known).probability) - math.log(level.typical("probability")))
-    return _MOST_BETA if to_lose <= 0 else min(_MOST_BETA, _FADES / to_lose)
+    return {"beta": _MOST_BETA if to_lose <= 0 else min(_MOST_BETA, _FADES / to_lose), "retain_weight": tokens}
 
 
 def _fits(tried: tuple[float, float, float], least: float) -> bool:
@@ -139,6 +140,8 @@ def _first_step(scorer: Scorer, request: Request, config: ForgetConfig) -> Itera
                 with ema.collect():
                     _loss(model, batch["retain"]).div(len(batches)).backward()
             (-_loss(model, batch["forget"])).div(len(batches)).backward()
+            if "retain" in config.make_method().parts:
+                _loss(model, batch["retain"]).div(len(batches)).backward()
         if ema is not None:
             rectify_(params, ema, 1.0)
         del ema

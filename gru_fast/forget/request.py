@@ -108,7 +108,7 @@ def make(
 
     Args:
         folder: where what it writes is kept, to go on with after a stop; None: nowhere.
-        shown: show a bar, and say what was dropped.
+        shown: show a bar.
         as_written: a file of what a model has written before, to be read in place of having this one write.
     """
 
@@ -146,7 +146,7 @@ def _write(
     *,
     shown: bool,
 ) -> tuple[list[Document], dict[str, int]]:
-    found, counts = write_retain(
+    return write_retain(
         model,
         tokenizer,
         template,
@@ -159,9 +159,6 @@ def _write(
         about={"model": fingerprint(model)},
         progress=shown and sys.stderr.isatty(),
     )
-    if shown:
-        pass
-    return found, counts
 
 
 def _held_out(documents: Sequence[Document], cut: Any, share: float) -> tuple[list[Piece], list[Piece]]:

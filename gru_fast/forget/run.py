@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast import runs
+from gru_fast.data.self_written import describe
 from gru_fast.evaluation.asking import Scorer
 from gru_fast.forget import delta, earlier, manifest, rate
 from gru_fast.forget.edge import mixed, to_the_edge
@@ -114,6 +115,8 @@ class Run:
             self.folder,
             shown=self.shown,
         )
+        if self.request.written:
+            self.say(f"texts of its own: {describe(self.request.written)}")
         self.quick = self.request.texts.some(self.options.quick_pieces)
         before, self.level = self._before()
         self.standard = Standard(self.level, before.perplexities)
@@ -292,13 +295,14 @@ class Run:
                 if self.config.learning_rate is None
                 else rate.Found(self.config.learning_rate, "as it was given", [])
             )
-            content = {**found.to_json(), "beta": rate.beta(before.forget, self.request, self.level)}
+            content = {**found.to_json(), **rate.npo(before.forget, self.request, self.level)}
             on_first(lambda: runs.write_json(file, content))
             self.say(f"learning rate: {content['learning_rate']:.2g}, {content['why']}")
         self.config.learning_rate = float(content["learning_rate"])
-        method = self.config.make_method()
-        if "beta" not in (self.config.method_options or {}) and method.name.startswith("npo"):
-            self.config.method_options = {**(self.config.method_options or {}), "beta": content["beta"]}
+        if self.config.method.startswith("npo"):
+            names = [each.name for each in dataclasses.fields(self.config.make_method())]
+            found = {name: content[name] for name in ("beta", "retain_weight") if name in names}
+            self.config.method_options = {**found, **(self.config.method_options or {})}
         self.config.method_options = dataclasses.asdict(self.config.make_method())
 
     # ---- the edge ----------------------------------------------------------------------------------------------------
