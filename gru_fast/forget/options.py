@@ -54,7 +54,11 @@ class ForgetOptions:
     keep: float = setting(
         0.95, "share of the quality that must stay: of the probability per token of text that is kept; in (0, 1]"
     )
-    patience: int = setting(4, "looks in a row at which too little is kept, after which it ends; it may come back")
+    patience: int = setting(
+        8,
+        "looks in a row at which too little is kept, after which it ends: it may come back, and what was trained "
+        "longer is better mixed",
+    )
     self_texts: int = setting(96, "with --retain self: texts that the model writes")
     self_length: int = setting(96, "tokens of such a text, at most")
     held_out: float = setting(0.25, "share of --retain that is not trained on, but measured")

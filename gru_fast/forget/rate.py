@@ -9,10 +9,11 @@ training is. The rates of a grid are tried on the weights, one after another. Th
 
 So it follows the model's size and dtype, the documents and --keep, and costs one step and a few looks.
 
-NPO is of sums over the tokens of a sequence. It fades when a sequence has lost some 1 / beta of its log-probability. What
-is to be lost, from now to the level of text never seen, grows with the length; beta is 5 over that, and at most NPO's own
-default, with which a long piece would stay known: of 256 tokens each would have lost 0.04 nats. The retain loss is a mean
-over tokens; its weight is the mean length of a piece, so that a text to keep counts as much as one to forget.
+NPO is of sums over the tokens of a sequence. It fades when a sequence has lost some 1 / beta of its log-probability.
+What is to be lost, from now to the level of text never seen, grows with the length; beta is 5 over that, and at most
+NPO's own default, with which a long piece would stay known: of 256 tokens each would have lost 0.04 nats. The retain
+loss is a mean over tokens; its weight is the mean length of a piece, so that a text to keep counts as much as one to
+forget.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from gru_fast.forget.watch import put_weights, weights_of
 from gru_fast.models.forward import logits_of, to_device
 from gru_fast.models.scores import label_scores
 
-COST = 0.2  # of what may be lost, that the first step may cost
+COST = 0.5  # of what may be lost, that the first step may cost: the retain loss brings much of it back
 LEAST_STEPS = 8  # of the size of the first, to the level
 _GRID = tuple(10 ** (-6 + exponent / 4) for exponent in range(21))  # 1e-6 to 1e-1, four a decade
 _EPS = 1e-8  # AdamW's

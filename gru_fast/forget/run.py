@@ -301,8 +301,8 @@ class Run:
         self.config.learning_rate = float(content["learning_rate"])
         if self.config.method.startswith("npo"):
             names = [each.name for each in dataclasses.fields(self.config.make_method())]
-            found = {name: content[name] for name in ("beta", "retain_weight") if name in names}
-            self.config.method_options = {**found, **(self.config.method_options or {})}
+            own = {name: content[name] for name in ("beta", "retain_weight") if name in names}
+            self.config.method_options = {**own, **(self.config.method_options or {})}
         self.config.method_options = dataclasses.asdict(self.config.make_method())
 
     # ---- the edge ----------------------------------------------------------------------------------------------------
