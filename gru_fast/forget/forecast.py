@@ -115,7 +115,6 @@ def forecast(scorer: Scorer, request: Request, options: ForgetOptions, config: F
     unseen = measures.by_document(request.texts.unseen, measures.records(scorer, request.texts.unseen))
     level = Level.of(request.texts.unseen_source, unseen)
     conflict, seconds = None, 0.0
-    trained = [param for param in scorer.model.parameters() if param.requires_grad]
     began, rows = time.monotonic(), 0
     if request.retain:
         best = [each.document for each in sorted(forget, key=lambda each: -each.exact_memorization)[:_DOCUMENTS]]
@@ -130,7 +129,7 @@ def forecast(scorer: Scorer, request: Request, options: ForgetOptions, config: F
         conflict=conflict,
         seconds_per_step=seconds * 2 * per_step,  # a row to keep comes with every row to forget
         most_steps=config.max_steps,
-        bytes_needed=_bytes(scorer.model, trained, config),
+        bytes_needed=bytes_needed(scorer.model, config),
         peak_bytes=resident_peak_bytes(),
     )
 
@@ -191,8 +190,8 @@ def _cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return dot / norm if norm > 0 else 0.0
 
 
-def _bytes(model: nn.Module, trained: Sequence[Tensor], config: ForgetConfig) -> int:
-    """Weights; of what is trained two gradients (to forget, to keep), e where GRU is on, and two moments."""
-    weights = sum(param.numel() * param.element_size() for param in model.parameters())
-    copies = 1 + 2 + (2 if config.rectify else 0)
-    return weights + copies * sum(param.numel() * param.element_size() for param in trained)
+def bytes_needed(model: nn.Module, config: ForgetConfig) -> int:
+    """Of the weights; of what is trained the gradient, AdamW's two moments, and with GRU the retain gradient and e."""
+    sizes = {param: param.numel() * param.element_size() for param in model.parameters()}
+    trained = sum(size for param, size in sizes.items() if param.requires_grad)
+    return sum(sizes.values()) + (5 if config.rectify else 3) * trained

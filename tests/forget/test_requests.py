@@ -24,7 +24,7 @@ from gru_fast.forget.level import Level
 from gru_fast.forget.measures import of_set
 from gru_fast.unlearn.finetune import FinetuneConfig, finetune_trainer
 
-KEEP = 0.5
+KEEP = 0.55
 RUNS = ("first", "second", "third")
 FORGOTTEN = {"first": range(5), "second": (5, 6), "third": (7, 8)}
 
@@ -77,7 +77,18 @@ def of(places: Path, numbers: Sequence[int]) -> list[str]:
 
 
 def forget(places: Path, model: Path, out: Path, numbers: Sequence[int], *flags: str) -> int:
-    common = ["--use-cpu", "--disable-tqdm", "--max-length", "128", "--keep", str(KEEP), "--max-steps", "40"]
+    common = [
+        "--use-cpu",
+        "--disable-tqdm",
+        "--max-length",
+        "128",
+        "--keep",
+        str(KEEP),
+        "--max-steps",
+        "40",
+        "--patience",
+        "5",
+    ]
     unseen = str(places / "unseen")
     texts = ["--retain", *of(places, range(9, 20)), "--holdout", unseen, "--neutral", unseen]
     which = ["--model", str(model), "--forget", *of(places, numbers), "--output-dir", str(out)]
