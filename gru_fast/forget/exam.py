@@ -101,8 +101,8 @@ def examine(scorer: Scorer, texts: Texts, *, prefix: int, length: int, generate:
         generate: pieces to forget that the model is to continue, at most, evenly spaced over the documents.
         keep_text: whether texts are kept.
     """
-    found = measures.records(scorer, texts.forget)
-    unseen = measures.records(scorer, texts.unseen) if texts.unseen else []
+    found = measures.records(scorer, texts.forget, compressed=True)
+    unseen = measures.records(scorer, texts.unseen, compressed=True) if texts.unseen else []
     with_holdout = texts.unseen_source == "holdout"
     return Findings(
         forget=measures.by_document(texts.forget, found),

@@ -84,10 +84,10 @@ class Extraction:
 # ---- scored ----------------------------------------------------------------------------------------------------------
 
 
-def records(scorer: Scorer, pieces: Sequence[Piece]) -> list[TextRecord]:
-    """What the model makes of each piece, token by token."""
+def records(scorer: Scorer, pieces: Sequence[Piece], *, compressed: bool = False) -> list[TextRecord]:
+    """What the model makes of each piece, token by token; ``compressed``: with the length of its text under zlib."""
     rows = [piece.row for piece in pieces]
-    lengths = [_zlib_length(scorer.tokenizer, row["labels"]) for row in rows]
+    lengths = [_zlib_length(scorer.tokenizer, row["labels"]) if compressed else None for row in rows]
     return [
         TextRecord(
             index,

@@ -76,7 +76,10 @@ def of(places: Path, numbers: Sequence[int]) -> list[str]:
     return [str(places / "taught" / f"{i:02}.txt") for i in numbers]
 
 
-def forget(places: Path, model: Path, out: Path, numbers: Sequence[int], *flags: str) -> int:
+def forget(
+    places: Path, model: Path, out: Path, numbers: Sequence[int], *flags: str, first_kept: int | None = None
+) -> int:
+    """`gru-fast forget`; kept are all documents after the last to forget, or from ``first_kept`` on."""
     common = [
         "--use-cpu",
         "--disable-tqdm",
@@ -90,7 +93,8 @@ def forget(places: Path, model: Path, out: Path, numbers: Sequence[int], *flags:
         "5",
     ]
     unseen = str(places / "unseen")
-    texts = ["--retain", *of(places, range(9, 20)), "--holdout", unseen, "--neutral", unseen]
+    kept = range(first_kept if first_kept else max(numbers) + 1, 20)
+    texts = ["--retain", *of(places, kept), "--holdout", unseen, "--neutral", unseen]
     which = ["--model", str(model), "--forget", *of(places, numbers), "--output-dir", str(out)]
     return main(["forget", *which, *texts, *common, "--keep-delta", *flags])
 
@@ -284,7 +288,7 @@ def test_wrong_uses_are_told_in_a_line(
 def test_what_is_to_be_forgotten_and_kept_is_refused(
     places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert forget(places, places / "model", tmp_path / "run", [9, 10]) == 1
+    assert forget(places, places / "model", tmp_path / "run", [9, 10], first_kept=9) == 1
     assert "2 of 11 documents of retain are in forget too" in capsys.readouterr().err
     argv = ["forget", "--model", str(places / "model"), "--output-dir", str(tmp_path / "run")]
     assert main(argv) == 1
