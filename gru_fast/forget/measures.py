@@ -25,6 +25,7 @@ from gru_fast.metrics.rouge import rouge
 from gru_fast.metrics.scores import TextRecord
 
 MEASURES = ("probability", "exact_memorization", "extraction_strength")
+_MOST_LOSS = 700.0  # whose exponential is still a number
 # Membership attacks that need no other model, and no backward pass.
 ATTACKS = {
     "mia_loss": mia.loss_score,
@@ -125,7 +126,7 @@ def of_set(name: str, known: Sequence[Known]) -> Known:
 def perplexity(found: Sequence[TextRecord]) -> float:
     """exp of the mean loss over all tokens of some pieces."""
     log_probs = [value for record in found for value in record.log_probs or ()]
-    return math.exp(-math.fsum(log_probs) / len(log_probs))
+    return math.exp(min(-math.fsum(log_probs) / len(log_probs), _MOST_LOSS))
 
 
 def membership(forget: Sequence[TextRecord], holdout: Sequence[TextRecord]) -> dict[str, float]:

@@ -87,8 +87,7 @@ def search(scorer: Scorer, request: Request, texts: Texts, level: Level, config:
             for rate in _GRID:
                 put_weights(scorer.model, origin)
                 step(rate)
-                now = look(scorer, texts)
-                tried.append((rate, standard.kept(now.perplexities), _way(before, now, level)))
+                tried.append((rate, *_tried(scorer, texts, before, standard, level)))
                 if not _fits(tried[-1], least):
                     break
         finally:
@@ -109,6 +108,15 @@ def npo(known: Sequence[Known], rows: Request, level: Level) -> dict[str, float]
     tokens = statistics.fmean(num_labels(piece.row) for piece in rows.forget)
     to_lose = tokens * (math.log(of_set("forget", known).probability) - math.log(level.typical("probability")))
     return {"beta": _MOST_BETA if to_lose <= 0 else min(_MOST_BETA, _FADES / to_lose), "retain_weight": tokens}
+
+
+def _tried(scorer: Scorer, texts: Texts, before: Look, standard: Standard, level: Level) -> tuple[float, float]:
+    """Share kept, and share of the way; of a model that gives NaN nothing is kept."""
+    try:
+        now = look(scorer, texts)
+    except RuntimeError:  # of gru_fast.evaluation.scoring: NaN or Inf
+        return 0.0, 1.0
+    return standard.kept(now.perplexities), _way(before, now, level)
 
 
 def _fits(tried: tuple[float, float, float], least: float) -> bool:

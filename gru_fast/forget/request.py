@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from gru_fast.data.own import Document, Piece, check_apart, hold_out, load, piec
 from gru_fast.data.pairs import UnlearnDataset
 from gru_fast.data.self_written import Sampling, write_retain
 from gru_fast.forget.exam import Texts
+from gru_fast.forget.level import LEAST
 from gru_fast.forget.options import NONE, ForgetOptions
 from gru_fast.models.identity import fingerprint
 
@@ -76,9 +77,33 @@ def read(options: ForgetOptions, forget: Sequence[Document] | None = None) -> Do
         *(_others(sources, options.columns) for sources in (given, options.holdout, options.neutral)),
     )
     for name in ("retain", "holdout", "neutral"):
-        if part := getattr(found, name):
+        part = getattr(found, name)
+        if name == "holdout" and 0 < len(part) < LEAST:
+            raise ValueError(
+                f"holdout: expected at least {LEAST} documents, got {len(part)}: the level depends on how much texts "
+                "differ that the model has never seen"
+            )
+        if part:
             check_apart(found.forget, part, names=("forget", name))
     return found
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as they are printed, each with its ``document``; ``retain`` None: the model is to write them."""
+
+    forget: Sequence[Mapping[str, Any]]
+    retain: Sequence[Mapping[str, Any]] | None
+
+
+def to_show(documents: Documents, options: ForgetOptions, tokenizer: Any, template: Any) -> Rows:
+    """What would be trained on, as far as it is known without the model."""
+
+    def rows(some: Sequence[Document]) -> list[Mapping[str, Any]]:
+        cut = pieces(some, tokenizer, template, options.max_length)
+        return [{**piece.row, "document": piece.document} for piece in cut]
+
+    return Rows(rows(documents.forget), rows(documents.retain) if documents.retain else None)
 
 
 def _others(sources: Sequence[str] | None, columns: dict[str, str] | None) -> list[Document]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def forget(
         "5",
     ]
     unseen = str(places / "unseen")
-    kept = range(first_kept if first_kept else max(numbers) + 1, 20)
+    kept = range(first_kept or max(numbers) + 1, 20)
     texts = ["--retain", *of(places, kept), "--holdout", unseen, "--neutral", unseen]
     which = ["--model", str(model), "--forget", *of(places, numbers), "--output-dir", str(out)]
     return main(["forget", *which, *texts, *common, "--keep-delta", *flags])
@@ -267,6 +266,16 @@ def test_an_adapter_is_trained_where_asked_for(places: Path, tmp_path: Path) -> 
     assert main(["verify", str(tmp_path / "run")]) == 0
 
 
+def test_rows_are_printed_as_they_would_be_trained(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert forget(places, places / "model", tmp_path / "run", [0, 1], "--print-rows", "1") == 0
+    out = capsys.readouterr().out
+    assert "forget 1 of 2 (00.txt): " in out
+    assert "retain 1 of 18 (02.txt): " in out
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -293,4 +302,7 @@ def test_what_is_to_be_forgotten_and_kept_is_refused(
     argv = ["forget", "--model", str(places / "model"), "--output-dir", str(tmp_path / "run")]
     assert main(argv) == 1
     assert "forget: expected documents, got none; give --forget" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    argv = ["forget", "--model", str(places / "model"), "--forget", *of(places, [0]), "--holdout", *of(places, [1, 2])]
+    assert main([*argv, "--output-dir", str(tmp_path / "run")]) == 1
+    assert "holdout: expected at least 3 documents, got 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

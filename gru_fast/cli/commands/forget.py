@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gru_fast.options import flags as options
 
     training.add_flags(parser)
+    training.add_print_rows(parser)
     options.add(parser, *_classes())
 
 
@@ -46,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
     training.fit_lengths(_Lengths, of_model, asked, shown=config.process_index == 0)
     documents = request.read(asked)
     tokenizer, template = training.load_tokenizer(args, instances)
+    if training.print_rows(
+        args, request.to_show(documents, asked, tokenizer, template), tokenizer, config.process_index
+    ):
+        return 0
     model = training.load_model(instances, tokenizer)
     if asked.dry_run:
         print(_forecast(instances, documents, model, tokenizer, template))
