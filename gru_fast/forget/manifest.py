@@ -22,7 +22,7 @@ from gru_fast.models.load import find
 MANIFEST = "manifest.json"
 FORMAT = 1
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "adapter_config.json", "tokenizer*", "*.model")
-_OURS = ("delta.safetensors", "task_vector.safetensors")  # beside a model, but no part of it
+_OTHERS = ("delta.safetensors", "task_vector.safetensors", "training_args.bin")  # beside a model, but no part of it
 _BLOCK = 2**22
 
 
@@ -32,7 +32,7 @@ def files_of(model: str | Path) -> dict[str, str]:
     if found is None:
         return {}
     files = [found] if found.is_file() else sorted({file for form in _MODEL_FILES for file in found.glob(form)})
-    return {file.name: _sha256(file) for file in files if file.name not in _OURS}
+    return {file.name: _sha256(file) for file in files if file.name not in _OTHERS}
 
 
 def weights_hash(model: nn.Module) -> str:

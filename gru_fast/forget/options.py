@@ -144,8 +144,10 @@ class ForgetConfig(UnlearnConfig):
     def _unlearn_errors(self) -> list[str]:
         errors = super()._unlearn_errors()
         if not errors and self.make_method().hidden_states:
+            errors.append(f"method: {self.method} changes a layer's states, not the probability of text; take another")
+        if not errors and "idk" in self.make_method().parts:
             errors.append(
-                f"method: {self.method} works on a layer's states, which are no measure of text; take another"
+                f'method: {self.method} teaches "I do not know" as an answer, which texts have not; take another'
             )
         if self.eval_strategy != "no":
             errors.append("eval_strategy: expected no, since the model is looked at every --eval-steps anyway")

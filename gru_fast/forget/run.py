@@ -260,7 +260,7 @@ class Run:
             weights = weights_of(self.model)
         put_weights(self.model, weights)
         self.model.to(device)
-        about = {name: vector.about[name] for name in ("units", "steps") if name in vector.about}
+        about: dict[str, Any] = {name: vector.about[name] for name in ("units", "steps") if name in vector.about}
         return {"learning_rate": options.learning_rate, "strength_at_most": _STRENGTH, **about}, "tru"
 
     def _save(self) -> None:
@@ -301,7 +301,7 @@ class Run:
         self.config.learning_rate = float(content["learning_rate"])
         if self.config.method.startswith("npo"):
             names = [each.name for each in dataclasses.fields(self.config.make_method())]
-            own = {name: content[name] for name in ("beta", "retain_weight") if name in names}
+            own: dict[str, Any] = {name: content[name] for name in ("beta", "retain_weight") if name in names}
             self.config.method_options = {**own, **(self.config.method_options or {})}
         self.config.method_options = dataclasses.asdict(self.config.make_method())
 

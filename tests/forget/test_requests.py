@@ -23,6 +23,7 @@ from gru_fast.forget.level import Level
 from gru_fast.forget.measures import of_set
 from gru_fast.unlearn.finetune import FinetuneConfig, finetune_trainer
 
+pytestmark = pytest.mark.slow
 KEEP = 0.55
 RUNS = ("first", "second", "third")
 FORGOTTEN = {"first": range(5), "second": (5, 6), "third": (7, 8)}
@@ -282,6 +283,7 @@ def test_rows_are_printed_as_they_would_be_trained(
         (["--keep", "95"], "keep: expected a share in (0, 1], such as 0.95, got 95"),
         (["--retain", "self", "ours.txt"], "retain: expected files, or self or none alone, got self, ours.txt"),
         (["--method", "rmu"], "method: rmu changes a layer's states, not the probability of text; take another"),
+        (["--method", "idk"], 'method: idk teaches "I do not know" as an answer'),
         (["--use-peft"], "keep_delta: with LoRA the adapter is the difference"),
         (["--eval-steps", "0"], "eval_steps: expected a whole number of at least 1, got 0"),
     ],
