@@ -63,7 +63,7 @@ def _grid(at: _At, left: float, right: float, low: float, high: float) -> list[s
         parts.append(_text(x - 6, y + 4, "end", f"{value:.3g}"))
     for value in dict.fromkeys((left, (left + right) / 2, right)):
         x, y = at(value, low)
-        parts.append(_text(x, y + 16, "middle", f"{value:.4g}"))
+        parts.append(_text(x, y + 16, "end" if value == right != left else "middle", f"{value:.3g}"))
     return parts
 
 

@@ -25,8 +25,9 @@ class ForgetOptions:
             "document a row), folders, globs, or org/name:config:split on the hub"
         },
     )
-    retain: list[str] | None = field(
-        default=None,
+    # Not | None: the word none is a choice here.
+    retain: list[str] = field(
+        default_factory=lambda: [SELF],
         metadata={
             "help": "text that is to be kept, in the same forms; self: text that the model writes itself (the "
             "default); none: forget without any, by TRU"
@@ -106,7 +107,7 @@ class ForgetOptions:
     @property
     def writes_itself(self) -> bool:
         """Whether the model writes the text to keep."""
-        return self.retain in (None, [], [SELF])
+        return self.retain in ([], [SELF])
 
 
 @dataclass

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from gru_fast.unlearn.task_vector import TaskVector, load_tensors, save_tensors
 
 BEFORE, AFTER, RATE, WORK = "before.json", "after.json", "rate.json", "work"
 _LAST, _BEST, _VECTOR = "last.safetensors", "best.safetensors", "task_vector.safetensors"  # in WORK
-_STRENGTH = 2.0  # of a TRU vector, from which the model is mixed back; the paper's are 0.5 to 1
+_STRENGTHS = tuple(2.0**power for power in range(-1, 11))  # of a TRU vector; the paper's are 0.5 to 1
 UNKNOWN = "unknown"  # nothing was known of the documents: there is nothing to forget
 
 
@@ -234,7 +234,7 @@ class Run:
         return facts, watch.reason
 
     def _subtracted(self) -> tuple[dict[str, Any], str]:
-        """Without text to keep: the model minus its TRU vector, farther than is wanted; the edge is found later."""
+        """Without text to keep: the model minus its TRU vector, as far as it takes; the edge is found later."""
         from gru_fast.unlearn import tru
         from gru_fast.unlearn.task_vector_options import TaskVectorOptions
 
@@ -256,12 +256,29 @@ class Run:
         vector = TaskVector.load(file)
         device = next(self.model.parameters()).device
         with vector.subtracted(self.model.to("cpu")) as set_strength:
-            set_strength(_STRENGTH)
+            strength = self._too_strong(set_strength, device)
             weights = weights_of(self.model)
-        put_weights(self.model, weights)
-        self.model.to(device)
+        put_weights(self.model.to(device), weights)
         about: dict[str, Any] = {name: vector.about[name] for name in ("units", "steps") if name in vector.about}
-        return {"learning_rate": options.learning_rate, "strength_at_most": _STRENGTH, **about}, "tru"
+        return {"learning_rate": options.learning_rate, "strength": strength, **about}, "tru"
+
+    def _too_strong(self, set_strength: Callable[[float], None], device: Any) -> float:
+        """Subtracts the vector with growing strength, until the documents are removed or too little is kept."""
+        for strength in _STRENGTHS:
+            set_strength(strength)
+            point = self._look_on(device, strength)
+            self.say(f"strength {strength:g}: {point}")
+            if point.removed or point.kept < self.options.keep:
+                break
+        return strength
+
+    def _look_on(self, device: Any, strength: float) -> Point:
+        """A look at the model, which lies on the CPU before and after."""
+        self.model.to(device)
+        try:
+            return self._look(int(strength), 1.0)
+        finally:
+            self.model.to("cpu")
 
     def _save(self) -> None:
         """The model in the run folder; every process must call it."""
