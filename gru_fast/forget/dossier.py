@@ -94,7 +94,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
     options = content["options"]
     result = {
         "command": "forget",
-        "method": options["method"],
+        "method": _method(content).partition(",")[0],
         "title": "forget",
         "rectify": options["rectify"],
         "split": f"{len(content['documents']['forget'])} documents",
@@ -174,7 +174,7 @@ def _facts(said: Mapping[str, Any]) -> list[tuple[str, str]]:
         "To forget": _count(len(said["documents"]["forget"])),
         "To keep": "text that the model wrote itself" if retain == ["self"] else ", ".join(map(str, retain)),
         "To be kept": f"{options['keep']:.0%}",
-        "Method": f"{options['method']}{', rectified (GRU)' if options['rectify'] else ''}",
+        "Method": _method(said),
         "Learning rate": f"{rate:.2g}" if rate else "",
         "Steps": str(training.get("steps", "")),
         "Time": _duration(training["seconds"]) if "seconds" in training else "",
@@ -183,6 +183,12 @@ def _facts(said: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Versions": versions,
     }
     return [(name, value) for name, value in facts.items() if value]
+
+
+def _method(said: Mapping[str, Any]) -> str:
+    if said["training"].get("ended_by") == "tru":
+        return "tru"
+    return f"{said['options']['method']}{', rectified (GRU)' if said['options']['rectify'] else ''}"
 
 
 def _duration(seconds: float) -> str:
