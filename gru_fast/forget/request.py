@@ -16,6 +16,7 @@ from gru_fast.forget.exam import Texts
 from gru_fast.forget.level import LEAST
 from gru_fast.forget.options import NONE, ForgetOptions
 from gru_fast.models.identity import fingerprint
+from gru_fast.runs.processes import on_first
 
 WRITTEN = "self_written.jsonl"  # in the run folder, with a .json of what was dropped
 _FOR_MEASURES = 24  # texts that a model writes where it is to be measured by them alone
@@ -147,7 +148,8 @@ def make(
     if as_written is not None:
         written = load(as_written) if as_written.is_file() else []
     elif options.writes_itself or not (documents.neutral and documents.holdout):
-        written, counts = _write(documents, options, model, tokenizer, template, folder, shown=shown)
+        # One process writes for all: they share the file.
+        written, counts = on_first(lambda: _write(documents, options, model, tokenizer, template, folder, shown=shown))
     train: list[Piece] = []
     fresh = written  # that no step sees
     if options.writes_itself:
