@@ -94,6 +94,7 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
     options = content["options"]
     result = {
         "command": "forget",
+        "benchmark": "own",
         "method": _method(content).partition(",")[0],
         "title": "forget",
         "rectify": options["rectify"],
