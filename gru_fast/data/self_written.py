@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gru_fast.data.hashes import hash_of
 from gru_fast.data.ngrams import Known, repetition, words_of
-from gru_fast.data.own.documents import Document, load, to_row
+from gru_fast.data.own import fields
+from gru_fast.data.own.documents import Document, to_row
 from gru_fast.data.rows import read_json_rows
 from gru_fast.data.sampling import SOURCE, Sampling, Writer, default_openings, default_questions, is_chat
 from gru_fast.data.templates import Template
@@ -146,6 +147,15 @@ def write_retain(
     return shelf.documents, shelf.counts
 
 
+def read_written(file: str | Path) -> list[Document]:
+    """The documents that :func:`write_retain` wrote into a file; a model that chats writes texts and answers."""
+    found = []
+    for index, row in enumerate(read_json_rows(Path(file))):
+        form, values = fields.read(row, f"{file}, row {index}")
+        found.append(Document(f"{SOURCE}#{row['number']}", SOURCE, row["number"], form.kind, **values))
+    return found
+
+
 def describe(counts: Mapping[str, int]) -> str:
     """The counts of :func:`write_retain` in words.
 
@@ -235,14 +245,5 @@ class _Shelf:
                     "it to have texts written anew"
                 )
         self.counts = state["counts"]
-        numbers = [row["number"] for row in read_json_rows(file)] if self.counts[KEPT] else []
-        found = load(file) if numbers else []
-        self.documents = [
-            _numbered(document, number)
-            for document, number in zip(found, numbers, strict=True)
-            if number < self.counts["written"]
-        ]
-
-
-def _numbered(document: Document, number: int) -> Document:
-    return replace(document, id=f"{SOURCE}#{number}", source=SOURCE, row=number)
+        found = read_written(file) if self.counts[KEPT] else []
+        self.documents = [document for document in found if int(document.row or 0) < self.counts["written"]]

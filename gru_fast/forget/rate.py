@@ -10,7 +10,7 @@ training is. The rates of a grid are tried on the weights, one after another. Th
 So it follows the model's size and dtype, the documents and --keep, and costs one step and a few looks.
 
 NPO is of sums over the tokens of a sequence. It fades when a sequence has lost some 1 / beta of its log-probability.
-What is to be lost, from now to the level of text never seen, grows with the length; beta is 5 over that, and at most
+What is to be lost, from now to the level of text never seen, grows with the length; beta is 2.5 over that, at most
 NPO's own default, with which a long piece would stay known: of 256 tokens each would have lost 0.04 nats. The retain
 loss is a mean over tokens; its weight is the mean length of a piece, so that a text to keep counts as much as one to
 forget.
@@ -47,7 +47,9 @@ LEAST_STEPS = 8  # of the size of the first, to the level
 _GRID = tuple(10 ** (-6 + exponent / 4) for exponent in range(21))  # 1e-6 to 1e-1, four a decade
 _EPS = 1e-8  # AdamW's
 _MOST_BETA = 0.1  # NPO's default
-_FADES = 5.0  # beta times what is to be lost: at the level, 2 * sigmoid(-5) = 1.3% of the push is left
+# beta times what is to be lost: at the level 2 * sigmoid(-2.5) = 15% of the push is left. With 5, which leaves 1.3%, a
+# real model came to the level's probability and no further, with too many tokens right.
+_FADES = 2.5
 
 
 @dataclass(frozen=True)

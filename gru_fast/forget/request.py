@@ -11,7 +11,7 @@ from typing import Any
 
 from gru_fast.data.own import Document, Piece, check_apart, hold_out, load, pieces
 from gru_fast.data.pairs import UnlearnDataset
-from gru_fast.data.self_written import Sampling, write_retain
+from gru_fast.data.self_written import Sampling, read_written, write_retain
 from gru_fast.forget.exam import Texts
 from gru_fast.forget.level import LEAST
 from gru_fast.forget.options import NONE, ForgetOptions
@@ -146,7 +146,7 @@ def make(
     written: list[Document] = []
     counts: dict[str, int] = {}
     if as_written is not None:
-        written = load(as_written) if as_written.is_file() else []
+        written = read_written(as_written) if as_written.is_file() else []
     elif options.writes_itself or not (documents.neutral and documents.holdout):
         # One process writes for all: they share the file.
         written, counts = on_first(lambda: _write(documents, options, model, tokenizer, template, folder, shown=shown))

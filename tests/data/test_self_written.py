@@ -13,7 +13,7 @@ from words import word_llama, word_tokenizer
 
 from gru_fast.data import sampling
 from gru_fast.data.own import Document, load
-from gru_fast.data.self_written import Rules, Sampling, describe, write_retain
+from gru_fast.data.self_written import Rules, Sampling, describe, read_written, write_retain
 from gru_fast.data.templates import TEMPLATES, resolve_template
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -96,6 +96,15 @@ def test_a_chat_model_answers_and_writes_texts_where_texts_are_forgotten(model: 
     found, _ = written(model, tokens, forget=[pair("never"), text("never at all")], **how)
     assert [each.kind for each in found if each.row is not None and each.row % 2] == ["text"] * 3
     assert [each.kind for each in found if each.row is not None and not each.row % 2] == ["pair"] * 3
+
+
+def test_texts_and_answers_in_one_file_are_read_again(model: Any, tmp_path: Path) -> None:
+    tokens, file = word_tokenizer([" ".join(WORDS)], bos=True, chat_template=CHAT), tmp_path / "self.jsonl"
+    how: dict[str, Any] = {"template": resolve_template("chat", tokens), "questions": ["w5", "w6 w7"], "file": file}
+    found, counts = written(model, tokens, **how)
+    assert {each.kind for each in found} == {"text", "pair"}
+    assert read_written(file) == found
+    assert written(None, tokens, **how) == (found, counts)
 
 
 def test_there_are_questions_and_openings_of_our_own(model: Any, tokenizer: Any) -> None:

@@ -77,7 +77,7 @@ def test_npo_fades_at_the_level_and_a_text_to_keep_counts_as_one_to_forget() -> 
     known = [Known("a", 9, 0.5, 0.9, 0.0)]
     found = rate.npo(known, made, LEVEL)  # type: ignore[arg-type]
     assert found["retain_weight"] == pytest.approx(tokens)
-    assert found["beta"] == pytest.approx(min(0.1, 5 / (tokens * math.log(0.5 / 1e-6))))
+    assert found["beta"] == pytest.approx(min(0.1, 2.5 / (tokens * math.log(0.5 / 1e-6))))
     near = Level.of("holdout", [Known(str(i), 9, 0.49, 0.1, 0.0) for i in range(3)])
     assert rate.npo(known, made, near)["beta"] == 0.1  # type: ignore[arg-type]
     below = Level.of("holdout", [Known(str(i), 9, 0.6, 0.1, 0.0) for i in range(3)])
