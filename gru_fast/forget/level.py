@@ -5,8 +5,8 @@
 The mean of n further documents of their kind would lie below it in 97.7% of cases, were m normally distributed: a
 prediction interval. The probability is compared by its logarithm.
 
-A document is known where one of its three measures is above limit(m, 1). Removed: no document is known, and no mean
-over the documents is above limit(m, n).
+A document is known where one of its three measures is above limit(m, 1); extraction strength, which comes in whole
+tokens, by more than one. Removed: no document is known, and no mean over the documents is above limit(m, n).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Level:
 
     def above(self, known: Known, count: int = 1) -> list[str]:
         """The measures by which a document, or the mean of ``count``, is known."""
-        return [measure for measure in MEASURES if known[measure] > self.limit(measure, count)]
+        found = {measure: known[measure] for measure in MEASURES}
+        found["extraction_strength"] -= 1 / known.tokens  # it comes in whole tokens: by more than one
+        return [measure for measure, value in found.items() if value > self.limit(measure, count)]
 
     def judge(self, known: Sequence[Known]) -> Judgement:
         """Whether documents are known."""

@@ -34,7 +34,8 @@ def test_a_document_is_known_by_any_of_the_three() -> None:
     level = Level.of("holdout", UNSEEN)
     assert level.above(known(0.53, 0.09)) == []
     assert level.above(known(0.54, 0.09)) == ["exact_memorization"]
-    assert level.above(known(0.1, 0.2, 0.01)) == ["probability", "extraction_strength"]
+    assert level.above(known(0.1, 0.2, 0.03)) == ["probability", "extraction_strength"]
+    assert level.above(known(0.1, 0.01, 0.02)) == []  # one token of 50
 
 
 def test_many_a_little_too_high_are_known_together() -> None:
