@@ -65,4 +65,5 @@ def main(folder: Path, *specs: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     main(Path(sys.argv[1]), *sys.argv[2:])

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from gru_fast.core.adamw_options import METRICS
 from gru_fast.core.checks import check_gamma, check_tau
@@ -354,6 +355,7 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
         _training_fields["optim"].default,
         f"{_training_fields['optim'].metadata['help']} {GRU_ADAMW}: gru_fast's AdamW, which forms the rectified "
         "gradient itself, rounds 16-bit weights and moments stochastically, and can rectify its step (rectify_update).",
+        (*(name.value for name in OptimizerNames), GRU_ADAMW),
     )
 
     def __post_init__(self) -> None:

@@ -38,15 +38,18 @@ class OwnOptimizer(_Base):
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return optimizer if isinstance(optimizer, AdamW) and self.gru_options.rectify else None
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Trainer's, with its groups and options; of another class where :attr:`uses_own_optimizer`."""
+    def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+        """Trainer's, with its groups and options; of another class where :attr:`uses_own_optimizer`.
+
+        ``args``: those of Trainer, which only some versions of it, and not every class between, know.
+        """
         if self.uses_own_optimizer and self.optimizer_cls_and_kwargs is None:
-            args, options = self.args, self.gru_options
+            settings, options = self.args, self.gru_options
             kwargs: dict[str, Any] = {
-                "lr": args.learning_rate,
-                "betas": (args.adam_beta1, args.adam_beta2),
-                "eps": args.adam_epsilon,
-                "seed": args.seed,
+                "lr": settings.learning_rate,
+                "betas": (settings.adam_beta1, settings.adam_beta2),
+                "eps": settings.adam_epsilon,
+                "seed": settings.seed,
             }
             if options.rectify:
                 # FSDP2 may shard the parameters only now: e comes when the first step wants it.
@@ -54,7 +57,7 @@ class OwnOptimizer(_Base):
             if options.rectify_update:
                 kwargs |= {"rectify": "both", "metric": options.update_metric}
             self.optimizer_cls_and_kwargs = (AdamW, kwargs)
-        return super().create_optimizer(model)
+        return super().create_optimizer(*args)
 
     def check_optimizer(self) -> None:
         """Refuses what does not go with it: an optimizer of the caller's, GDR, a loss scale, Trainer's clipping."""
