@@ -186,10 +186,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
   const bool vetoed = *args.vetoed != 0;
-  uint64_t of_step = 0;
-  if constexpr (E != DType::kFloat32) {
-    of_step = step_key(args.seed, args.rounding_step == nullptr ? 0 : static_cast<uint64_t>(*args.rounding_step));
-  }
   ThreadSums sums;
   if (!vetoed) {
     walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
@@ -204,7 +200,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
                         args.keep,
                         args.gain};
       if constexpr (E != DType::kFloat32) {
-        const uint64_t key = tile_key(of_step, row.rounding_key, static_cast<uint64_t>(begin / kRoundingTile));
+        // Once a chunk: kept through the loop, it would take two registers that float16 does not have.
+        const uint64_t step = args.rounding_step == nullptr ? 0 : static_cast<uint64_t>(*args.rounding_step);
+        const uint64_t key =
+            tile_key(step_key(args.seed, step), row.rounding_key, static_cast<uint64_t>(begin / kRoundingTile));
         chunk.key_lo = static_cast<uint32_t>(key);
         chunk.key_hi = static_cast<uint32_t>(key >> 32);
       }

@@ -101,7 +101,7 @@ def is_ordinary(g: Vector, x: Vector) -> bool:
     return min(sizes) > 0.03 and max(sizes) / min(sizes) < 1e4 and g @ x > -0.999 * sizes[0] * sizes[1]
 
 
-@pytest.mark.parametrize(("rule", "definition"), DEFINITIONS, ids=repr)
+@pytest.mark.parametrize(("rule", "definition"), DEFINITIONS, ids=[repr(rule) for rule, _ in DEFINITIONS])
 @both_passes
 @given(vectors, vectors, st.one_of(st.just(math.inf), st.floats(0.01, 100.0)))
 @settings(deadline=None, max_examples=40)
