@@ -148,7 +148,10 @@ def template_of_run(config: Mapping[str, Any], chosen: str | None = None) -> dic
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """The configuration of the run that a model is of, or a checkpoint of it; empty if it is of none."""
+    """The configuration of the run that a model is of, or a checkpoint of it; empty if it is of none.
+
+    Its ``output_dir`` is where the run lies now.
+    """
     from gru_fast.runs.folder import is_run, read_config
 
     folder = find(model)
@@ -156,7 +159,7 @@ def config_of(model: str) -> dict[str, Any]:
         return {}
     # A checkpoint-N lies in the folder of its run.
     run = next((path for path in (folder, folder.resolve().parent) if is_run(path)), None)
-    return read_config(run) if run else {}
+    return {**read_config(run), "output_dir": str(run)} if run else {}
 
 
 def device_of(name: str | None) -> torch.device:

@@ -10,6 +10,7 @@ from gru_fast.benchmarks.own.rows import (
     Options,
     OwnOptions,
     OwnSources,
+    config_of_run,
     default_lengths,
     retain_of,
     title,
@@ -18,6 +19,6 @@ from gru_fast.benchmarks.own.rows import (
 )
 
 __all__ = [
-    "MAX_LENGTH", "SPLITS", "Options", "OwnOptions", "OwnSources", "default_lengths", "retain_of", "title",
-    "unlearning", "unlearning_data",
+    "MAX_LENGTH", "SPLITS", "Options", "OwnOptions", "OwnSources", "config_of_run", "default_lengths",
+    "retain_of", "title", "unlearning", "unlearning_data",
 ]  # fmt: skip

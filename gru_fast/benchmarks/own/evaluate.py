@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast.benchmarks.own.records import Asked, asked, score
-from gru_fast.benchmarks.own.rows import HOLDOUT, MAX_LENGTH, RETAIN, OwnSources
+from gru_fast.benchmarks.own.rows import HOLDOUT, MAX_LENGTH, RETAIN, OwnSources, config_of_run
 from gru_fast.benchmarks.own.rows import title as title_of
 from gru_fast.data.hashes import joined_hash
 from gru_fast.data.own import Document
@@ -40,7 +40,7 @@ HELP = "memorization and continuations of your own documents"
 PREFIX_TOKENS = 32
 NEW_TOKENS = 64
 Sets = Mapping[str, Sequence[Document]]
-_OF_RUN = ("forget", "retain", "data", "split", "columns", "hold_out", "max_length", "overlap")
+_OF_RUN = ("forget", "retain", "holdout", "data", "split", "columns", "hold_out", "max_length", "overlap")
 
 
 @dataclass
@@ -82,9 +82,8 @@ Options = OwnEvalOptions
 
 def defaults_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the configuration of a run says of the options, if it was on own documents."""
-    if config.get("benchmark") != "own":
-        return {}
-    return {name: config[name] for name in _OF_RUN if config.get(name) is not None}
+    known = config_of_run(config)
+    return {name: known[name] for name in _OF_RUN if known.get(name) is not None}
 
 
 def needs_model(options: OwnEvalOptions) -> bool:

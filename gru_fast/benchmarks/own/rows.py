@@ -11,7 +11,7 @@ Other names than forget are further splits: ``--data leaks --split letters``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ RETAIN, HOLDOUT = "retain", "holdout"
 MAX_LENGTH = 512
 HOLD_OUT = 0.1
 _PARTS = ("forget", "retain")
-_SELF = "self"
+_SELF, _NONE = "self", "none"
+_WRITTEN = "self_written.jsonl"  # where gru-fast forget keeps what the model wrote
 _SEED = 0  # of what is held out: the evaluation must find the same
 
 _FILES = "files (.txt, .md, .pdf, .docx, .jsonl, .json, .csv, .tsv, .parquet), folders, globs, or org/name:config:split"
@@ -187,6 +188,23 @@ def _named(piece: Piece) -> Encoded:
 # ---- for gru-fast unlearn --------------------------------------------------------------------------------------------
 
 Options = OwnOptions
+
+
+def config_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run on own documents by the names of this benchmark; empty for a run on anything else.
+
+    That of `gru-fast forget` names no benchmark. What the model wrote itself to be kept by lies in the run folder, and
+    what is not trained on has another name (held_out).
+    """
+    if config.get("benchmark") == "own":
+        return dict(config)
+    if "benchmark" in config or "forget" not in config:
+        return {}
+    retain = config.get("retain") or [_SELF]
+    if retain == [_SELF]:
+        retain = [str(Path(config.get("output_dir") or "") / _WRITTEN)]
+    found = {**config, "benchmark": "own", "retain": None if retain == [_NONE] else retain}
+    return {**found, "hold_out": config.get("held_out", HOLD_OUT)}
 
 
 def title(options: Any) -> str:

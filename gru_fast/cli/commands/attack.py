@@ -87,22 +87,30 @@ def run(args: argparse.Namespace) -> int:
 
 def _benchmark_name(args: argparse.Namespace) -> str:
     """Of a flag, the config file, the run, or the default."""
-    from gru_fast.models.load import config_of
     from gru_fast.options import commands
     from gru_fast.options import flags as options
 
     content = options.read_config(args.config)[0] if args.config else {}
     given = getattr(args, "benchmark", content.get("benchmark"))
     model = getattr(args, "model", content.get("model"))
-    return str(given or (config_of(model) if model else {}).get("benchmark", commands.DEFAULT_BENCHMARK))
+    return str(given or _config_of(model).get("benchmark", commands.DEFAULT_BENCHMARK))
+
+
+def _config_of(model: str | None) -> dict[str, Any]:
+    """The configuration of the run of a model; that of `gru-fast forget` as one on own documents."""
+    from gru_fast.benchmarks import own
+    from gru_fast.models.load import config_of
+
+    config = config_of(model) if model else {}
+    return own.config_of_run(config) or config
 
 
 def _fill(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
     from gru_fast import benchmarks
-    from gru_fast.models.load import config_of, template_of_run
+    from gru_fast.models.load import template_of_run
 
-    config = config_of(values["model"]) if values.get("model") else {}
+    config = _config_of(values.get("model"))
     name = values["benchmark"]
     found: dict[str, Any] = {}
     if config.get("benchmark", name) == name:

@@ -131,3 +131,52 @@ def test_the_model_writes_what_is_to_be_kept(places: Path, tmp_path: Path, capsy
     assert main([*argv, "--output", "self.txt"]) == 1
     assert "output: expected a file that ends in .jsonl, got self.txt" in said(capsys)
     assert main(["write-retain", "--print-config", "--model", "x", "--forget", "y"]) == 0
+
+
+def forget_run(places: Path, folder: Path, capsys: pytest.CaptureFixture[str], *argv: Any) -> Path:
+    """A run folder as `gru-fast forget` leaves it, with a model that was not trained."""
+    asked = ["forget", "--model", places / "model", "--output-dir", "elsewhere", "--max-length", 64, *argv]
+    assert main([*map(str, asked), "--use-cpu", "--print-config"]) == 0
+    config = "".join(f"{line}\n" for line in capsys.readouterr().out.splitlines() if not line.startswith("#"))
+    runs.start(folder, config)
+    own_files.save_model(folder, seed=1)
+    return folder
+
+
+def write_itself(folder: Path) -> None:
+    """Eight texts, where a run keeps what the model wrote."""
+    rows = [{"number": number, "text": own_files.letter(number + 40)} for number in range(8)]
+    (folder / "self_written.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_run_of_forget_says_its_documents(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it is attacked, too: they are not TOFU's. It lies elsewhere than where it was made."""
+    data = places / "data"
+    columns = ["--columns", "question=frage", "answer=antwort"]
+    run = forget_run(places, tmp_path / "run", capsys, "--forget", data / "pairs.csv", *columns)
+    write_itself(run)
+    assert main(["eval", "own", "--model", str(run), "--device", "cpu", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)["num_rows"]
+    # A quarter of the eight (--held-out) was not trained on.
+    assert {name: rows["documents"] for name, rows in counts.items()} == {"forget": 2, "retain": 2}
+    attack = ["attack", str(run), "--attacks", "extract", "--ways", "repeat", "--device", "cpu", "--json"]
+    for named in ([], ["--benchmark", "own"]):
+        assert main([*attack, *named]) == 0
+        settings = json.loads(capsys.readouterr().out)["extract"]["settings"]
+        assert settings["data"]["benchmark"] == "own"
+        assert settings["data"]["forget"] == [str(data / "pairs.csv")]
+        assert settings["data"]["retain"] == [str(run / "self_written.jsonl")]
+        assert settings["models"]["original"]["model"] == f"{places}/model"
+    assert (run / "attacks/own-pairs/extract/summary.json").is_file()
+
+
+def test_a_run_of_forget_may_have_kept_nothing(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ["--forget", places / "data/forget", "--holdout", places / "data/holdout", "--retain"]
+    for retain, expected in (("none", {"forget": 3, "holdout": 2}), (places / "data/retain.jsonl", None)):
+        run = forget_run(places, tmp_path / Path(str(retain)).stem, capsys, *named, retain)
+        assert main(["eval", "own", "--model", str(run), "--device", "cpu", "--json"]) == 0
+        counts = json.loads(capsys.readouterr().out)["num_rows"]
+        found = {name: rows["documents"] for name, rows in counts.items()}
+        assert found == (expected or {"forget": 3, "retain": 3, "holdout": 2})  # a quarter of ten, rounded up
