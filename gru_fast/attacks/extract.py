@@ -7,7 +7,8 @@ repeat      to write down the text that was learned, word for word
 jailbreak   prompts that ask to set aside what was taught: a part to play, a story, a test, orders from above, no
             refusals, an answer that has begun; families of public jailbreaks, in words of our own
 
-"any way" is the best answer to each question over all of them.
+"any way" is the best answer to each question over all of them. A way that is only for some of the rows is compared with
+the plain answers to these.
 """
 
 from __future__ import annotations
@@ -163,15 +164,23 @@ def run(options: ExtractOptions, target: Target) -> Outcome:
             folder = target.folder / "extract" / role / _file_name(name)
             found[role][name] = greedy(target, scorer, folder, asked, f"{role}: {name}")
     names = [name for name in found[UNLEARNED] if name != PLAIN.name]
+    if not names:
+        raise ValueError(
+            f"ways: {', '.join(options.ways)} change nothing of what is asked: the rows to forget have no template "
+            "around their questions, or too short an answer; add prefix, or take another attack"
+        )
     for role, ways in found.items():
         if role != ORIGINAL:
             ways[ANY] = _best(list(ways.values()))
-    return Outcome([_finding(name, score, found) for name in [*names, ANY] for score in SCORES])
+    counts = {name: len(found[UNLEARNED][name]) for name in [PLAIN.name, *names]}
+    return Outcome([_finding(name, score, found) for name in [*names, ANY] for score in SCORES], {"asked": counts})
 
 
 def report(summary: Mapping[str, Any]) -> str:
-    """Nothing beside the findings."""
-    return ""
+    """Which ways were only for some of the rows."""
+    asked = summary.get("asked", {})
+    some = [f"{name} ({count})" for name, count in asked.items() if count < asked[PLAIN.name]]
+    return f"not for all of the {asked[PLAIN.name]} rows: {', '.join(some)}" if some else ""
 
 
 # ---- the ways --------------------------------------------------------------------------------------------------------
@@ -223,8 +232,10 @@ def _best(ways: Sequence[Sequence[Record]]) -> list[Record]:
 
 
 def _finding(name: str, score: str, found: Mapping[str, Mapping[str, Sequence[Record]]]) -> Finding:
+    asked = {record["row"] for record in found[UNLEARNED][name]}
+
     def of(role: str, way: str) -> float | None:
-        records = found.get(role, {}).get(way)
+        records = [record for record in found.get(role, {}).get(way, ()) if record["row"] in asked]
         return mean([record[score] for record in records]) if records else None
 
     return Finding(

@@ -28,9 +28,20 @@ class ScoredEncoded(Encoded, total=False):
 
 
 class NamedEncoded(Encoded, total=False):
-    """An :class:`Encoded` that says which document it is of, for people."""
+    """An :class:`Encoded` that says which document it is of.
+
+    Args:
+        document: its name, and the piece, for people.
+        piece_of, index: the document's id, and the number of the piece in it, from 0.
+        kind: of the document: "text", "pair", "chat".
+        question: what of it was put through the template; not there where nothing was.
+    """
 
     document: str
+    piece_of: str
+    index: int
+    kind: str
+    question: str
 
 
 class LazyRows(Sequence[Encoded]):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import muse_files
+import own_files
 import planted
 import pytest
 import tofu_folders
+import words as word_files
 
 from gru_fast import benchmarks
 from gru_fast.attacks.parts.questions import PLAIN, Frame, Question, questions, reworded, scored
@@ -124,6 +127,91 @@ def test_questions_of_the_users_own(tofu: Target) -> None:
 def test_texts_have_no_questions_to_put_otherwise(muse: Target) -> None:
     with pytest.raises(ValueError, match=r"own: none of its 1 questions is one of the .* rows to forget"):
         reworded(muse, muse_files.tokenizer(), PHI, "own", [{"question": "Where?", "asked": "Where then?"}])
+
+
+DOCUMENTS: list[dict[str, Any]] = [
+    {"text": f"{own_files.letter(0)} {own_files.letter(1)}"},
+    {"prompt": "Who has a map ?", "completion": " Bob"},
+    {"question": "Who has the key ?", "answer": "Ann in Oxley"},
+    {"messages": [
+        {"role": "user", "content": "Who has a map ?"}, {"role": "assistant", "content": "Bob in Tarn"},
+        {"role": "user", "content": "Who knows ?"}, {"role": "assistant", "content": "Cleo"},
+    ]},
+    {"question": "Who has seven lamps ?", "answer": "Ann has the key in Oxley . Bob knows of it , and waits in Vale ."},
+]  # fmt: skip
+CHAT = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content }} \n {% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+def own_words() -> tuple[Any, Any]:
+    """A tokenizer that chats, and its template."""
+    texts = [*map(own_files.letter, range(60)), own_files.SAID, "user assistant \n"]
+    tokenizer = word_files.word_tokenizer(texts, bos=True, chat_template=CHAT)
+    return tokenizer, replace(TEMPLATES["chat"], system=None)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    """Documents of all kinds. Cut at 22 tokens the text, the conversation and the last pair are of two pieces."""
+    folder = tmp_path_factory.mktemp("own")
+    for number, row in enumerate(DOCUMENTS):
+        (folder / f"{number}.jsonl").write_text(json.dumps(row) + "\n")
+    benchmark, nothing = benchmarks.get("own"), Any
+    data = benchmark.Options(forget=[str(folder)], max_length=22, overlap=2)
+    target = Target({}, Path(), benchmark, data, benchmarks.evaluation("own"), nothing, nothing, nothing)  # type: ignore[arg-type]
+    return replace(target, prefix_tokens=6)
+
+
+def test_documents_of_all_kinds(own: Target) -> None:
+    """Texts, their later pieces, and later pieces of answers go on; of a conversation one answer is asked for."""
+    words, template = own_words()
+    asked = [(words.decode(one.ids).replace("\n", "/"), one.answer) for one in questions(own, words, template)]
+    assert asked == [
+        ("<s> Ann has the key in", "Oxley . Bob knows of it , and waits in Oxley . Bob has a map"),
+        ("<s> waits in Oxley . Bob has a map", "in Tarn . Cleo knows of it , and waits in Oxley ."),
+        ("<s> Who has a map ?", "Bob"),
+        ("user : Who has the key ? / assistant :", "Ann in Oxley"),
+        ("user : Who has a map ? / assistant :", "Bob in Tarn"),
+        (": Who has a map ? / assistant : Bob in Tarn / user : Who knows ? / assistant :", "Cleo"),
+        ("user : Who has seven lamps ? / assistant :", "Ann has the key in Oxley . Bob knows of it ,"),
+        ("? / assistant : Ann has the key in Oxley . Bob knows of it ,", "and waits in Vale ."),
+    ]
+
+
+def test_only_what_other_words_get_into_is_asked_in_them(own: Target) -> None:
+    """Not a prompt without a template, nor a conversation; and a longer prompt moves where documents are cut."""
+    words, template = own_words()
+    plain = {one.row: one for one in questions(own, words, template)}
+    asked = questions(own, words, template, Frame("x", "Bob knows {question}"))
+    assert [words.decode(one.ids[:7]) for one in asked] == [
+        "user : Bob knows Who has the", "user : Bob knows Who has seven",
+    ]  # fmt: skip
+    assert [(one.row, one.answer) for one in asked] == [(row, plain[row].answer) for row in (3, 6)]
+    texts = questions(own, words, template, Frame("x", None, "Tarn"))
+    assert [(one.row, words.decode(one.ids[:3])) for one in texts] == [
+        (0, "<s> Tarn Ann"), (1, "<s> Tarn waits"), (5, "<s> Tarn :"), (7, "<s> Tarn ?"),
+    ]  # fmt: skip
+    begun = questions(own, words, template, Frame("x", begun="Bob"))
+    assert [one.row for one in begun] == [2, 3, 4, 6]
+
+
+def test_own_words_for_questions_among_texts(own: Target) -> None:
+    words, template = own_words()
+    given = [
+        {"question": "Who has seven lamps ?", "asked": "lamps ?"},
+        {"question": "Who has the key ?", "asked": "key ?", "answer": "Ann"},
+    ]
+    found = reworded(own, words, template, "own", given)
+    assert [(one.row, words.decode(one.ids[:4]), one.answer) for one in found] == [
+        (3, "user : key ?", "Ann"), (6, "user : lamps ?", "Ann has the key in Oxley . Bob knows of it ,"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r'own: none of its 1 questions .* and "asked" another'):
+        reworded(own, words, template, "own", [{"question": "Who has the key ?", "asked": "Who has the key ?"}])
+    # A prompt without a template is no question that could be put otherwise.
+    with pytest.raises(ValueError, match="own: none of its 1 questions is one of the 8 rows"):
+        reworded(own, words, template, "own", [{"question": "Who has a map ?", "asked": "a map ?"}])
 
 
 def test_scores_of_an_answer() -> None:

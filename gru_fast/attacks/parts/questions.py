@@ -3,6 +3,9 @@
 A benchmark gives its rows as tokens (``unlearning``, see :mod:`gru_fast.benchmarks`). Of a question with an answer the
 prompt is what is not scored; of a text, which is scored all through, its beginning. Other words around a question come
 from the template: the benchmark puts its questions through it, so that any benchmark can be asked otherwise.
+
+Rows of documents say themselves what they are (:class:`gru_fast.data.sequences.NamedEncoded`). Of other benchmarks all
+rows are put through the template, in order, or none.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 from gru_fast.attacks.parts.target import Target
@@ -22,6 +26,7 @@ from gru_fast.metrics.rouge import rouge
 
 SCORES = ("forget ROUGE-L", "forget exact")  # of an answer: recall of ROUGE-L, and whether it stands there as it is
 _TEXT = Template("text")
+_AS_IT_IS = "{question}"  # of a frame: the question without other words
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Frame:
     """
 
     name: str
-    question: str | None = "{question}"
+    question: str | None = _AS_IT_IS
     text: str | None = None
     begun: str = ""
 
@@ -85,14 +90,21 @@ def rows(target: Target, tokenizer: Any, template: Template, parts: Iterable[str
 
 
 def questions(target: Target, tokenizer: Any, template: Template, frame: Frame = PLAIN) -> list[Question]:
-    """The rows to forget, the first ``target.max_rows``, asked in the words of a frame; without those it is not for.
+    """The rows to forget, the first ``target.max_rows``, asked in the words of a frame.
+
+    Without those it is not for, and without those that it does not change: a conversation that the tokenizer's chat
+    template writes, a prompt that has no template around it. Later pieces of a document are texts.
 
     As many tokens may be written as the true answer has and half as many again, at most ``target.max_new_tokens``; of a
     text as many as it goes on, at most that.
     """
-    framed = _with_words(template, lambda question: frame.question and frame.question.format(question=question))
-    found = _first(rows(target, tokenizer, framed).forget, target.max_rows)
-    made = [_question(target, tokenizer, template, frame, index, row) for index, row in enumerate(found)]
+
+    def words(question: str) -> str | None:
+        return frame.question and frame.question.format(question=question)
+
+    is_plain = frame.question in {None, _AS_IT_IS}
+    found = _rows(target, tokenizer, template, None if is_plain else words)
+    made = [_question(target, tokenizer, template, frame, row) for row in found]
     return [one for one in made if one is not None]
 
 
@@ -105,23 +117,17 @@ def reworded(
         ValueError: none of the questions is one of the rows'.
     """
     known = {each["question"]: each for each in wordings}
-    seen: list[str] = []
-
-    def note(question: str) -> str | None:
-        seen.append(question)
-        return known[question]["asked"] if question in known else None
-
-    # In order: the benchmark puts one question after another through the template. Texts are not put through it.
-    asked = _first(rows(target, tokenizer, _with_words(template, note)).forget, target.max_rows)
+    found = _rows(target, tokenizer, template, lambda question: known[question]["asked"] if question in known else None)
     made = []
-    for index, (row, question) in enumerate(zip(asked, seen, strict=False)):
-        one = _question(target, tokenizer, template, Frame(name), index, row) if question in known else None
-        if one is not None:
-            made.append(replace(one, answer=known[question].get("answer") or one.answer))
+    for row in found:
+        given = known.get(row.question or "")
+        one = _question(target, tokenizer, template, Frame(name, "{asked}"), row) if given else None
+        if given and one:
+            made.append(replace(one, answer=given.get("answer") or one.answer))
     if not made:
         raise ValueError(
-            f'{name}: none of its {len(wordings)} questions is one of the {len(asked)} rows to forget; "question" is '
-            "to be theirs, word for word"
+            f'{name}: none of its {len(wordings)} questions is one of the {len(found)} rows to forget; "question" is '
+            'to be theirs, word for word, and "asked" another'
         )
     return made
 
@@ -146,6 +152,69 @@ def scored(question: Question, written: str) -> dict[str, Any]:
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row to forget, and as it is with other words around or in place of its question.
+
+    Args:
+        index: among the rows to forget.
+        plain: in the benchmark's words; ``other``: in others, None where there is no such row.
+        question: what was put through the template; None: nothing.
+    """
+
+    index: int
+    plain: Encoded
+    other: Encoded | None
+    question: str | None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is asked how it goes on. So is a later piece, of whatever kind of document: it has no question."""
+        kind = self.plain.get("kind")
+        return _prompt_length(self.plain) <= 1 if kind is None else kind == "text" or bool(self.plain["index"])  # type: ignore[typeddict-item]
+
+    @property
+    def other_prompt(self) -> list[int] | None:
+        """The prompt in other words; None where the words did not get into it."""
+        if self.other is None:
+            return None
+        prompt = list(self.other["input_ids"][: _prompt_length(self.other)])
+        return None if prompt == list(self.plain["input_ids"][: _prompt_length(self.plain)]) else prompt
+
+    def tag(self, template: Template) -> str:
+        """What stands before the answer: nothing where the template was not used."""
+        return "" if "kind" in self.plain and self.question is None else template.answer_tag
+
+
+def _rows(target: Target, tokenizer: Any, template: Template, words: Callable[[str], str | None] | None) -> list[_Row]:
+    """The rows to forget, the first ``target.max_rows``, in the benchmark's words and, where they are given, others."""
+    seen: list[str] = []
+
+    def noted(question: str) -> str | None:
+        seen.append(question)
+        return words(question) if words else None
+
+    plain = _first(rows(target, tokenizer, template).forget, target.max_rows)
+    alone = [_Row(index, row, None, row.get("question")) for index, row in enumerate(plain)]  # type: ignore[arg-type]
+    if words is None or all(row.is_text for row in alone):
+        return alone
+    others = rows(target, tokenizer, _with_words(template, noted)).forget
+    if "kind" in plain[0]:  # rows that say what they are: a longer prompt can make more pieces of a document
+        places = {_place(row): row for row in others}
+        return [replace(row, other=places.get(_place(row.plain))) for row in alone]
+    # In order: the benchmark puts one question after another through the template. Texts are not put through it.
+    found = zip_longest(plain, _first(others, target.max_rows), seen[: len(plain)])
+    return [_Row(index, row, other, question) for index, (row, other, question) in enumerate(found)]
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["piece_of"], row["index"]
+
+
+def _prompt_length(row: Encoded) -> int:
+    return next(at for at, label in enumerate(row["labels"]) if label != IGNORE_INDEX)
+
+
 def _first(forget: Sequence[Encoded], count: int | None) -> list[Encoded]:
     """The first rows; of those that are tokenized when they are read, no more than these are read."""
     return [forget[index] for index in range(min(len(forget), count or len(forget)))]
@@ -156,31 +225,40 @@ def _with_words(template: Template, words: Callable[[str], str | None]) -> Templ
     return _Framed(**own, words=words)
 
 
-def _question(
-    target: Target, tokenizer: Any, template: Template, frame: Frame, index: int, row: Encoded
-) -> Question | None:
-    """A row as a question; None where the frame is not for its kind."""
-    ids, labels = list(row["input_ids"]), row["labels"]
-    first = next(at for at, label in enumerate(labels) if label != IGNORE_INDEX)
-    body = ids[first:-1] if ids[-1] == tokenizer.eos_token_id else ids[first:]
-    if first > 1:  # a question and its answer
-        if frame.question is None:
-            return None
-        prompt = ids[:first]
-        answer = _without(template.answer_tag, _text(tokenizer, body))
-        most = min(target.max_new_tokens, len(body) + len(body) // 2)
-    else:
+def _question(target: Target, tokenizer: Any, template: Template, frame: Frame, row: _Row) -> Question | None:
+    """A row as a question; None where the frame is not for its kind, or its words do not get into the prompt."""
+    ids, labels = list(row.plain["input_ids"]), row.plain["labels"]
+    first = _prompt_length(row.plain)
+    tag = row.tag(template)
+    # Of a conversation one turn is what it is held against.
+    end = next((at for at in range(first, len(labels)) if labels[at] == IGNORE_INDEX), len(labels))
+    if row.is_text:
         if frame.text is None:
             return None
-        kept = max(1, min(target.prefix_tokens, len(ids) // 2))
-        prompt, body = ids[:kept], [*ids[kept:first], *body[max(kept - first, 0) :]][: target.max_new_tokens]
+        kept = max(1, min(target.prefix_tokens, len(ids) // 2), first)
+        kept = kept if kept < end else max(1, first)
+        prompt, body = ids[:kept], _without_end(tokenizer, ids[kept:end])[: target.max_new_tokens]
+        if not body:
+            return None
         if frame.text:
-            head = len(encode_prompt(tokenizer, _TEXT, ""))
-            prompt = [*encode_prompt(tokenizer, _TEXT, frame.text), *ids[head:kept]]
+            head = encode_prompt(tokenizer, _TEXT, "")
+            own = len(head) if ids[: len(head)] == head else 0  # a later piece of an answer has none
+            prompt = [*encode_prompt(tokenizer, _TEXT, frame.text), *ids[own:kept]]
         answer, most = _text(tokenizer, body), len(body)
+    else:
+        prompt = ids[:first] if frame.question == _AS_IT_IS else row.other_prompt or []
+        if frame.question is None or not prompt:
+            return None
+        body = _without_end(tokenizer, ids[first:end])
+        answer = _without(tag, _text(tokenizer, body))
+        most = min(target.max_new_tokens, len(body) + len(body) // 2)
     if frame.begun:
-        prompt = [*prompt, *tokenizer(template.answer_tag + frame.begun, add_special_tokens=False)["input_ids"]]
-    return Question(prompt, most, index, _text(tokenizer, prompt[-100:]), answer, tuple(body))
+        prompt = [*prompt, *tokenizer(tag + frame.begun, add_special_tokens=False)["input_ids"]]
+    return Question(prompt, most, row.index, _text(tokenizer, prompt[-100:]), answer, tuple(body))
+
+
+def _without_end(tokenizer: Any, ids: list[int]) -> list[int]:
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def _without(tag: str, answer: str) -> str:

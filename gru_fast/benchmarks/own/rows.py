@@ -165,7 +165,8 @@ def unlearning_data(
 
     def rows(documents: Sequence[Document]) -> list[Encoded]:
         found = pieces(documents, tokenizer, template, options.max_length or MAX_LENGTH, options.overlap)
-        return [_named(piece) for piece in found]
+        of = {document.id: document for document in documents}
+        return [_named(piece, of[piece.document], template) for piece in found]
 
     forget = options.documents("forget")
     kept = None
@@ -179,10 +180,27 @@ def unlearning_data(
     return UnlearnDataset(rows(forget), None if kept is None else rows(kept), seed=seed)
 
 
-def _named(piece: Piece) -> Encoded:
+def _named(piece: Piece, document: Document, template: Template) -> Encoded:
     part = f", piece {piece.index + 1} of {piece.count}" if piece.count > 1 else ""
-    row: NamedEncoded = {**piece.row, "document": piece.document + part}
+    row: NamedEncoded = {
+        "input_ids": piece.row["input_ids"],
+        "labels": piece.row["labels"],
+        "document": piece.document + part,
+        "piece_of": piece.document,
+        "index": piece.index,
+        "kind": document.kind,
+    }
+    question = _question(document, template)
+    if question is not None:
+        row["question"] = question
     return row
+
+
+def _question(document: Document, template: Template) -> str | None:
+    """What of a document the template puts its words around; None: nothing."""
+    if document.messages is not None:  # a chat template writes the conversation itself
+        return None if template.chat else str(document.messages[0]["content"])
+    return None if document.raw else document.question
 
 
 # ---- for gru-fast unlearn --------------------------------------------------------------------------------------------

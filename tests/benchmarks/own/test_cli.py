@@ -180,3 +180,31 @@ def test_a_run_of_forget_may_have_kept_nothing(
         counts = json.loads(capsys.readouterr().out)["num_rows"]
         found = {name: rows["documents"] for name, rows in counts.items()}
         assert found == (expected or {"forget": 3, "retain": 3, "holdout": 2})  # a quarter of ten, rounded up
+
+
+def test_a_way_is_compared_with_the_same_rows(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A prompt without a template cannot be asked otherwise: what the model writes after it is not in "before"."""
+
+    def plain(run: Path) -> list[dict[str, Any]]:
+        file = run / f"attacks/own-{run.name}/extract/unlearned/plain/answers.jsonl"
+        return sorted(map(json.loads, file.read_text().splitlines()), key=lambda record: record["row"])
+
+    raw, pair = tmp_path / "raw.jsonl", tmp_path / "pair.jsonl"
+    raw.write_text('{"prompt": "Who has a map ?", "completion": " Bob knows of it"}\n')
+    pair.write_text('{"question": "Who has the key ?", "answer": "Ann in Oxley"}\n')
+    ways = ["--ways", "repeat", "--attacks", "extract", "--device", "cpu"]
+    alone = forget_run(places, tmp_path / "runs/raw", capsys, "--forget", raw, "--retain", "none")
+    assert main(["attack", str(alone), *ways]) == 1
+    assert "ways: repeat change nothing of what is asked" in said(capsys)
+    # What the model does know: what it writes.
+    raw.write_text(json.dumps({"prompt": "Who has a map ?", "completion": f" {plain(alone)[0]['generation']}"}) + "\n")
+    run = forget_run(places, tmp_path / "runs/pair", capsys, "--forget", pair, raw, "--retain", "none")
+    assert main(["attack", str(run), *ways, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["extract"]
+    assert found["asked"] == {"plain": 2, "repeat: the text": 1, "repeat: twice": 1, "repeat: from memory": 1}
+    scores = [each["forget ROUGE-L"] for each in plain(run)]
+    assert scores[0] < scores[1] == 1
+    before = {row["what"]: row["before"] for row in found["findings"] if row["score"] == "forget ROUGE-L"}
+    assert (before["repeat: twice"], before["any way"]) == (scores[0], sum(scores) / 2)
+    assert main(["attack", str(run), *ways]) == 0
+    assert "not for all of the 2 rows: repeat: the text (1), repeat: twice (1), " in capsys.readouterr().out
