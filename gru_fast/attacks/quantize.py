@@ -61,7 +61,8 @@ def cost(options: QuantizeOptions, target: Target) -> str:
 
 def settings(options: QuantizeOptions, target: Target) -> dict[str, Any]:
     """What the findings depend on."""
-    return {**asdict(options), "evaluate": asdict(target.options)}
+    wanted = target.evaluation.wanted(target.options, target.unlearned.asked)  # of documents, what they say
+    return {**asdict(options), "evaluate": asdict(target.options), "wanted": wanted}
 
 
 def run(options: QuantizeOptions, target: Target) -> Outcome:

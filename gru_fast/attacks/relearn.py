@@ -24,7 +24,7 @@ from gru_fast.attacks.parts.answers import scorer_of
 from gru_fast.attacks.parts.outcome import Finding, Outcome
 from gru_fast.attacks.parts.questions import SCORES, Question, content, questions, rows, scored
 from gru_fast.attacks.parts.target import ORIGINAL, RETRAINED, UNLEARNED, Target
-from gru_fast.data.hashes import hash_of
+from gru_fast.data.hashes import hash_of, joined_hash
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.evaluation.asking import Scorer
 from gru_fast.evaluation.record_folder import RecordFolder, RowSet, differing, score_sets
@@ -130,7 +130,15 @@ def settings(options: RelearnOptions, target: Target) -> dict[str, Any]:
     """What the findings depend on."""
     files = {source: options.file(source) for source in lessons.SOURCES}
     texts = {source: lessons.read_lessons(Path(name)) for source, name in files.items() if name}
-    return {**asdict(options), "texts": hash_of([str(texts)]) if texts else None}
+    taught = {source: _taught(options, target, source) for source in options.relearn_on}
+    return {**asdict(options), "texts": hash_of([str(texts)]) if texts else None, "taught": taught}
+
+
+def _taught(options: RelearnOptions, target: Target, source: str) -> str:
+    """Hash of what is taught, as tokens."""
+    count, seed, file = options.relearn_rows, options.relearn_seed, options.file(source)
+    learned = lessons.lessons(target, *target.words(), source, count, seed, file)
+    return joined_hash(map(content_hash, learned))
 
 
 def run(options: RelearnOptions, target: Target) -> Outcome:
@@ -141,10 +149,11 @@ def run(options: RelearnOptions, target: Target) -> Outcome:
             "others (--attacks quantize sample extract) with one"
         )
     start = {role: _start(options, target, role) for role in target.roles}
+    facts = settings(options, target)
     curves: dict[tuple[str, str, float], Points] = {}
     roles = [role for role in target.roles if role != ORIGINAL]
     for role, source, rate in product(roles, options.relearn_on, options.relearn_rates):
-        curves[role, source, rate] = _arm(options, target, role, source, rate)
+        curves[role, source, rate] = _arm(options, target, facts, role, source, rate)
     found = [
         _finding(options, source, rate, step, score, start, curves)
         for source, rate, step, score in product(
@@ -192,7 +201,7 @@ def _measured(target: Target, scorer: Scorer, asked: Sequence[Asked], folder: Pa
             for (question, _), loss, text in zip(some, losses, texts, strict=True)
         ]
 
-    own = {"questions": content([question for question, _ in asked])}
+    own = {"asked": _content(asked)}
     records = RecordFolder(folder, settings_of(scorer.model, own), overwrite=target.unlearned.overwrite)
     of = RowSet("answers", asked, work, [len(row["input_ids"]) for _, row in asked], label)
     score_sets(records, [of], batch_size=scorer.batch_size, progress=target.unlearned.progress)
@@ -218,23 +227,35 @@ def _start(options: RelearnOptions, target: Target, role: str) -> dict[str, floa
     return _measured(target, scorer_of(target, model, tokenizer), asked, folder, f"{role}: as it is")
 
 
+def _content(asked: Sequence[Asked]) -> str:
+    """Hash of the questions and of the rows, which may go on where the answer that is looked at ends."""
+    return joined_hash([content([question for question, _ in asked]), *(content_hash(row) for _, row in asked)])
+
+
 def _name_of(asked: Sequence[Asked]) -> str:
     """Of the folder for records of these rows: other options ask about others."""
-    return content([question for question, _ in asked])[:8]
+    return _content(asked)[:8]
 
 
 # ---- an arm ----------------------------------------------------------------------------------------------------------
 
 
-def _arm(options: RelearnOptions, target: Target, role: str, source: str, rate: float) -> Points:
-    """The scores of a model after each of the steps; read where they are known, else it is trained."""
+def _arm(
+    options: RelearnOptions, target: Target, facts: Mapping[str, Any], role: str, source: str, rate: float
+) -> Points:
+    """The scores of a model after each of the steps; read where they are known, else it is trained.
+
+    Args:
+        facts: what :func:`settings` says.
+    """
     tokenizer, template = target.words()
     asked = _asked(options, target, tokenizer, template)
     folder = target.folder / "relearn" / role / f"{source}-lr{rate:g}"
     own = {
-        **{name: value for name, value in settings(options, target).items() if name in _OF_ARM},
+        **{name: facts[name] for name in _OF_ARM},
         "rate": rate,
-        "questions": content([question for question, _ in asked]),
+        "taught": facts["taught"][source],
+        "asked": _content(asked),
         "model": dict(target.subjects[role].asked),
         "data": asdict(target.data),
     }

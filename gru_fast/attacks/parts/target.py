@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gru_fast.data.hashes import joined_hash
+from gru_fast.data.sequences import content_hash
 from gru_fast.evaluation.subject import Subject
 from gru_fast.evaluation.summaries import SUMMARY_FILE, finished, take_over
 from gru_fast.runs.files import read_json
@@ -58,11 +61,18 @@ class Target:
         """The model under attack."""
         return self.subjects[UNLEARNED]
 
+    @cached_property
+    def rows_hash(self) -> str:
+        """Hash of all rows to forget, as tokens: files of the same name may say something else by now."""
+        found = self.benchmark.unlearning(self.data, *self.words(), ("forget",), 0).forget
+        return joined_hash(content_hash(found[index]) for index in range(len(found)))
+
     @property
     def facts(self) -> dict[str, Any]:
         """What any finding depends on, for its settings."""
         return {
             "data": asdict(self.data),
+            "rows": self.rows_hash,
             "models": {role: dict(subject.asked) for role, subject in self.subjects.items()},
             "max_rows": self.max_rows,
             "max_new_tokens": self.max_new_tokens,

@@ -208,3 +208,48 @@ def test_a_way_is_compared_with_the_same_rows(places: Path, tmp_path: Path, caps
     assert (before["repeat: twice"], before["any way"]) == (scores[0], sum(scores) / 2)
     assert main(["attack", str(run), *ways]) == 0
     assert "not for all of the 2 rows: repeat: the text (1), repeat: twice (1), " in capsys.readouterr().out
+
+
+SOURCES = ("forget", "harmless")
+
+
+def test_other_documents_under_the_same_names(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers of the old ones are not printed for them: neither of rows that are asked about nor of others."""
+    leak, ours = tmp_path / "leak.jsonl", tmp_path / "ours.jsonl"
+
+    def write(file: Path, numbers: Any) -> None:
+        file.write_text("".join(json.dumps({"text": own_files.letter(number)}) + "\n" for number in numbers))
+
+    write(leak, range(4))
+    write(ours, range(10, 14))
+    run = forget_run(places, tmp_path / "run", capsys, "--forget", leak, "--retain", ours)
+    relearn = ["--relearn-rows", "1", "--relearn-steps", "1", "--relearn-rates", "1e-3", "--relearn-batch-size", "1"]
+    relearn += ["--relearn-on", *SOURCES, "--formats", "int8"]
+    names = ["quantize", "relearn", "extract"]
+
+    def attack(*argv: str, of: Any = names) -> dict[str, Any]:
+        attacks = ["--attacks", *of, "--ways", "prefix", "--prefixes", "0.5", "--max-rows", "3"]
+        assert main(["attack", str(run), *attacks, *relearn, "--device", "cpu", "--json", *argv]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    before = attack()
+    assert attack() == before  # printed
+    curves = {source: run / f"attacks/own-leak/relearn/unlearned/{source}-lr0.001/curve.json" for source in SOURCES}
+    trained = {source: file.stat().st_mtime_ns for source, file in curves.items()}
+    write(ours, range(20, 24))
+    attack(of=["relearn"])
+    again = {source for source, file in curves.items() if file.stat().st_mtime_ns != trained[source]}
+    assert again == {"harmless"}  # what the other was taught is as it was
+    kept = attack("--overwrite")
+    for name in ("quantize", "relearn"):
+        assert kept[name]["settings"] != before[name]["settings"]
+    assert kept["extract"]["settings"] == before["extract"]["settings"]
+    write(leak, [*range(3), 5])  # the last is not asked about
+    found = attack("--overwrite")
+    for name in names:
+        assert found[name]["settings"] != kept[name]["settings"]
+    write(leak, range(6, 10))
+    asked = ["attack", str(run), "--attacks", "extract", "--ways", "prefix", "--prefixes", "0.5", "--max-rows", "3"]
+    assert main([*asked, "--device", "cpu"]) == 1
+    assert "questions" in (text := said(capsys))
+    assert "overwrite" in text
