@@ -184,14 +184,15 @@ def fixed_cost(options: argparse.Namespace) -> list[Part]:
         problem.reset_grad()
         reduce()
 
+    no_options = (0.0, 0.0, 0.0, 0.0)  # GRU has none
     calls: dict[str, Call] = {
         "rectify_ with a RetainEMA": lambda: rectify(retain_ema),
         "rectify_ with lists": lambda: rectify(problem.ema),
         "  of it: gathering .grad": lambda: [param.grad for param in params],
         "  of it: table of pointers": lambda: _core.Table(problem.grads, problem.retain, problem.ema),
         "  of it: reduce": reduce,
-        "  of it: apply": lambda: table.apply(stats, scratch, tau, "gru", threads),
-        "  of it: finish": lambda: table.finish(stats, scratch, tau, "gru", threads),
+        "  of it: apply": lambda: table.apply(stats, scratch, tau, "gru", no_options, threads),
+        "  of it: finish": lambda: table.finish(stats, scratch, tau, "gru", no_options, threads),
     }
     parts = []
     for name, call in calls.items():
