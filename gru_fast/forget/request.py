@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gru_fast.data.own import Document, Piece, check_apart, hold_out, load, pieces
+from gru_fast.data.own import MAX_SHARED, Document, Piece, check_apart, hold_out, load, pieces
 from gru_fast.data.pairs import UnlearnDataset
 from gru_fast.data.self_written import Sampling, read_written, write_retain
 from gru_fast.forget.exam import Texts
@@ -69,7 +69,8 @@ def read(options: ForgetOptions, forget: Sequence[Document] | None = None) -> Do
     """The documents of all options; ``forget``: those to forget, if they have been read.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`gru_fast.data.own.load`; documents that are to be forgotten and kept.
+        FileNotFoundError, ValueError: see :func:`gru_fast.data.own.load`; documents that are to be forgotten and kept;
+            any of the holdout that is to be forgotten, or kept.
     """
 
     given = None if options.writes_itself or options.retain == [NONE] else options.retain
@@ -85,7 +86,11 @@ def read(options: ForgetOptions, forget: Sequence[Document] | None = None) -> Do
                 "differ that the model has never seen"
             )
         if part:
-            check_apart(found.forget, part, names=("forget", name))
+            # One known text among those never seen lifts the level: not a single one may be.
+            most = 0.0 if name == "holdout" else MAX_SHARED
+            check_apart(found.forget, part, most, names=("forget", name))
+    if found.retain and found.holdout:
+        check_apart(found.retain, found.holdout, 0.0, names=("retain", "holdout"))
     return found
 
 

@@ -12,7 +12,7 @@ showing.py    what would be trained, for people to read
 
 from gru_fast.data.own.cutting import Piece, pieces
 from gru_fast.data.own.documents import Document, load, save
-from gru_fast.data.own.parts import check_apart, hold_out
+from gru_fast.data.own.parts import MAX_SHARED, check_apart, hold_out
 from gru_fast.data.own.showing import show
 
-__all__ = ["Document", "Piece", "check_apart", "hold_out", "load", "pieces", "save", "show"]
+__all__ = ["MAX_SHARED", "Document", "Piece", "check_apart", "hold_out", "load", "pieces", "save", "show"]

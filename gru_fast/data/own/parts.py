@@ -33,7 +33,7 @@ def check_apart(
     A model cannot forget and keep the same: what such rows say is neither.
 
     Raises:
-        ValueError: they are more than ``max_share`` of either part.
+        ValueError: they are more than ``max_share`` of either part; with 0 a single one is too many.
     """
     known = {_content(document): document for document in forget}
     shared = [Shared(known[content], each) for each in retain if (content := _content(each)) in known]
@@ -44,7 +44,8 @@ def check_apart(
     what = f"{len(shared)} of {len(retain)} documents of {names[1]} are in {names[0]} too ({shown}{more})"
     share = max(len(shared) / len(retain), len({pair.forget.id for pair in shared}) / len(forget))
     if share > max_share:
-        raise ValueError(f"{names[1]}: {what}, more than {max_share:.0%} of a part; take them out of one of the two")
+        most = f"more than {max_share:.0%} of a part" if max_share > 0 else "and none may be"
+        raise ValueError(f"{names[1]}: {what}, {most}; take them out of one of the two")
     warnings.warn(f"{what}; a model cannot forget and keep the same", stacklevel=2)
     return shared
 

@@ -29,6 +29,12 @@ def test_too_many_of_either_part_are_refused() -> None:
         check_apart(texts("w3", name="f"), texts(*many, name="r"))
 
 
+def test_where_none_may_be_shared_one_is_too_many() -> None:
+    forget, holdout = texts(*map(str, range(20)), name="f"), texts(*(f"h{i}" for i in range(19)), "7", name="h")
+    with pytest.raises(ValueError, match=r"holdout: 1 of 20 .* too \(f#7 = h#19\), and none may be; take"):
+        check_apart(forget, holdout, 0.0, names=("forget", "holdout"))
+
+
 def test_parts_that_share_nothing() -> None:
     assert check_apart(texts("a b"), texts("a", "b", "ab")) == []
     pair = Document("p", "p", 0, "pair", question="a", answer="b")
