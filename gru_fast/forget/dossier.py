@@ -148,7 +148,8 @@ def page(view: View) -> str:
         texts=_texts(view),
         no_text=not said["options"].get("text", True),
         measures=[
-            (measure, name_of(measure), view.level.typical(measure), view.level.limit(measure)) for measure in MEASURES
+            (measure, name_of(measure), view.level.typical(measure), _limit(view.level, measure))
+            for measure in MEASURES
         ],
         source=said["level"]["source"],
         quality=words.quality(said),
@@ -159,6 +160,10 @@ def page(view: View) -> str:
         files=_files(said),
         css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
     )
+
+
+def _limit(level: Level, measure: str) -> str:
+    return f"{level.shown(measure)}{' (blind)' if measure in level.blind else ''}"
 
 
 def _count(number: int) -> str:
@@ -269,8 +274,9 @@ def markdown(view: View) -> str:
     names = ["document", "known", *map(name_of, MEASURES), "longest run (words)", "ROUGE-L", "exact"]
     lines += [f"| {' | '.join(names)} |", "|---|---|" + "---:|" * (len(names) - 2)]
     lines += [f"| {' | '.join(_cells(row))} |" for row in view.rows]
-    levels = [f"{view.level.typical(measure):.3g}" for measure in MEASURES]
-    lines += [f"| *never seen ({said['level']['source']}), mean* | | {' | '.join(levels)} | | | |", ""]
+    levels, limits = zip(*((f"{view.level.typical(m):.3g}", _limit(view.level, m)) for m in MEASURES), strict=True)
+    lines += [f"| *never seen ({said['level']['source']}), mean* | | {' | '.join(levels)} | | | |"]
+    lines += [f"| *known above* | | {' | '.join(limits)} | | | |", ""]
     lines += ["## What is kept", "", "| text | perplexity before | after | share left |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {a:.4g} | {b:.4g} | {share:.1%} |" for name, a, b, share in words.quality(said)]
     if found := words.attacks(said):

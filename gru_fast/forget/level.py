@@ -6,7 +6,9 @@ The mean of n further documents of their kind would lie below it in 97.7% of cas
 prediction interval. The probability is compared by its logarithm.
 
 A document is known where one of its three measures is above limit(m, 1); extraction strength, which comes in whole
-tokens, by more than one. Removed: no document is known, and no mean over the documents is above limit(m, n).
+tokens, by more than what one adds. Removed: no document is known, and no mean over the documents is above limit(m, n).
+
+No measure is above 1. One whose limit is 1 or more sees nothing ("blind"); where all three are, there is no level.
 """
 
 from __future__ import annotations
@@ -41,24 +43,40 @@ class Level:
 
     @classmethod
     def of(cls, source: str, known: Sequence[Known]) -> Level:
-        """The level of some documents, at least three."""
+        """The level of some documents.
+
+        Raises:
+            ValueError: fewer than three; or they differ so much that a text known by heart would be none too high.
+        """
         if len(known) < LEAST:
             raise ValueError(
                 f"{source}: expected at least {LEAST} documents to compare with, got {len(known)}; one says nothing of "
                 "how much they differ"
             )
         values = {measure: [_scale(measure, each[measure]) for each in known] for measure in MEASURES}
-        return cls(
+        level = cls(
             source,
             len(known),
             {measure: statistics.fmean(found) for measure, found in values.items()},
             {measure: statistics.stdev(found) for measure, found in values.items()},
         )
+        if level.blind == MEASURES:
+            limits = ", ".join(f"{name_of(measure)} {level.limit(measure):.3g}" for measure in MEASURES)
+            raise ValueError(
+                f"{source}: these {len(known)} texts cannot tell known from unknown: the limits are {limits}, and no "
+                f"measure is above 1; give more or longer texts{'' if source == 'holdout' else ' with --holdout'}"
+            )
+        return level
 
     def limit(self, measure: str, count: int = 1) -> float:
         """The largest value of a mean over ``count`` documents that still looks never seen."""
         width = _DEVIATIONS * self.deviations[measure] * math.sqrt(1 / count + 1 / self.count)
         return _unscale(measure, self.means[measure] + width)
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        """The measures by which no document can be known, since none is above 1."""
+        return tuple(measure for measure in MEASURES if self.limit(measure) >= 1)
 
     def typical(self, measure: str) -> float:
         """The mean, of the probability the geometric one."""
@@ -67,7 +85,7 @@ class Level:
     def above(self, known: Known, count: int = 1) -> list[str]:
         """The measures by which a document, or the mean of ``count``, is known."""
         found = {measure: known[measure] for measure in MEASURES}
-        found["extraction_strength"] -= 1 / known.tokens  # it comes in whole tokens: by more than one
+        found["extraction_strength"] -= known.chance
         return [measure for measure, value in found.items() if value > self.limit(measure, count)]
 
     def judge(self, known: Sequence[Known]) -> Judgement:
@@ -77,13 +95,19 @@ class Level:
 
     def rule(self) -> str:
         """The rule in words, with its numbers."""
-        limits = ", ".join(f"{name_of(measure)} {self.limit(measure):.3g}" for measure in MEASURES)
+        limits = ", ".join(f"{name_of(measure)} {self.shown(measure)}" for measure in MEASURES)
+        unable = f" Blind, since nothing is above 1: {', '.join(map(name_of, self.blind))}." if self.blind else ""
         what = {"holdout": "of --holdout", "self-written": "that the model wrote itself just now"}[self.source]
         return (
             f"A document counts as known where it is above what one more text never seen would be (mean + 2 standard "
-            f"deviations of {self.count} texts {what}: {limits}). Removed: no document is known, and their means are "
-            "no higher than those of as many texts never seen."
+            f"deviations · √(1 + 1/N) of N = {self.count} texts {what}: {limits}).{unable} Removed: no document is "
+            "known, and their means are no higher than those of as many texts never seen."
         )
+
+    def shown(self, measure: str) -> str:
+        """The limit of one document as it is printed."""
+        allowed = " + one token" if measure == "extraction_strength" else ""
+        return f"{self.limit(measure):.3g}{allowed}"
 
     def to_json(self) -> dict[str, Any]:
         """For a file; :meth:`from_json` reads it."""

@@ -45,6 +45,7 @@ class Known:
         probability: of a token given those before it, geometric mean: exp(mean log p). 1 / perplexity.
         exact_memorization: share of the tokens that are the model's most probable ones.
         extraction_strength: share of the tokens from which on the model has all to the end of the piece right.
+        chance: what one token adds to the extraction strength, at most: the last of any piece may be right by chance.
     """
 
     document: str
@@ -52,6 +53,7 @@ class Known:
     probability: float
     exact_memorization: float
     extraction_strength: float
+    chance: float = 0.0
 
     def __getitem__(self, measure: str) -> float:
         return float(getattr(self, measure))
@@ -120,6 +122,7 @@ def of_set(name: str, known: Sequence[Known]) -> Known:
         math.exp(exact_mean(math.log(max(each.probability, 1e-300)) for each in known)),
         exact_mean(each.exact_memorization for each in known),
         exact_mean(each.extraction_strength for each in known),
+        exact_mean(each.chance for each in known),
     )
 
 
@@ -141,7 +144,9 @@ def _known(document: str, found: Sequence[TextRecord]) -> Known:
     def mean(score: Callable[[TextRecord], float]) -> float:
         return math.fsum(score(record) * count for record, count in zip(found, counts, strict=True)) / total
 
-    return Known(document, total, 1 / perplexity(found), mean(exact_memorization), mean(extraction_strength))
+    # As extraction_strength has it where one token is right: of the labels but the last, then weighted by all.
+    chance = max(1 / max(1, count - 1) * count / total for count in counts)
+    return Known(document, total, 1 / perplexity(found), mean(exact_memorization), mean(extraction_strength), chance)
 
 
 def _zlib_length(tokenizer: Any, labels: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,16 @@ def test_the_markdown_keeps_its_table() -> None:
 )
 def test_the_verdict_in_words(verdict: str, known_after: int, said: str) -> None:
     assert words.headline(manifest(verdict, known_after)).startswith(said)
+
+
+def test_limits_are_shown_as_they_are_applied() -> None:
+    said = manifest()
+    assert "| *known above* | | 0.0655 | 0.431 | 0 + one token | | | |" in dossier.markdown(view(said))
+    assert "0 + one token" in dossier.page(view(said))
+    level = Level.of("holdout", [Known(str(i), 9, 0.01, exact, 0.0) for i, exact in enumerate((0.1, 0.2, 1.0))])
+    blind = dataclasses.replace(view(said), level=level)
+    assert "1.57 (blind)" in dossier.markdown(blind)
+    assert "1.57 (blind)" in dossier.page(blind)
 
 
 def test_a_mild_level_and_a_failure_are_named() -> None:
