@@ -151,7 +151,7 @@ def page(view: View) -> str:
             (measure, name_of(measure), view.level.typical(measure), _limit(view.level, measure))
             for measure in MEASURES
         ],
-        source=said["level"]["source"],
+        source=view.level.name,
         quality=words.quality(said),
         keep=said["options"]["keep"],
         attacks=words.attacks(said),
@@ -164,6 +164,10 @@ def page(view: View) -> str:
 
 def _limit(level: Level, measure: str) -> str:
     return f"{level.shown(measure)}{' (blind)' if measure in level.blind else ''}"
+
+
+def _yardstick(level: Level) -> str:
+    return "text never seen" if level.source == "holdout" else "the model's own text"
 
 
 def _count(number: int) -> str:
@@ -235,7 +239,7 @@ def _over_time(view: View) -> _Chart:
         charts.Line("kept", "kept", [(x, z) for x, _, z in steps]),
     ]
     legend = [
-        ("forget", "exact memorization; dashed: level of text never seen"),
+        ("forget", f"exact memorization; dashed: level of {_yardstick(view.level)}"),
         ("kept", "share kept; dashed: --keep"),
     ]
     return "Over the steps", "Looks in training.", charts.chart("Over the steps", "step", lines), legend
@@ -267,15 +271,15 @@ def _files(said: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def markdown(view: View) -> str:
     """The report as Markdown."""
     said = view.manifest
-    lines = [f"# {words.TITLES[said['verdict']]}", "", words.headline(said), ""]
+    lines = [f"# {words.title(said)}", "", words.headline(said), ""]
     lines += [f"- {sentence}" for sentence in words.guarantee(said)]
     lines += ["", "| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in _facts(said)), ""]
-    lines += ["## Documents", "", "Before → after. Known: above the level of text never seen.", ""]
+    lines += ["## Documents", "", f"Before → after. Known: above the level of {_yardstick(view.level)}.", ""]
     names = ["document", "known", *map(name_of, MEASURES), "longest run (words)", "ROUGE-L", "exact"]
     lines += [f"| {' | '.join(names)} |", "|---|---|" + "---:|" * (len(names) - 2)]
     lines += [f"| {' | '.join(_cells(row))} |" for row in view.rows]
     levels, limits = zip(*((f"{view.level.typical(m):.3g}", _limit(view.level, m)) for m in MEASURES), strict=True)
-    lines += [f"| *never seen ({said['level']['source']}), mean* | | {' | '.join(levels)} | | | |"]
+    lines += [f"| *{view.level.name}, mean* | | {' | '.join(levels)} | | | |"]
     lines += [f"| *known above* | | {' | '.join(limits)} | | | |", ""]
     lines += ["## What is kept", "", "| text | perplexity before | after | share left |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {a:.4g} | {b:.4g} | {share:.1%} |" for name, a, b, share in words.quality(said)]

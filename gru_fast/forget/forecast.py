@@ -86,7 +86,10 @@ class Forecast:
             )
         unknown = [name for name, found in above.items() if not found]
         if unknown:
-            lines += ["", f"nothing to forget in {len(unknown)}: {', '.join(unknown[:5])}{' ...' * (len(unknown) > 5)}"]
+            lines += [
+                "",
+                f"{self.level.says_unknown}: {len(unknown)}: {', '.join(unknown[:5])}{' ...' * (len(unknown) > 5)}",
+            ]
         return lines
 
     def _layers(self) -> list[str]:

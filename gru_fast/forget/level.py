@@ -1,6 +1,7 @@
-"""What "removed" means: documents are known no better than text that the model has never seen.
+"""What "removed" means: documents are known no better than text that the model has never seen. Where there is none, the
+model's own text stands in for it: it is better known, the level a mild one, and all that is said names it.
 
-    limit(m, n) = mean + 2 * sd * sqrt(1/n + 1/N)         of the measure m over N documents never seen
+    limit(m, n) = mean + 2 * sd * sqrt(1/n + 1/N)         of the measure m over N such texts
 
 The mean of n further documents of their kind would lie below it in 97.7% of cases, were m normally distributed: a
 prediction interval. The probability is compared by its logarithm.
@@ -28,7 +29,7 @@ _LEAST_PROBABILITY = 1e-30
 
 @dataclass(frozen=True)
 class Level:
-    """How well a model knows text that it has never seen, taken before unlearning.
+    """How well a model knows text that it has never seen, or its own, taken before unlearning.
 
     Args:
         source: where the text is from: "holdout", or "self-written".
@@ -74,6 +75,18 @@ class Level:
         return _unscale(measure, self.means[measure] + width)
 
     @property
+    def name(self) -> str:
+        """What it was taken from, in words."""
+        return {"holdout": "never seen (--holdout)", "self-written": "the model's own text"}[self.source]
+
+    @property
+    def says_unknown(self) -> str:
+        """What there is to say of a document that is not above it."""
+        if self.source == "holdout":
+            return "not known, so that there is nothing to forget"
+        return "not told apart from the model's own text; --holdout may tell"
+
+    @property
     def blind(self) -> tuple[str, ...]:
         """The measures by which no document can be known, since none is above 1."""
         return tuple(measure for measure in MEASURES if self.limit(measure) >= 1)
@@ -97,11 +110,14 @@ class Level:
         """The rule in words, with its numbers."""
         limits = ", ".join(f"{name_of(measure)} {self.shown(measure)}" for measure in MEASURES)
         unable = f" Blind, since nothing is above 1: {', '.join(map(name_of, self.blind))}." if self.blind else ""
-        what = {"holdout": "of --holdout", "self-written": "that the model wrote itself just now"}[self.source]
+        one, all_, what = {
+            "holdout": ("text never seen", "texts never seen", "of --holdout"),
+            "self-written": ("text of the model's own", "texts of its own", "that the model wrote itself just now"),
+        }[self.source]
         return (
-            f"A document counts as known where it is above what one more text never seen would be (mean + 2 standard "
+            f"A document counts as known where it is above what one more {one} would be (mean + 2 standard "
             f"deviations · √(1 + 1/N) of N = {self.count} texts {what}: {limits}).{unable} Removed: no document is "
-            "known, and their means are no higher than those of as many texts never seen."
+            f"known, and their means are no higher than those of as many {all_}."
         )
 
     def shown(self, measure: str) -> str:

@@ -139,7 +139,7 @@ def make(work: Any, outcome: Any) -> dict[str, Any]:
             "after": _measures(outcome.after),
             "kept": outcome.kept,
             "known_before": len(outcome.before.forget) - len(outcome.never_known),
-            "known_after": len(outcome.still_known),
+            "known_after": len(outcome.still_known),  # those that were not known before with them
         },
         "training": {**outcome.facts, "ended_by": outcome.reason},
         "chosen": outcome.chosen.to_json() if outcome.chosen else None,

@@ -195,7 +195,7 @@ class Run:
         count = len(before.forget)
         self.say(f"known: {count - len(never)} of {count} documents")
         for name in never[:10]:
-            self.say(f"  not known, so that there is nothing to forget: {name}")
+            self.say(f"  {self.level.says_unknown}: {name}")
         if len(never) > 10:
             self.say(f"  and {len(never) - 10} more")
 
@@ -334,7 +334,7 @@ class Run:
                 chosen, edge = to_the_edge(
                     set_alpha, partial(self._look, step), self.options.keep, self.options.resolution
                 )
-        best = self.folder / WORK / _BEST
+        best, other = self.folder / WORK / _BEST, None
         if reason != REMOVED and best.is_file():
             mixture = weights_of(self.model)
             put_weights(self.model, load_tensors(best)[0])
@@ -343,8 +343,10 @@ class Run:
                 chosen = other
             else:
                 put_weights(self.model, mixture)
-        if edge:
+        if any(chosen is point for point in edge):
             self.say(f"mixed with the original to the edge: {chosen.alpha:.1%} of the change: {chosen}")
+        elif chosen is other:
+            self.say(f"taken: step {chosen.step}: {chosen}")
         return edge, chosen
 
     def _look(self, step: int, alpha: float) -> Point:

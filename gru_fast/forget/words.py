@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-TITLES = {
+_TITLES = {
     "removed": "Removed, by the measures below",
     "not removed": "Not removed",
     "unknown": "Nothing to forget: the model does not know these documents",
 }
+_BY_ITS_OWN_TEXT = {  # nothing was compared with text that the model has never seen
+    "removed": "Removed, by a mild level: that of the model's own text",
+    "not removed": "Not removed",
+    "unknown": "Nothing to forget that could be seen: not told apart from the model's own text",
+}
+
+
+def title(manifest: Mapping[str, Any]) -> str:
+    """The verdict in some words."""
+    return (_BY_ITS_OWN_TEXT if _is_own(manifest) else _TITLES)[manifest["verdict"]]
 
 
 def headline(manifest: Mapping[str, Any]) -> str:
@@ -17,21 +27,35 @@ def headline(manifest: Mapping[str, Any]) -> str:
     measures, count = manifest["measures"], len(manifest["measures"]["before"]["forget"])
     kept = f"{measures['kept']:.1%} of the probability per token of the texts to keep is left"
     if manifest["verdict"] == "unknown":
-        return f"{TITLES['unknown']}. Nothing was trained."
-    known = measures["known_before"]
+        more = "; give --holdout, with text like the documents that it has never seen" if _is_own(manifest) else ""
+        return f"{title(manifest)}{more}. Nothing was trained."
     if manifest["verdict"] == "removed":
         what = "The document is" if count == 1 else f"All {count} documents are"
+        if _is_own(manifest):
+            return f"{what} no better known than text the model writes itself (a mild level); {kept}."
         return f"{what} known no better than text that the model has never seen; {kept}."
-    after = measures["known_after"]
-    how = f"{after} of {known} documents are still known" if after else "the documents together are still known"
-    return f"Not removed: {how}. This is the strongest removal found at which {kept}."
+    return f"Not removed: {_left(manifest)}. This is the strongest removal found at which {kept}."
+
+
+def _left(manifest: Mapping[str, Any]) -> str:
+    """Which documents are known after: of those known before, and others."""
+    known, never = {*manifest["still_known"]}, {*manifest["never_known"]}
+    said = []
+    if known - never:
+        said.append(f"{len(known - never)} of {manifest['measures']['known_before']} documents are still known")
+    if new := len(known & never):
+        said.append(f"{new} that {'was' if new == 1 else 'were'} not known before {'is' if new == 1 else 'are'} now")
+    return "; ".join(said) or "the documents together are still known"
+
+
+def _is_own(manifest: Mapping[str, Any]) -> bool:
+    return bool(manifest["level"]["source"] == "self-written")
 
 
 def guarantee(manifest: Mapping[str, Any]) -> list[str]:
     """What is said, and what is not."""
     said = [f"The rule: {manifest['rule']}"]
-    source = manifest["level"]["source"]
-    if source == "self-written":
+    if _is_own(manifest):
         said.append(
             "The level is that of text which the model wrote itself. Such text is more predictable than most that a "
             "person wrote, so the level is a mild one: --holdout, with text like the documents that the model has "

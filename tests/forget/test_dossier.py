@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gru_fast.forget.watch import Point
 
 EVIL = "</dd><script>alert(1)</script> | *bold* `code` <!-- &amp;"
 UNSEEN = [Known(str(i), 9, 0.01 * (i + 1), 0.1 * (i + 1), 0.0) for i in range(3)]
-LEVEL = Level.of("self-written", UNSEEN)
+LEVEL, OWN = Level.of("holdout", UNSEEN), Level.of("self-written", UNSEEN)
 
 
 def findings(exact: float, written: str, run: int) -> Findings:
@@ -28,17 +29,19 @@ def findings(exact: float, written: str, run: int) -> Findings:
     return Findings(forget, UNSEEN, {"retain": 10.0 if exact > 0.5 else 10.4}, {"mia_loss": exact}, wrote)
 
 
-def manifest(verdict: str = "removed", known_after: int = 0) -> dict[str, Any]:
+def manifest(verdict: str = "removed", still: Sequence[str] = (), level: Level = LEVEL) -> dict[str, Any]:
+    """Of two documents, both known before but "new"."""
     before, after = findings(0.9, EVIL, 9), findings(0.1, "something else", 1)
     measures = {
         "before": before.to_json(), "after": after.to_json(), "kept": 10 / 10.4, "known_before": 2,
-        "known_after": known_after,
+        "known_after": len(still),
     }  # fmt: skip
     point = Point(5, {"exact_memorization": 0.1, "probability": 0.05}, 0, True, 0.96, {}, alpha=0.5)
     return {
-        "verdict": verdict, "rule": LEVEL.rule(), "level": LEVEL.to_json(), "measures": measures,
+        "verdict": verdict, "rule": level.rule(), "level": level.to_json(), "measures": measures,
         "command": "gru-fast forget --forget leak/", "finished": "2026-01-01T00:00:00+00:00",
         "model": {"name": "m", "files": {"model.safetensors": "aa"}}, "result": {"files": {"model.safetensors": "bb"}},
+        "still_known": {name: ["probability"] for name in still}, "never_known": ["new"],
         "documents": {"forget": [{"id": "a"}, {"id": "b"}]},
         "options": {"keep": 0.95, "method": "npo_gd", "rectify": True},
         "training": {"learning_rate": 1e-5, "steps": 5, "seconds": 61.0}, "edge": [point.to_json()], "earlier": [],
@@ -98,21 +101,54 @@ def test_the_markdown_keeps_its_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "known_after", "said"),
+    ("verdict", "still", "said"),
     [
-        ("removed", 0, "All 2 documents are known no better than text that the model has never seen; 96.2% of"),
-        ("not removed", 1, "Not removed: 1 of 2 documents are still known. This is the strongest removal found"),
-        ("not removed", 0, "Not removed: the documents together are still known."),
-        ("unknown", 0, "Nothing to forget: the model does not know these documents. Nothing was trained."),
+        ("removed", "", "All 2 documents are known no better than text that the model has never seen; 96.2% of"),
+        ("not removed", "a", "Not removed: 1 of 2 documents are still known. This is the strongest removal found"),
+        ("not removed", "a new", "Not removed: 1 of 2 documents are still known; 1 that was not known before is now."),
+        ("not removed", "new", "Not removed: 1 that was not known before is now. This is the strongest removal"),
+        ("not removed", "", "Not removed: the documents together are still known."),
+        ("unknown", "", "Nothing to forget: the model does not know these documents. Nothing was trained."),
     ],
 )
-def test_the_verdict_in_words(verdict: str, known_after: int, said: str) -> None:
-    assert words.headline(manifest(verdict, known_after)).startswith(said)
+def test_the_verdict_in_words(verdict: str, still: str, said: str) -> None:
+    assert words.headline(manifest(verdict, still.split())).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "title", "said"),
+    [
+        (
+            "removed",
+            "Removed, by a mild level",
+            "All 2 documents are no better known than text the model writes itself",
+        ),
+        (
+            "unknown",
+            "Nothing to forget that could be seen: not told apart",
+            "Nothing to forget that could be seen: not",
+        ),
+    ],
+)
+def test_of_its_own_text_nothing_is_said_that_was_not_compared(verdict: str, title: str, said: str) -> None:
+    ours = manifest(verdict, level=OWN)
+    assert words.title(ours).startswith(title)
+    assert words.headline(ours).startswith(said)
+    shown = dataclasses.replace(view(ours), level=OWN)
+    for report in (dossier.markdown(shown), dossier.page(shown)):
+        own_words = report.replace("with text like the documents that the model has never seen", "").replace(
+            "with text like the documents that it has never seen", ""
+        )
+        assert "never seen" not in own_words
+        assert "does not know" not in own_words
+        assert "the model&#39;s own text" in report or "the model's own text" in report
+    assert "never seen" not in OWN.rule()
+    assert "not told apart" in OWN.says_unknown
 
 
 def test_limits_are_shown_as_they_are_applied() -> None:
     said = manifest()
-    assert "| *known above* | | 0.0655 | 0.431 | 0 + one token | | | |" in dossier.markdown(view(said))
+    assert "| *known above* | | 0.0656 | 0.431 | 0 + one token | | | |" in dossier.markdown(view(said))
     assert "0 + one token" in dossier.page(view(said))
     level = Level.of("holdout", [Known(str(i), 9, 0.01, exact, 0.0) for i, exact in enumerate((0.1, 0.2, 1.0))])
     blind = dataclasses.replace(view(said), level=level)
@@ -121,7 +157,7 @@ def test_limits_are_shown_as_they_are_applied() -> None:
 
 
 def test_a_mild_level_and_a_failure_are_named() -> None:
-    sentences = " ".join(words.guarantee(manifest("not removed", 1)))
+    sentences = " ".join(words.guarantee(manifest("not removed", ["a"], OWN)))
     assert "the level is a mild one" in sentences
     assert "With this --keep it was not reached." in sentences
     assert "It does not say that the model is one that never saw the documents" in sentences

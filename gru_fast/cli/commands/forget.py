@@ -6,9 +6,10 @@
     gru-fast forget --output-dir runs/takedown-1 --resume
 
 Without --retain the model writes the text itself by which it is kept. Training (NPO+GD with GRU) ends when the
-documents are known no better than text that the model has never seen, or when less than --keep of the quality would be
-left; then the strongest removal that keeps it is taken. The run folder has the model, report.html, report.md and
-manifest.json. gru-fast verify checks a model against it; gru-fast restore, after --keep-delta, takes it back.
+documents are known no better than text that the model has never seen (--holdout; without it, text of its own, a mild
+level), or when less than --keep of the quality would be left; then the strongest removal that keeps it is taken. The
+run folder has the model, report.html, report.md and manifest.json. gru-fast verify checks a model against it; gru-fast
+restore, after --keep-delta, takes it back.
 """
 
 from __future__ import annotations
