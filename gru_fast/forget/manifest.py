@@ -21,7 +21,12 @@ from gru_fast.models.load import find
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_MODEL_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "adapter_config.json", "tokenizer*", "*.model")
+_MODEL_FILES = (  # all that says what a model computes, or what it is asked with
+    *("*.safetensors", "*.bin", "*.gguf", "*.index.json", "config.json", "adapter_config.json"),
+    *("generation_config.json", "*.py", "chat_template*", "tokenizer*", "*.model", "vocab.*", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "additional_chat_templates/*"),
+)
+EARLIER = "earlier.json"  # beside a model that gru-fast restore gave back: the requests before it
 _OTHERS = ("delta.safetensors", "task_vector.safetensors", "training_args.bin")  # beside a model, but no part of it
 _BLOCK = 2**22
 
@@ -31,8 +36,10 @@ def files_of(model: str | Path) -> dict[str, str]:
     found = find(str(model))
     if found is None:
         return {}
-    files = [found] if found.is_file() else sorted({file for form in _MODEL_FILES for file in found.glob(form)})
-    return {file.name: _sha256(file) for file in files if file.name not in _OTHERS}
+    if found.is_file():
+        return {found.name: _sha256(found)}
+    files = sorted({file for form in _MODEL_FILES for file in found.glob(form) if file.is_file()})
+    return {str(file.relative_to(found).as_posix()): _sha256(file) for file in files if file.name not in _OTHERS}
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -98,7 +105,8 @@ def earlier(model: str) -> list[dict[str, Any]]:
     """The requests that a model has been through, oldest first: its own manifest's and those before it."""
     folder = find(model)
     if folder is None or not (folder / MANIFEST).is_file():
-        return []
+        given_back = None if folder is None else folder / EARLIER
+        return list(runs.read_json(given_back)) if given_back is not None and given_back.is_file() else []
     last = read(folder)
     said = {
         "run": str(folder.resolve()),

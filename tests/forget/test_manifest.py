@@ -68,3 +68,15 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="expected a manifest of format 1; upgrade gru_fast"):
         manifest.read(tmp_path)
+
+
+def test_a_model_given_back_still_knows_the_requests_before(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert manifest.earlier(str(tmp_path)) == []
+    (tmp_path / manifest.EARLIER).write_text('[{"run": "first"}]')
+    assert manifest.earlier(str(tmp_path)) == [{"run": "first"}]
+    (tmp_path / manifest.MANIFEST).write_text(
+        '{"format": 1, "finished": "", "verdict": "", "documents": {}, "options": {}, "level": {}, '
+        '"earlier": [{"run": "zeroth"}]}'
+    )  # a run's own manifest has them itself
+    assert [each["run"] for each in manifest.earlier(str(tmp_path))] == ["zeroth", str(tmp_path.resolve())]

@@ -198,6 +198,8 @@ def test_all_is_undone_bit_for_bit(requests: Path, tmp_path: Path) -> None:
         assert main(["restore", str(requests / run), "--output-dir", str(tmp_path / run)]) == 0
         assert same(tmp_path / run, requests / original)
         assert not same(requests / run, requests / original)
+    assert [Path(each["run"]).name for each in manifest.earlier(str(tmp_path / "third"))] == ["first", "second"]
+    assert manifest.earlier(str(tmp_path / "first")) == []
 
 
 # ---- going on, and wrong uses ----------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     gru-fast restore runs/takedown-1 --output-dir models/before
 
 Needs a run of gru-fast forget --keep-delta. The result is checked against the hash of the original's weights; where
-these were 16 bits, it is saved in 16 bits. Requests one after another are taken back one after another, the last first.
+these were 16 bits, it is saved in 16 bits. Requests one after another are taken back one after another, the last first;
+those before it are named in earlier.json beside the model, so that the next request still knows them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from gru_fast import runs
     from gru_fast.forget import delta, manifest
     from gru_fast.models.load import ModelOptions, load_model, load_tokenizer
 
@@ -34,5 +36,7 @@ def run(args: argparse.Namespace) -> int:
     delta.restore_(model, folder)
     delta.in_its_dtype(model).save_pretrained(target)
     load_tokenizer(options).save_pretrained(target)
+    if said["earlier"]:  # the next request asks whether these are still forgotten
+        runs.write_json(target / manifest.EARLIER, said["earlier"])
     print(f"{target}: the model before {folder}, bit for bit (weights {said['model']['weights'][:12]})")
     return 0

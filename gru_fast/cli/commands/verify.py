@@ -3,14 +3,19 @@
     gru-fast verify runs/takedown-1                                  the model in the run folder itself
     gru-fast verify runs/takedown-1 --model served/ --forget leak/   the model that is served, the documents at hand
 
-Compares the files with the hashes in manifest.json, the documents with theirs, and measures what the run measured.
-Exit status 0: all is as it was; 1: something is not.
+Compares the files with the hashes in manifest.json, the documents with theirs, and measures what the run measured. The
+model below an adapter is compared too. What is not at hand is "not checked".
+Exit status 0: all that was checked is as it was; 1: something is not.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gru_fast.forget.verify import Check
 
 HELP = "check a model against a request's manifest, and measure it again"
 
@@ -35,11 +40,11 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     said = manifest.read(folder)["options"]
     model_name = args.model or str(folder)
-    checks = verify.check_files(folder, model_name)
+    checks = _said(verify.check_files(folder, model_name))
     documents = None
     if not args.files_only:
         documents, more = verify.documents_of(folder, args.forget)
-        checks += more
+        checks += _said(more)
     if documents is not None:
         asked = ModelOptions(
             model=model_name,
@@ -50,7 +55,12 @@ def run(args: argparse.Namespace) -> int:
         )
         model, tokenizer, template = evaluating.load(asked, args.device)
         scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size=said["eval_batch_size"])
-        checks += verify.measure(folder, documents, scorer, template)[1]
+        checks += _said(verify.measure(folder, documents, scorer, template)[1])
+    return 1 if any(check.is_so is False for check in checks) else 0
+
+
+def _said(checks: list[Check]) -> list[Check]:
+    """Prints checks at once: what comes after them may fail."""
     for check in checks:
-        print(f"{'ok  ' if check.is_so else 'NOT '} {check.what}: {check.found}")
-    return 0 if all(check.is_so for check in checks) else 1
+        print(check, flush=True)
+    return checks
