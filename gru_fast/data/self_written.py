@@ -9,6 +9,7 @@ is dropped, and so is what repeats itself or another text.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,6 +115,8 @@ def write_retain(
         with_texts=not is_chat(template) or any(document.kind == "text" for document in forget),
     )
     sieve = _Sieve(rules or Rules(), forget)
+    # Salted, so that nobody can try texts from a list against the file.
+    salt = _Shelf.salt_of(file) or secrets.token_hex(16)
     settings = {
         "count": count,
         "seed": seed,
@@ -121,7 +124,8 @@ def write_retain(
         "sampling": asdict(writer.sampling),
         "rules": asdict(sieve.rules),
         "prompts": hash_of([*writer.openings, *writer.questions]),
-        "forget": hash_of(text for document in forget for text in document.texts),
+        "salt": salt,
+        "forget": hash_of([salt, *(text for document in forget for text in document.texts)]),
         "about": dict(about or {}),
     }
     shelf = _Shelf(None if file is None else Path(file), settings)
@@ -231,6 +235,12 @@ class _Shelf:
         rows = ({"number": each.row, **to_row(each)} for each in self.documents)
         write_text(self.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_json(self._state(self.file), {"settings": self.settings, "counts": self.counts})
+
+    @classmethod
+    def salt_of(cls, file: str | Path | None) -> str | None:
+        """The salt of the hash of documents in a file that is there."""
+        state = None if file is None else cls._state(Path(file))
+        return read_json(state)["settings"].get("salt") if state is not None and state.is_file() else None
 
     @staticmethod
     def _state(file: Path) -> Path:

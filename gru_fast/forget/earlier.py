@@ -11,17 +11,26 @@ from gru_fast.forget import manifest, measures
 from gru_fast.forget.level import Level
 
 
-def measured(scorer: Scorer, template: Any, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The requests, each with what is to be said of it ``now``, by the rule and level of its own time."""
-    return [{**each, "now": _now(scorer, template, each)} for each in requests]
+def measured(
+    scorer: Scorer, template: Any, requests: Sequence[Mapping[str, Any]], *, keep_text: bool = True
+) -> list[dict[str, Any]]:
+    """The requests, each with what is to be said of it ``now``, by the rule and level of its own time.
+
+    ``keep_text`` False, or a request that was made so itself: why its documents cannot be read is not said, since such
+    a message quotes them.
+    """
+    return [
+        {**each, "now": _now(scorer, template, each, keep_text and each["options"].get("text", True))}
+        for each in requests
+    ]
 
 
-def _now(scorer: Scorer, template: Any, request: Mapping[str, Any]) -> str:
+def _now(scorer: Scorer, template: Any, request: Mapping[str, Any], keep_text: bool) -> str:
     options = request["options"]
     try:
         documents = load(list(options["forget"]), columns=options.get("columns"))
     except (OSError, ValueError, ImportError) as error:
-        return f"not measured: its documents are not at hand ({error})"
+        return f"not measured: its documents are not at hand{f' ({error})' if keep_text else ''}"
     differing = manifest.differing(request, documents)
     if differing:
         return f"not measured: its documents are others now ({differing[0]})"

@@ -54,14 +54,15 @@ class Forecast:
     Args:
         known: documents by how well they are known; ``level``: of text never seen.
         conflict: None where there is nothing to keep.
-        seconds_per_step: of a step of this training, without looks; ``most_steps``: there can be.
+        seconds_per_step: of a step of this training, without looks; None where nothing is kept, and there are no such
+            steps. ``most_steps``: there can be.
         bytes_needed: weights, gradients, the moving average and AdamW's moments; activations come to it.
     """
 
     known: Sequence[Known]
     level: Level
     conflict: Conflict | None
-    seconds_per_step: float
+    seconds_per_step: float | None
     most_steps: int
     bytes_needed: int
     peak_bytes: int
@@ -99,12 +100,15 @@ class Forecast:
         return ["cosine by layer: " + ", ".join(shown), ""]
 
     def _cost(self) -> list[str]:
-        minutes = self.seconds_per_step * self.most_steps / 60
-        return [
-            (
+        cost = "cost: not estimated for --retain none"
+        if self.seconds_per_step is not None:
+            minutes = self.seconds_per_step * self.most_steps / 60
+            cost = (
                 f"cost: {self.seconds_per_step:.2g} s a step, {self.most_steps} steps at most ({minutes:.1f} min), "
                 "without the looks at the model"
-            ),
+            )
+        return [
+            cost,
             (
                 f"memory: {self.bytes_needed / 2**30:.2f} GiB for weights, gradients, the moving average and AdamW, "
                 f"beside activations (this process has had {self.peak_bytes / 2**30:.2f} GiB at most so far)"
@@ -117,20 +121,21 @@ def forecast(scorer: Scorer, request: Request, options: ForgetOptions, config: F
     forget = measures.by_document(request.forget, measures.records(scorer, request.forget))
     unseen = measures.by_document(request.texts.unseen, measures.records(scorer, request.texts.unseen))
     level = Level.of(request.texts.unseen_source, unseen)
-    conflict, seconds = None, 0.0
-    began, rows = time.monotonic(), 0
+    conflict, seconds = None, None
+    began = time.monotonic()
     if request.retain:
         best = [each.document for each in sorted(forget, key=lambda each: -each.exact_memorization)[:_DOCUMENTS]]
         chosen = [[p for p in request.forget if p.document == name][:_PIECES] for name in best]
         conflict = conflicts(scorer, chosen, list(request.retain[:_KEPT]), best)
         rows = sum(map(len, chosen)) + len(request.retain[:_KEPT])
-        seconds = (time.monotonic() - began) / rows
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        # A row to keep comes with every row to forget.
+        seconds = (time.monotonic() - began) / rows * 2 * per_step
     return Forecast(
         known=forget,
         level=level,
         conflict=conflict,
-        seconds_per_step=seconds * 2 * per_step,  # a row to keep comes with every row to forget
+        seconds_per_step=seconds,
         most_steps=config.max_steps,
         bytes_needed=bytes_needed(scorer.model, config),
         peak_bytes=resident_peak_bytes(),

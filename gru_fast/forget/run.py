@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast import runs
+from gru_fast.data.hashes import joined_hash
 from gru_fast.data.self_written import describe
+from gru_fast.data.sequences import content_hash
 from gru_fast.evaluation.asking import Scorer
 from gru_fast.forget import delta, earlier, manifest, rate
 from gru_fast.forget.edge import mixed, to_the_edge
 from gru_fast.forget.exam import Findings, Look, Standard, examine, look
 from gru_fast.forget.level import Level
 from gru_fast.forget.options import ForgetConfig, ForgetOptions
-from gru_fast.forget.request import Documents, make
+from gru_fast.forget.request import Documents, Request, make
 from gru_fast.forget.watch import REMOVED, Point, Watch, put_weights, read_points, weights_of
 from gru_fast.models.limits import padding_id
 from gru_fast.models.load import ModelOptions, load_model
@@ -70,6 +72,28 @@ class Outcome:
     still_known: Mapping[str, Any]
     never_known: list[str]
     facts: dict[str, Any]
+
+
+def row_hashes(request: Request, salt: str) -> dict[str, str]:
+    """The salt, and a salted hash of the rows of each set."""
+    texts = request.texts
+    sets = {"forget": request.forget, "retain": request.retain, texts.unseen_source: texts.unseen}
+    sets |= {f"{name} (measured)": some for name, some in texts.kept.items()}
+    hashes = {
+        name: joined_hash([salt, *(content_hash(piece.row) for piece in some)], 16) for name, some in sets.items()
+    }
+    return {"salt": salt, **hashes}
+
+
+def check_rows(request: Request, then: Mapping[str, str], file: Path) -> None:
+    """Raises ValueError where a run would go on with other rows than it began with. ``then``: :func:`row_hashes`."""
+    now = row_hashes(request, then["salt"])
+    others = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if others:
+        raise ValueError(
+            f"{', '.join(others)}: the texts are others than when this run began ({file}); put them back, or begin "
+            "anew with --overwrite-output-dir"
+        )
 
 
 class Run:
@@ -138,14 +162,17 @@ class Run:
     def earlier(self) -> list[dict[str, Any]]:
         """What is left of the requests that the model went through before; measured on the model as it is now."""
         requests = manifest.earlier(self.of_model.model)
-        found = earlier.measured(self.scorer, self.template, requests)
+        found = earlier.measured(self.scorer, self.template, requests, keep_text=self.options.text)
         for each in found:
             self.say(f"earlier request {each['run']}: {each['now']}")
         return found
 
     def finish(self) -> None:
-        """Removes what was kept for going on."""
+        """Removes what was kept for going on; with it the trainer's hashes of the rows, which have no salt."""
+        from gru_fast.unlearn.trainer import REFERENCE_LOG_PROBS
+
         if here()[0] == 0:
+            (self.folder / REFERENCE_LOG_PROBS).unlink(missing_ok=True)
             shutil.rmtree(self.folder / WORK, ignore_errors=True)
             for checkpoint in self.folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
@@ -172,8 +199,13 @@ class Run:
         file = self.folder / BEFORE
         content = on_first(lambda: runs.read_json(file) if file.is_file() else None)
         if content is None:
-            content = {**self._examine().to_json(), "model": on_first(self._identity)}
+            content = {
+                **self._examine().to_json(),
+                "model": on_first(self._identity),
+                "rows": on_first(lambda: row_hashes(self.request, manifest.new_salt())),
+            }
             on_first(lambda: runs.write_json(file, content))
+        check_rows(self.request, content["rows"], file)
         self.identity = content["model"]
         found = Findings.from_json(content)
         return found, Level.of(self.request.texts.unseen_source, found.unseen)

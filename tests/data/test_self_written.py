@@ -219,3 +219,12 @@ def test_a_file_of_other_settings_is_refused(model: Any, tokenizer: Any, tmp_pat
         with pytest.raises(ValueError, match=expected):
             written(model, tokenizer, 2, file=file, **{"about": {"model": "a"}, **change})
     assert file.read_text() == kept
+
+
+def test_the_documents_cannot_be_guessed_from_the_file(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    settings = []
+    for name in ("one", "two"):
+        written(model, tokenizer, 2, file=tmp_path / f"{name}.jsonl")
+        settings.append(json.loads((tmp_path / f"{name}.json").read_text())["settings"])
+    assert settings[0]["forget"] != settings[1]["forget"]  # each with a salt of its own
+    assert {key for key in settings[0] if settings[0][key] != settings[1][key]} == {"salt", "forget"}

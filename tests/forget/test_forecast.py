@@ -9,6 +9,8 @@ from tiny import llama, rows
 from gru_fast.data.own import Piece
 from gru_fast.evaluation.asking import Scorer
 from gru_fast.forget import forecast
+from gru_fast.forget.level import Level
+from gru_fast.forget.measures import Known
 from gru_fast.forget.options import ForgetConfig
 
 
@@ -51,6 +53,16 @@ def test_what_is_kept_itself_has_a_cosine_of_one() -> None:
     kept = as_pieces("kept", 3)
     found = forecast.conflicts(Scorer(llama(), None, 0, batch_size=2), [kept], kept, ["kept"])
     assert found.of_documents["kept"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_without_text_to_keep_the_cost_is_not_zero_but_unknown() -> None:
+    level = Level.of("holdout", [Known(str(i), 9, 0.01, 0.1 * i, 0.0) for i in range(3)])
+    known = [Known("a", 9, 0.9, 0.9, 0.9)]
+    nothing_kept = forecast.Forecast(known, level, None, None, 150, 2**30, 2**30)
+    assert "cost: not estimated for --retain none" in str(nothing_kept)
+    assert "s a step" not in str(nothing_kept)
+    kept = forecast.Forecast(known, level, None, 0.5, 150, 2**30, 2**30)
+    assert "cost: 0.5 s a step, 150 steps at most (1.2 min)" in str(kept)
 
 
 def test_bytes_of_a_training_by_hand(tmp_path: object) -> None:

@@ -169,6 +169,7 @@ def test_reports_say_it(requests: Path) -> None:
 def test_without_text_nothing_of_the_documents_is_left(requests: Path) -> None:
     texts = [Path(file).read_text().split() for file in of(requests, FORGOTTEN["second"])]
     grams = {" ".join(words[i : i + 4]) for words in texts for i in range(len(words) - 3)}
+    assert not (requests / "second" / "reference_log_probs.json").exists()
     read = 0
     for file in (requests / "second").rglob("*"):
         if file.suffix in {".json", ".jsonl", ".html", ".md", ".yaml"} and not file.name.startswith("tokenizer"):
