@@ -30,14 +30,14 @@ from gru_fast.forget.exam import Findings, Look, Standard, examine, look
 from gru_fast.forget.level import Level
 from gru_fast.forget.options import ForgetConfig, ForgetOptions
 from gru_fast.forget.request import Documents, Request, make
-from gru_fast.forget.watch import REMOVED, Point, Watch, put_weights, read_points, weights_of
+from gru_fast.forget.watch import BEST, REMOVED, Point, Watch, put_weights, read_points, weights_of
 from gru_fast.models.limits import padding_id
 from gru_fast.models.load import ModelOptions, load_model
 from gru_fast.runs.processes import here, on_first
 from gru_fast.unlearn.task_vector import TaskVector, load_tensors, save_tensors
 
 BEFORE, AFTER, RATE, WORK = "before.json", "after.json", "rate.json", "work"
-_LAST, _BEST, _VECTOR = "last.safetensors", "best.safetensors", "task_vector.safetensors"  # in WORK
+_LAST, _VECTOR = "last.safetensors", "task_vector.safetensors"  # in WORK
 _STRENGTHS = tuple(2.0**power for power in range(-1, 11))  # of a TRU vector; the paper's are 0.5 to 1
 UNKNOWN = "unknown"  # nothing was known of the documents: there is nothing to forget
 
@@ -259,7 +259,7 @@ class Run:
         def keep() -> None:
             save_tensors(work / _LAST, weights_of(self.model), {})
             if watch.best is not None and watch.best_weights and watch.reason != REMOVED:
-                save_tensors(work / _BEST, watch.best_weights, watch.best.to_json())
+                save_tensors(self.folder / BEST, watch.best_weights, watch.best.to_json())
             runs.write_json(work / "trained.json", {"facts": facts, "reason": watch.reason})
 
         on_first(keep)
@@ -366,7 +366,7 @@ class Run:
                 chosen, edge = to_the_edge(
                     set_alpha, partial(self._look, step), self.options.keep, self.options.resolution
                 )
-        best, other = self.folder / WORK / _BEST, None
+        best, other = self.folder / BEST, None
         if reason != REMOVED and best.is_file():
             mixture = weights_of(self.model)
             put_weights(self.model, load_tensors(best)[0])

@@ -17,8 +17,10 @@ from gru_fast.forget.exam import Look, Standard, Texts, look
 from gru_fast.forget.level import Judgement
 from gru_fast.forget.measures import MEASURES, of_set
 from gru_fast.runs.files import read_lines
+from gru_fast.unlearn.task_vector import load_tensors, save_tensors
 
 PROGRESS = "progress.jsonl"  # a look a line
+BEST = "work/best.safetensors"  # the best model up to the last checkpoint, or to the end; its point is in the metadata
 REMOVED, KEEP, STEPS = "removed", "keep", "steps"  # why it ended
 
 
@@ -111,11 +113,33 @@ class Watch(TrainerCallback):
         self.reason = STEPS
         self.best: Point | None = None
         self.best_weights: dict[str, Tensor] = {}
+        self._saved: Point | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a stop: what was seen up to the checkpoint is taken up again."""
+        """After a stop: what was seen up to the checkpoint is taken up again, and the best model until then."""
+        from gru_fast.runs.processes import on_first
+
         self.points = [point for point in read_points(self.folder) if point.step <= state.global_step]
         self._write()
+        file = self.folder / BEST
+        if not on_first(file.is_file):
+            return
+        weights, about = load_tensors(file)
+        if about["step"] <= state.global_step:
+            self.best, self.best_weights = Point(**about), weights
+        else:  # of steps that are taken again
+            on_first(file.unlink)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a checkpoint: the best model until then is kept, for a run that goes on from there.
+
+        (One that is killed between the two goes on with the best of the checkpoint before.)
+        """
+        from gru_fast.runs.processes import here
+
+        if here()[0] == 0 and self.best is not None and self.best != self._saved:
+            save_tensors(self.folder / BEST, self.best_weights or weights_of(self.scorer.model), self.best.to_json())
+            self._saved = self.best
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """A look, if it is time for one."""

@@ -28,9 +28,11 @@ def watched(
     *,
     patience: int = 2,
     steps: int = 20,
+    begin_at: int = 0,
+    save_at: int | None = None,
 ) -> tuple[Watch, int]:
     """A training of at most ``steps`` steps, looked at every second; each look: the document, and the perplexity of
-    what is kept (10 before). Returns the callback, and the step it ended at."""
+    what is kept (10 before). A checkpoint is written at ``save_at``. Returns the callback, and the step it ended at."""
     left = list(looks)
 
     def look(scorer: Any, texts: Texts) -> Look:
@@ -49,11 +51,13 @@ def watched(
         eval_steps=2,
         folder=folder,
     )
-    state, control = SimpleNamespace(global_step=0, max_steps=steps), SimpleNamespace(should_training_stop=False)
+    state, control = SimpleNamespace(global_step=begin_at, max_steps=steps), SimpleNamespace(should_training_stop=False)
     found.on_train_begin(None, state, control)
     while not control.should_training_stop and state.global_step < steps:
         state.global_step += 1
         found.on_step_end(None, state, control)
+        if state.global_step == save_at:
+            found.on_save(None, state, control)
     return found, state.global_step
 
 
@@ -102,6 +106,24 @@ def test_after_a_stop_looks_beyond_the_checkpoint_are_taken_again(
     found.on_train_begin(None, state, None)
     assert [point.step for point in found.points] == [2, 4]
     assert [json.loads(line)["step"] for line in (tmp_path / watch.PROGRESS).read_text().splitlines()] == [2, 4]
+
+
+def test_after_a_stop_the_best_model_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weaker = Known("a", 9, 0.5, 0.6, 0.0)
+    found, _ = watched(tmp_path, monkeypatch, [(weaker, 10.0)], steps=2, save_at=2)
+    best = found.best
+    assert best is not None
+    again, _ = watched(tmp_path, monkeypatch, [(LOST, 10.0)], steps=4, begin_at=2)
+    assert again.best == best  # the later look is at a weaker removal
+    for name, value in llama().named_parameters():
+        assert torch.equal(again.best_weights[name], value)
+
+
+def test_after_a_stop_what_is_trained_again_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched(tmp_path, monkeypatch, [(LOST, 10.0)] * 2, steps=4, save_at=4)
+    again, _ = watched(tmp_path, monkeypatch, [], steps=2, begin_at=2)  # the checkpoint of step 4 was not to be read
+    assert again.best is None
+    assert not (tmp_path / watch.BEST).exists()
 
 
 def test_weights_are_put_back() -> None:
