@@ -154,6 +154,7 @@ class AdamW(Optimizer):
         self.last_step: Rectification | None = None
         self._write_grad, self._seed, self._moment_dtype = bool(write_grad), int(seed), moment_dtype
         self._prepared: Tensor | None = None
+        self._given_up = False  # the step that comes
         self._floor: Tensor | None = None
         self._known: _Params | None = None
         self._step_supports_amp_scaling = ema is not None
@@ -192,7 +193,8 @@ class AdamW(Optimizer):
     def prepare(self) -> Rectification:
         """The first half of :meth:`step`: e, and what will be done to g. For whoever wants to know before it is done.
 
-        g must be free of a loss scale. ``step()`` then goes by it; calling this again begins anew.
+        g must be free of a loss scale. ``step()`` then goes by it, unless retain gradients have come in since, which
+        begin another step; calling this again begins anew.
 
         Raises:
             RuntimeError: without an ``ema``; with ``error_if_nonfinite``, NaN or Inf.
@@ -207,7 +209,7 @@ class AdamW(Optimizer):
         else:
             rows = functools.partial(self._rows, needs_grad=False, with_state=False)
             settle_gradient(stats, options.tau, rows, self._params.shards, rectifies=options.gradient)
-        self._prepared = stats
+        self._prepared, self._given_up = stats, False
         self.last_step = Rectification(stats)
         return self.last_step
 
@@ -224,16 +226,20 @@ class AdamW(Optimizer):
         if self.ema is None:
             self._move(self._rows(), None)
         elif not self._lost_to_scaler():
-            if self._prepared is None:
-                self.prepare()
             self._rectified_step()
         return loss
 
     def give_up(self) -> None:
         """The next ``step()`` moves nothing, whatever :meth:`prepare` has found; e is what it has become."""
-        self._prepared = _vetoed()
+        self._given_up = True
 
     def _rectified_step(self) -> None:
+        if self._given_up:
+            self._prepared, self._given_up = None, False
+            return
+        assert self.ema is not None
+        if self._prepared is None or self.ema.pending.is_begun:  # what begins after prepare() is another step
+            self.prepare()
         stats, self._prepared = self._prepared, None
         assert stats is not None  # of prepare()
         if self._params.stays_on_device:  # kernels look at what was found, the host does not
@@ -285,7 +291,7 @@ class AdamW(Optimizer):
         """Whether a GradScaler has found Inf, which ends the step; else g is freed of its scale."""
         found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found is not None and float(found) > 0.0:
-            self._prepared = None
+            self._prepared, self._given_up = None, False
             if self.ema is not None:
                 self.ema.discard()
             self.last_step = Rectification(_vetoed())
@@ -399,7 +405,7 @@ class AdamW(Optimizer):
                 self.state[param]["step"] = self.state[param]["step"].to(local(param).device)
         floor = self.param_groups[0].pop(_FLOOR, None)
         self._floor = None if floor is None else torch.full((1,), floor, dtype=torch.float64, device=param.device)
-        self._prepared = None
+        self._prepared, self._given_up = None, False
 
 
 class _Params:

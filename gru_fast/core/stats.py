@@ -51,6 +51,7 @@ class LazyStats:
 
 
 def cosine(dot: float, norm_a: float, norm_b: float) -> float:
-    """Cosine of two vectors by their dot product and norms; NaN where a norm is 0."""
+    """Cosine of two vectors by their dot product and norms; NaN where a norm is 0 or either vector holds NaN or Inf."""
     norms = norm_a * norm_b
-    return max(-1.0, min(1.0, dot / norms)) if norms > 0.0 else math.nan
+    ratio = dot / norms if norms > 0.0 else math.nan
+    return ratio if math.isnan(ratio) else max(-1.0, min(1.0, ratio))  # min(1, NaN) would be 1

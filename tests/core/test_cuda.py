@@ -229,6 +229,16 @@ def test_adamw_on_cuda_is_that_of_the_cpu_and_asks_the_host_for_nothing(
             assert a.numel() == 0 or float((a != b).float().mean()) < 2e-2
 
 
+def test_adamw_gives_its_first_step_up() -> None:
+    param = torch.nn.Parameter(torch.ones(100, device="cuda"))
+    optimizer = gru_fast.optim.AdamW([param], ema=gru_fast.RetainEMA([param]), gamma=1.0)
+    param.grad = torch.ones_like(param)
+    optimizer.prepare()
+    optimizer.give_up()
+    optimizer.step()
+    assert torch.equal(param, torch.ones_like(param))
+
+
 def test_adamw_is_captured_in_a_graph() -> None:
     param = torch.nn.Parameter(torch.ones(1000, device="cuda"))
     other = torch.nn.Parameter(param.detach().clone())

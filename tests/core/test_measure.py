@@ -130,3 +130,14 @@ def test_bad_arguments_are_named() -> None:
         gru_fast.measure(params, [torch.ones_like(p) for p in params], 1.5)
     with pytest.raises(ValueError, match="ema: expected 4 entries"):
         gru_fast.measure(params, [], 0.5)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_there_is_no_angle_to_what_holds_inf(sign: float) -> None:
+    param = nn.Parameter(torch.zeros(2))
+    param.grad = torch.tensor([math.inf, 1.0])
+    found = gru_fast.measure([param], [torch.tensor([sign, 1.0])], gamma=0.0)
+    assert found.skipped
+    assert math.isnan(found.cos)
+    assert math.isnan(found.angle_before)
+    assert math.isnan(found.cos_after)

@@ -671,6 +671,42 @@ def test_the_half_that_looks() -> None:
         AdamW(params).prepare()
 
 
+def test_another_steps_gradients_are_looked_at_anew() -> None:
+    params, others = parameters((4,)), parameters((4,))
+    optimizer, plain = (AdamW(p, betas=(0.0, 0.0), ema=RetainEMA(p), gamma=1.0) for p in (params, others))
+    e, g = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([-2.0, 1.0, 0.0, 0.0])
+    with optimizer.ema.collect():  # type: ignore[union-attr]
+        params[0].grad = e.clone()
+    params[0].grad = e.clone()
+    assert not optimizer.prepare().conflict
+    optimizer.zero_grad()  # the caller thinks better of it
+    for each in (optimizer, plain):
+        take_step(each, [g], [e])
+    assert optimizer.last_step is not None
+    assert optimizer.last_step.conflict
+    assert optimizer.ema.step == 2  # type: ignore[union-attr]
+    assert torch.equal(params[0], others[0])
+
+
+@pytest.mark.parametrize("stays_on_device", [False, True])
+def test_a_step_that_is_given_up_touches_nothing(stays_on_device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = parameters((4,))
+    optimizer = AdamW(params, ema=RetainEMA(params), gamma=1.0)
+    before = params[0].detach().clone()
+    with optimizer.ema.collect():  # type: ignore[union-attr]
+        params[0].grad = torch.ones(4)
+    params[0].grad = torch.ones(4)
+    optimizer.prepare()
+    optimizer.give_up()
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizer._params, "stays_on_device", stays_on_device)
+        optimizer.step()
+    assert torch.equal(params[0], before)
+    assert not optimizer.state  # no count either: on CUDA it lies on another device than what the host knows
+    take_step(optimizer, [torch.ones(4)], [torch.ones(4)])  # that one alone
+    assert float(optimizer.state[params[0]]["step"]) == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
