@@ -37,6 +37,7 @@ RECTIFIERS = tuple(RULES)
 AGAINST = ("ema", "retain")
 UPDATE_METRICS = METRICS
 GRU_ADAMW = "gru_adamw"  # of --optim: gru_fast.optim.AdamW
+ADAMW_TORCH = ("adamw_torch", "adamw_torch_fused")  # of --optim: torch's
 
 
 def setting(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
@@ -179,7 +180,7 @@ class GRUOptions:
         if self.rectify_update and not self.rectify:
             errors.append("rectify_update: expected rectify beside it, which gives it the retain gradient's average")
         if self.rectify_update and self.rectifier != "gru":
-            errors.append(f"rectify_update: expected rectifier gru, got {self.rectifier}, which has no moving average")
+            errors.append(f"rectify_update: expected rectifier gru, the one rule for steps, got {self.rectifier}")
         if self.update_metric not in UPDATE_METRICS:
             errors.append(f"update_metric: expected one of {', '.join(UPDATE_METRICS)}, got {self.update_metric!r}")
         if self.monitor_update and not self.follows_retain:
@@ -244,9 +245,14 @@ def raise_all(errors: list[str]) -> None:
         raise ValueError(f"{len(errors)} wrong settings:\n" + "\n".join(f"- {error}" for error in errors))
 
 
+def optimizer_name(config: TrainingArguments) -> str:
+    """What ``optim`` says, which transformers makes an enum of."""
+    return str(getattr(config.optim, "value", config.optim))
+
+
 def steps_in_backward(config: TrainingArguments) -> list[str]:
     """What is wrong with an optimizer that changes weights while a backward pass runs, in one line; else none."""
-    name = str(getattr(config.optim, "value", config.optim))
+    name = optimizer_name(config)
     if name in {"lomo", "adalomo"} or name.endswith("_layerwise"):
         return [f"optim: expected one that steps after backward, got {name}; give {_after_backward(name)}"]
     return []
@@ -411,12 +417,18 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
         uses_ours = self.optim == GRU_ADAMW
         if self.rectify_update and not uses_ours:
             errors.append(f"rectify_update: expected optim {GRU_ADAMW} beside it, got {self.optim}")
-        if uses_ours and self.rectifier == "gdr" and self.rectify:
-            errors.append(f"rectifier: expected gru with optim {GRU_ADAMW}, got gdr; take adamw_torch with it")
+        if uses_ours and self.rectify:
+            chosen = {"rectifier": self.rectifier, "granularity": self.granularity, "rectify_against": self.against}
+            wanted = {"rectifier": "gru", "granularity": "global", "rectify_against": "ema"}
+            errors += [
+                f"{name}: expected {wanted[name]} with optim {GRU_ADAMW}, got {value}; take adamw_torch with it"
+                for name, value in chosen.items()
+                if value != wanted[name]
+            ]
         if uses_ours and self.fp16:
             errors.append(
                 f"optim: expected another than {GRU_ADAMW} with fp16's loss scale, adamw_torch say; or use bf16"
             )
-        if self.monitor_update and not str(getattr(self.optim, "value", self.optim)).startswith("adamw_torch"):
-            errors.append(f"monitor_update: expected optim adamw_torch or adamw_torch_fused, got {self.optim}")
+        if self.monitor_update and optimizer_name(self) not in ADAMW_TORCH:
+            errors.append(f"monitor_update: expected optim {' or '.join(ADAMW_TORCH)}, got {optimizer_name(self)}")
         return errors

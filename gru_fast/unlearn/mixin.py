@@ -230,6 +230,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
 
     def _check_supported(self) -> None:
         options = self.gru_options
+        self.check_optimizer()
         if not options.follows_retain:
             return
         name = type(self).__name__
@@ -260,7 +261,6 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         raise_all(
             steps_in_backward(self.args) + splits_sequences(getattr(self.accelerator, "parallelism_config", None))
         )
-        self.check_optimizer()
         self._check_ema_dtype()
         # 1.0 in TrainingArguments, whether anybody has asked for it or not; in an UnlearnConfig somebody has.
         clipping = 0.0 if isinstance(self.args, GRUOptions) else self.args.max_grad_norm

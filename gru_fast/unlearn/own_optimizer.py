@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import transformers
+
 from gru_fast.core.optim import AdamW
-from gru_fast.unlearn.config import GRU_ADAMW, GRUOptions
+from gru_fast.unlearn.config import ADAMW_TORCH, GRU_ADAMW, GRUOptions, optimizer_name
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from gru_fast.core.ema import RetainEMA
 else:
     _Base = object
+
+_ASKED = f"optim {GRU_ADAMW} or rectify_update"
 
 
 class OwnOptimizer(_Base):
@@ -34,9 +38,11 @@ class OwnOptimizer(_Base):
 
     @property
     def rectifying_optimizer(self) -> AdamW | None:
-        """It, without accelerate's wrapping, where it rectifies."""
+        """It, without accelerate's wrapping, where it rectifies, by the trainer's own average."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return optimizer if isinstance(optimizer, AdamW) and self.gru_options.rectify else None
+        if not (isinstance(optimizer, AdamW) and self.gru_options.rectify):
+            return None
+        return optimizer if optimizer.ema is self.retain_ema else None
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
         """Trainer's, with its groups and options; of another class where :attr:`uses_own_optimizer`.
@@ -60,12 +66,17 @@ class OwnOptimizer(_Base):
         return super().create_optimizer(*args)
 
     def check_optimizer(self) -> None:
-        """Refuses what does not go with it: an optimizer of the caller's, GDR, a loss scale, Trainer's clipping."""
+        """Refuses what does not go with it: another optimizer, another rule, a loss scale, Trainer's clipping."""
+        given = getattr(self.optimizer, "optimizer", self.optimizer)
+        if isinstance(given, AdamW) and given.ema is not None:
+            raise ValueError(
+                "optimizers: expected an AdamW without an ema, since the trainer keeps its own; leave it out, and the "
+                f"gradient is rectified before the step, or give optim {GRU_ADAMW} instead"
+            )
         if not self.uses_own_optimizer:
             return
-        options, asked = self.gru_options, f"optim {GRU_ADAMW} or rectify_update"
-        if self.optimizer is not None and not isinstance(self.optimizer, AdamW):
-            raise ValueError(f"optimizers: expected none with {asked}, got {type(self.optimizer).__name__}")
+        self._check_that_it_is_taken()
+        options, asked = self.gru_options, _ASKED
         if not options.rectify:
             return
         if options.rectifier != "gru":
@@ -79,3 +90,20 @@ class OwnOptimizer(_Base):
                 f"max_grad_norm: expected 0 with {asked}, where it would clip the gradient before it is rectified, got "
                 f"{self.args.max_grad_norm:g}; clip with tau"
             )
+
+    def _check_that_it_is_taken(self) -> None:
+        """Refuses whatever names another optimizer, which would be passed over, or take its place."""
+        if not hasattr(self, "optimizer_cls_and_kwargs"):
+            raise ValueError(
+                f"optim {GRU_ADAMW}, rectify_update: expected transformers 4.47 or later, whose Trainer takes a class "
+                f"of optimizer, got {transformers.__version__}; update it"
+            )
+        if self.optimizer is not None:
+            raise ValueError(f"optimizers: expected none with {_ASKED}, got {type(self.optimizer).__name__}")
+        if self.optimizer_cls_and_kwargs is not None:
+            given = self.optimizer_cls_and_kwargs[0].__name__
+            raise ValueError(f"optimizer_cls_and_kwargs: expected none with {_ASKED}, got {given}")
+        name = optimizer_name(self.args)
+        if name not in {GRU_ADAMW, *ADAMW_TORCH}:
+            known = f"{GRU_ADAMW}, {', '.join(ADAMW_TORCH)}"
+            raise ValueError(f"optim: expected one of {known} with rectify_update, which steps as AdamW, got {name}")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
+from gru_fast import RetainEMA
 from gru_fast.optim import AdamW
-from gru_fast.unlearn import GRUMixin, GRUOptions
+from gru_fast.unlearn import GRUMixin, GRUOptions, UnlearnTrainer
 
 OURS = {"optim": "gru_adamw", "rectify": True, "gamma": 1.0, "learning_rate": 1e-2, "weight_decay": 2.0}
 
@@ -133,9 +134,29 @@ def test_a_step_with_nan_moves_nothing(tmp_path: Path) -> None:
         ({"rectify_update": True, "rectify": True}, "rectify_update: expected optim gru_adamw beside it"),
         ({"rectify_update": True, "optim": "gru_adamw"}, "rectify_update: expected rectify beside it"),
         ({"optim": "gru_adamw", "rectify": True, "rectifier": "gdr"}, "rectifier: expected gru with optim gru_adamw"),
+        (
+            {"optim": "gru_adamw", "rectify": True, "rectifier": "a_gem", "rectify_against": "ema"},
+            "rectifier: expected gru with optim gru_adamw, got a_gem",
+        ),
+        (
+            {"optim": "gru_adamw", "rectify": True, "granularity": "tensor"},
+            "granularity: expected global with optim gru_adamw, got tensor",
+        ),
+        (
+            {"optim": "gru_adamw", "rectify": True, "rectify_against": "retain"},
+            "rectify_against: expected ema with optim gru_adamw, got retain",
+        ),
+        (
+            {"optim": "gru_adamw", "rectify": True, "rectify_update": True, "rectifier": "a_gem"},
+            "rectify_update: expected rectifier gru, the one rule for steps, got a_gem",
+        ),
         ({"optim": "gru_adam"}, "gru_adam"),
         ({"monitor_update": True}, "monitor_update: expected rectify or monitor beside it"),
         ({"monitor_update": True, "rectify": True, "optim": "sgd"}, "monitor_update: expected optim adamw_torch"),
+        (
+            {"monitor_update": True, "rectify": True, "optim": "adamw_torch_8bit"},
+            "monitor_update: expected optim adamw_torch or adamw_torch_fused, got adamw_torch_8bit",
+        ),
         ({"update_metric": "cosine", "rectify": True}, "update_metric: expected one of euclidean, adam"),
     ],
 )
@@ -160,3 +181,42 @@ def test_any_trainer_can_have_it(tmp_path: Path) -> None:
     own = torch.optim.SGD(trainer.model.parameters())
     with pytest.raises(ValueError, match="optimizers: expected none with optim gru_adamw or rectify_update, got SGD"):
         Plain(tiny.llama(), args, optimizers=(own, None))
+    own = AdamW(trainer.model.parameters())
+    with pytest.raises(ValueError, match="optimizers: expected none with optim gru_adamw or rectify_update, got AdamW"):
+        Plain(tiny.llama(), args, optimizers=(own, None))
+    with pytest.raises(ValueError, match=r"optimizer_cls_and_kwargs: expected none with .*, got SGD"):
+        Plain(tiny.llama(), args, optimizer_cls_and_kwargs=(torch.optim.SGD, {}))
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_grad_norm=0.0, optim="adafactor")
+    with pytest.raises(ValueError, match=r"optim: expected one of gru_adamw, adamw_torch, .*, got adafactor"):
+        Plain(tiny.llama(), args)
+
+
+@pytest.mark.parametrize("options", [{}, {"rectify_update": True}, {"rectify": False}])
+def test_an_average_of_the_callers_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_grad_norm=0.0)
+    model = tiny.llama()
+    own = AdamW(model.parameters(), ema=RetainEMA(model.parameters()), gamma=0.5)
+    with pytest.raises(ValueError, match="optimizers: expected an AdamW without an ema, since the trainer keeps"):
+        Plain(model, args, gru=options, optimizers=(own, None))
+
+
+def test_an_adamw_of_the_callers_steps_by_the_rectified_gradient(tmp_path: Path) -> None:
+    settings = {**OURS, "optim": "adamw_torch_fused", "num_train_epochs": 3, "weight_decay": 0.0}
+    theirs = trained(tmp_path / "theirs", **settings)
+    model = tiny.llama()
+    given = AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    config = tiny.config(tmp_path / "ours", method="ga", save_strategy="no", **settings)
+    ours = UnlearnTrainer(model, config, train_dataset=tiny.dataset(), optimizers=(given, None))
+    ours.train()
+    assert ours.rectifying_optimizer is None
+    assert any(entry["conflict"] for entry in logs(ours))
+    for a, b, start in zip(weights(ours), weights(theirs), tiny.llama().parameters(), strict=True):
+        assert float((a - b).norm()) <= 1e-3 * float((b - start.detach()).norm())
+
+
+def test_a_trainer_that_takes_no_class_of_optimizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_grad_norm=0.0)
+    trainer = Plain(tiny.llama(), args)
+    monkeypatch.delattr(trainer, "optimizer_cls_and_kwargs")  # as in transformers 4.45 and 4.46
+    with pytest.raises(ValueError, match=r"rectify_update: expected transformers 4\.47 or later, whose"):
+        trainer.check_optimizer()
