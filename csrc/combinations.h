@@ -66,7 +66,7 @@ GRU_FAST_HD Combination gru(const Dots& s) {
 // were close: their dot product is -d (1 - cos^2).
 GRU_FAST_HD Combination gdr(const Dots& s) {
   Combination out{.beta = s.m > 0.0 ? 1.0 : 0.0, .norm_sq = s.u + s.m + 2.0 * s.d, .size_sq = s.u + s.m};
-  if (!s.conflict) return out;
+  if (!s.conflict || !(s.u > 0.0)) return out;
   const double left = 1.0 - (s.d / s.u) * (s.d / s.m);  // 1 - cos^2
   out.alpha = 1.0 - s.d / s.u;
   out.beta = 1.0 - s.d / s.m;
@@ -80,7 +80,7 @@ GRU_FAST_HD Combination gdr(const Dots& s) {
 GRU_FAST_HD Combination pcgrad(const Dots& s, const double* options) {
   const double share = options[0] == 2.0 ? 0.5 : 1.0;
   const double w_f = share * options[1], w_r = share * options[2];
-  if (!s.conflict) return without_one(w_f, w_r, s);
+  if (!s.conflict || !(s.u > 0.0)) return without_one(w_f, w_r, s);
   if (options[0] == 0.0) return weighted(w_f, w_r - w_f * (s.d / s.m), s);
   return weighted(w_f - w_r * (s.d / s.u), w_r - w_f * (s.d / s.m), s);
 }

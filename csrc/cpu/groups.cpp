@@ -2,6 +2,7 @@
 // walk over memory is that of a step over all rows.
 #include "../groups.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "backend.h"
@@ -25,14 +26,48 @@ std::vector<uint32_t> group_of_slots(const Plan& plan, const Groups& groups) {
 
 bool is_left(const GroupStats& group) { return group.alpha == 1.0 && group.beta == 0.0; }
 
-// By group, since where the coefficients of one are ordinary those of another may be out of float32's range.
-std::vector<bool> wide_groups(const Plan& plan, const Groups& groups) {
+std::vector<int64_t> numel_of_groups(const Plan& plan, const Groups& groups) {
   std::vector<int64_t> numel(groups.count);
   for (const Launch& launch : plan.launches) {
     for (size_t row = 0; row < launch.rows.size(); ++row) {
       numel[groups.of_row[launch.sources[row]]] += launch.rows[row].numel;
     }
   }
+  return numel;
+}
+
+// The slots' sums, in index order: the same bits whatever the threads did.
+void add_up(const Sums* slots, const std::vector<uint32_t>& group_of, const Groups& groups) {
+  for (size_t i = 0; i < groups.count; ++i) groups.stats[i] = {};
+  for (const uint32_t id : group_of) {
+    GroupStats& group = groups.stats[id];
+    group.dot += slots->dot;
+    group.ema_norm_sq += slots->ema_norm_sq;
+    group.grad_norm_sq += slots->grad_norm_sq;
+    ++slots;
+  }
+}
+
+// Takes the sums of groups that float32 cannot hold once more, in float64: the total may be ordinary beside them.
+bool widen(const Plan& plan, const Groups& groups, const std::vector<uint32_t>& group_of, const Context& context) {
+  const std::vector<int64_t> numel = numel_of_groups(plan, groups);
+  std::vector<char> wide(groups.count);
+  for (size_t i = 0; i < groups.count; ++i) {
+    const GroupStats& group = groups.stats[i];
+    wide[i] = needs_wide_sums({group.dot, group.ema_norm_sq, group.grad_norm_sq}, numel[i]);
+  }
+  if (std::none_of(wide.begin(), wide.end(), [](char is_wide) { return is_wide != 0; })) return false;
+  auto* slots = static_cast<Sums*>(context.scratch);
+  for_each_chunk(plan, context.num_threads, Direction::kForward,
+                 [&](Kind kind, const Row&, const Span& span, int64_t slot) {
+                   if (wide[group_of[static_cast<size_t>(slot)]] != 0) slots[slot] = kernels().wide_sums(kind, span);
+                 });
+  return true;
+}
+
+// By group, since where the coefficients of one are ordinary those of another may be out of float32's range.
+std::vector<bool> wide_groups(const Plan& plan, const Groups& groups) {
+  const std::vector<int64_t> numel = numel_of_groups(plan, groups);
   std::vector<bool> wide(groups.count);
   for (size_t i = 0; i < groups.count; ++i) {
     const GroupStats& group = groups.stats[i];
@@ -47,16 +82,14 @@ std::vector<bool> wide_groups(const Plan& plan, const Groups& groups) {
 }  // namespace
 
 void reduce_groups(const Plan& plan, const Groups& groups, const Context& context) {
-  for (size_t i = 0; i < groups.count; ++i) groups.stats[i] = {};
-  if (context.stats->vetoed > 0.0) return;
-  const Sums* slots = static_cast<const Sums*>(context.scratch);
-  for (const uint32_t id : group_of_slots(plan, groups)) {  // in index order: the same bits whatever the threads did
-    GroupStats& group = groups.stats[id];
-    group.dot += slots->dot;
-    group.ema_norm_sq += slots->ema_norm_sq;
-    group.grad_norm_sq += slots->grad_norm_sq;
-    ++slots;
+  if (context.stats->vetoed > 0.0) {
+    for (size_t i = 0; i < groups.count; ++i) groups.stats[i] = {};
+    return;
   }
+  const auto* slots = static_cast<const Sums*>(context.scratch);
+  const std::vector<uint32_t> group_of = group_of_slots(plan, groups);
+  add_up(slots, group_of, groups);
+  if (!(context.stats->wide_sums > 0.0) && widen(plan, groups, group_of, context)) add_up(slots, group_of, groups);
   for (size_t i = 0; i < groups.count; ++i) groups.stats[i].own_norm_sq = groups.stats[i].grad_norm_sq;
 }
 

@@ -22,7 +22,7 @@ from gru_fast.core.backends.native import NativePasses
 from gru_fast.core.backends.passes import Groups, Rows, StepArgs
 from gru_fast.core.granularity import grouping, layer_of
 from gru_fast.core.load import core
-from gru_fast.core.rules import RULES, Rule, decide_groups, rule_of, settled
+from gru_fast.core.rules import RULES, Dots, Rule, decide_groups, rule_of, settled
 from gru_fast.rules import HAMU, PCGrad
 
 Vector = NDArray[np.float64]
@@ -134,6 +134,24 @@ def test_a_missing_gradient_is_made_where_its_group_needs_it(backend: str) -> No
     assert found[0] == [1.0]
     assert found[2] == pytest.approx([1.0 - 0.2])
     assert found[3] == pytest.approx([0.4])
+
+
+@pytest.mark.parametrize("rule", ["gru", "gdr", "upgrad", "pcgrad"])
+def test_a_group_that_float32_squares_cannot_hold(backend: str, rule: str) -> None:
+    """|g|^2 = 2e-48 of the first is 0 in float32, beside a second that is ordinary: opposite, nothing is left."""
+    grads, retain = [torch.full((2,), 1e-24), torch.ones(2)], [-torch.ones(2), torch.ones(2)]
+    named = parameters(grads)
+    rectify_(named, None, rule=rule, retain_grads=retain, granularity="tensor")
+    first, second = after(named)
+    assert first == pytest.approx([-1.0 if rule == "pcgrad" else 0.0] * 2, abs=1e-6)  # one-sided: r stays
+    assert second == [{"gru": 1.0, "upgrad": 1.0}.get(rule, 2.0)] * 2
+
+
+def test_a_square_of_zero_is_no_conflict() -> None:
+    for rule in ("gdr", "upgrad", PCGrad(form="sum")):
+        made = rule_of(rule).combine(Dots(-1e-24, 1.0, 0.0, True))
+        assert math.isfinite(made.alpha)
+        assert math.isfinite(made.beta)
 
 
 @pytest.mark.parametrize("bad", ["g", "r"])
@@ -290,7 +308,15 @@ def test_one_group_is_the_whole_and_threads_change_no_bit() -> None:
     "rule", [*(rule_of(name) for name in RULES if name != "sago"), HAMU(q=2.0), PCGrad(form="mean")], ids=repr
 )
 def test_kernels_decide_for_groups_as_python_does(rule: Rule) -> None:
-    cases = [(-2.0, 4.0, 5.0), (3.0, 4.0, 5.0), (-1.0, 0.0, 5.0), (0.0, 4.0, 0.0), (-1.0, 1.0, 1.0), (0.0, 0.0, 0.0)]
+    cases = [
+        (-2.0, 4.0, 5.0),
+        (3.0, 4.0, 5.0),
+        (-1e-24, 4.0, 0.0),
+        (-1.0, 0.0, 5.0),
+        (0.0, 4.0, 0.0),
+        (-1.0, 1.0, 1.0),
+        (0.0, 0.0, 0.0),
+    ]
     args = [math.inf, 1.0]
     for chosen in [
         *itertools.combinations(cases, 3),

@@ -63,7 +63,7 @@ class GDR(Rule):
 
     def combine(self, s: Dots) -> Combination:
         d, m, u = s.d, s.m, s.u
-        if not s.conflict:
+        if not s.conflict or not u > 0.0:
             return Combination(1.0, 1.0 if m > 0.0 else 0.0, u + m + 2.0 * d, u + m)
         left = 1.0 - (d / u) * (d / m)  # 1 - cos^2
         alpha, beta = 1.0 - d / u, 1.0 - d / m
@@ -100,7 +100,7 @@ class PCGrad(Rule):
     def combine(self, s: Dots) -> Combination:
         share = 0.5 if self.form == "mean" else 1.0
         w_f, w_r = share * self.w_f, share * self.w_r
-        if not s.conflict:
+        if not s.conflict or not s.u > 0.0:
             return without_one(w_f, w_r, s)
         if self.form == "one_sided":
             return weighted(w_f, w_r - w_f * (s.d / s.m), s)
