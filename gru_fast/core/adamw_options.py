@@ -108,10 +108,7 @@ def check_group(groups: Sequence[Mapping[str, Any]], *, has_ema: bool) -> None:
         if not 0.0 <= float(value) < 1.0:
             raise ValueError(f"{where}: {name}: expected a number in [0, 1), got {value}")
     refuse_unoffered(amsgrad=group["amsgrad"], differentiable=group["differentiable"])
-    if group["maximize"] != groups[0]["maximize"]:
-        raise ValueError(f"{where}: maximize: expected {groups[0]['maximize']} as in the first group")
-    if group["maximize"] and has_ema:
-        raise ValueError("maximize: expected False with an ema, which says of descending g whether it raises a loss")
+    _check_direction(where, group, groups[0], has_ema)
     names = group.get("param_names")
     check_params(group["params"], names=names)
     for index, param in enumerate(group["params"]):
@@ -120,13 +117,26 @@ def check_group(groups: Sequence[Mapping[str, Any]], *, has_ema: bool) -> None:
             raise TypeError(f"{label}: expected float32, bfloat16 or float16, got {param.dtype}; convert the model")
 
 
-def check_state(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+def _check_direction(where: str, group: Mapping[str, Any], first: Mapping[str, Any], has_ema: bool) -> None:
+    """All groups descend, or all ascend; with an ema they descend."""
+    maximize = bool(group.get("maximize", False))
+    if maximize != bool(first.get("maximize", False)):
+        raise ValueError(f"{where}: maximize: expected {not maximize} as in the first group")
+    if maximize and has_ema:
+        raise ValueError(
+            f"{where}: maximize: expected False with an ema, which says of descending g whether it raises a loss"
+        )
+
+
+def check_state(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, has_ema: bool) -> None:
     """Refuses a ``state_dict`` that does not fit, before anything of it is taken over."""
     missing = {"state", "param_groups"} - set(state)
     if missing:
         raise ValueError(f"state_dict: expected that of an AdamW, missing {sorted(missing)}")
     if any(group.get("amsgrad") for group in state["param_groups"]):
         raise ValueError("state_dict: expected one without amsgrad, got one with it; only torch.optim.AdamW has it")
+    for index, group in enumerate(state["param_groups"]):
+        _check_direction(f"state_dict: param_groups[{index}]", group, state["param_groups"][0], has_ema)
     saved = [index for group in state["param_groups"] for index in group["params"]]
     params = [param for group in groups for param in group["params"]]
     if len(saved) != len(params):

@@ -81,8 +81,9 @@ class AdamW(Optimizer):
     made with the probability of its share, where round-to-nearest would never make it. Same seed, step and element:
     same bits.
 
-    A step whose g holds NaN or Inf changes nothing, and :attr:`last_step` says ``skipped``. NaN or Inf in r is kept out
-    of e element by element. With a ``torch.amp.GradScaler`` give its scale to ``collect(scaler)`` and call
+    With an ``ema``, a step whose g holds NaN or Inf changes no weight, moment or count, and :attr:`last_step` says
+    ``skipped`` (e takes r in, but for a loss scale); without one it is torch's. NaN or Inf in r is kept out of e
+    element by element. With a ``torch.amp.GradScaler`` give its scale to ``collect(scaler)`` and call
     ``scaler.step(optimizer)``: a step in which it found Inf changes nothing, e included.
 
     Parameters may be sharded (DTensor): each process works on its shards, and of U eight sums cross the network.
@@ -392,7 +393,7 @@ class AdamW(Optimizer):
         Moments are taken in the dtype that this optimizer keeps them in. Options of groups (lr, betas and the like)
         become the saved ones, as in torch.
         """
-        check_state(state_dict, self.param_groups)
+        check_state(state_dict, self.param_groups, has_ema=self._ema is not None)
         super().load_state_dict(dict(state_dict))
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, param in zip(saved, self._params.tensors, strict=True):

@@ -758,6 +758,14 @@ def test_states_that_do_not_fit_change_nothing() -> None:
     amsgrad["param_groups"][0]["amsgrad"] = True
     with pytest.raises(ValueError, match="expected one without amsgrad"):
         optimizer.load_state_dict(amsgrad)
+    ascending = copy.deepcopy(state)
+    ascending["param_groups"][0]["maximize"] = True
+    rectifying = AdamW(params, ema=RetainEMA(params), gamma=0.5)
+    with pytest.raises(ValueError, match=r"state_dict: param_groups\[0\]: maximize: expected False with an ema"):
+        rectifying.load_state_dict(ascending)
+    assert rectifying.param_groups[0]["maximize"] is False
+    optimizer.load_state_dict(copy.deepcopy(ascending))
+    optimizer.load_state_dict(copy.deepcopy(state))
     del bad["state"][0]["exp_avg_sq"]
     with pytest.raises(ValueError, match="expected step, exp_avg and exp_avg_sq, missing"):
         optimizer.load_state_dict(bad)
