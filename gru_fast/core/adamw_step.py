@@ -97,6 +97,8 @@ class AdamWStep:
 
     def settle(self, tau: float, rectifies: bool) -> None:
         """Completes ``stats`` on the device, as :func:`settle_gradient` does on the host. For one part."""
+        if not self._parts:  # no g anywhere: nothing to complete
+            return
         (part,) = self._parts
         part.passes.settle(part.args, tau, rectifies)
 
@@ -116,6 +118,8 @@ class AdamWStep:
         updates = [part.args.update for part in self._parts if part.args.update is not None]
         if self.shards is None and len(updates) == 1:
             return updates[0]
+        if self.shards is None and not updates:
+            return torch.zeros(sums.NUM_UPDATE_STATS, dtype=torch.float64)
         lead = updates[0].device if updates else torch.device("cpu")
         brought: dict[int, Tensor] = {}
         for part, update in zip(self._parts, updates, strict=True):

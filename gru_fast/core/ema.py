@@ -112,8 +112,14 @@ class RetainEMA:
         Enter it once per micro-batch: the gradients add up until :func:`gru_fast.rectify_` takes them. ``scale``: what
         the loss was multiplied with (a number, or a ``torch.amp.GradScaler``, whose ``get_scale()`` syncs on CUDA); e
         holds unscaled gradients. With a scale a step is all or nothing: NaN or Inf in any gradient leaves e and g
-        untouched. The scaler itself sees only g: where ``step.skipped and not step.grad_nonfinite``, lower its scale
-        with ``scaler.update(scaler.get_scale() / 2)``. An exception inside discards what the step had collected.
+        untouched. The scaler itself sees only g; where it was r that overflowed, lower its scale::
+
+            before = scaler.get_scale()
+            scaler.update()
+            if step.skipped and scaler.get_scale() >= before:
+                scaler.update(before / 2)
+
+        An exception inside discards what the step had collected.
 
         ``share``: for an objective that contains ``share`` times this very retain loss. By the time ``rectify_`` looks
         at it, g has ``share`` times the retain gradient added, unscaled: leave that term out of the unlearning loss and

@@ -151,14 +151,12 @@ def reduced(
     gamma: float,
     *,
     error_if_nonfinite: bool = False,
-    all_or_nothing: bool = False,
 ) -> Tensor:
     """The first half of :func:`rectify_`, e and the sums, for an optimizer that forms the rectified gradient itself.
 
-    Returns the statistics of a step that has written nothing. ``all_or_nothing``: NaN or Inf anywhere leaves e as it
-    is. Arguments, errors and the end of the step as there.
+    Returns the statistics of a step that has written nothing. Arguments, errors and the end of the step as there.
     """
-    work, args, _ = _opened(params, ema, check_gamma(gamma), None, all_or_nothing=all_or_nothing or error_if_nonfinite)
+    work, args, _ = _opened(params, ema, check_gamma(gamma), None, all_or_nothing=error_if_nonfinite)
     if error_if_nonfinite and _any_refused(work):
         ema.end_step()
         raise RuntimeError(_nonfinite_elsewhere(work))

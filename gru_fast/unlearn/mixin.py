@@ -222,6 +222,8 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
             )
         elif step is not None:
             where = "unlearning" if step.grad_nonfinite else "retain"
+            if step.nonfinite and not (step.grad_nonfinite or step.retain_nonfinite):  # vetoed: nobody looked in which
+                where = "unlearning or retain"
             why = f"NaN or Inf in the {where} gradient; lower learning_rate, or train in bfloat16 or float32"
         return (
             f"no step can be applied: {what} were skipped ({counts.skipped} with NaN or Inf, {counts.degenerate} "

@@ -698,3 +698,23 @@ def test_discard_drops_the_step_in_progress(collector: Collector) -> None:
         assert all(not bool(e.any()) for e in ema.tensors)
     with pytest.raises(RuntimeError, match=r"discard inside"), collector(ema):
         ema.discard()
+
+
+@pytest.mark.parametrize("bad", ["g", "r"])
+def test_an_overflow_halves_the_scale_once(bad: str) -> None:
+    """The recipe of collect()."""
+    param = nn.Parameter(torch.zeros(2))
+    optimizer, scaler = torch.optim.SGD([param], lr=0.1), torch.amp.GradScaler("cpu", init_scale=8.0)
+    ema = gru_fast.RetainEMA([param])
+    with ema.collect(scaler):
+        scaler.scale(param.sum() * (float("inf") if bad == "r" else 1.0)).backward()
+    scaler.scale(param.sum() * (float("inf") if bad == "g" else 1.0)).backward()
+    scaler.unscale_(optimizer)
+    step = gru_fast.rectify_([param], ema, gamma=0.5)
+    scaler.step(optimizer)
+    before = scaler.get_scale()
+    scaler.update()
+    if step.skipped and scaler.get_scale() >= before:
+        scaler.update(before / 2)
+    assert step.skipped
+    assert scaler.get_scale() == 4.0

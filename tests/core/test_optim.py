@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gru_fast import RetainEMA, rectify_
+from gru_fast import RetainEMA, RetainGradient, rectify_
 from gru_fast.core import adamw_step
 from gru_fast.core import update as update_module
 from gru_fast.core.backends.adamw import AdamWArgs, AdamWRows
@@ -793,3 +793,12 @@ def test_layouts_that_differ_are_worked_on_in_copies() -> None:
             weights.grad = torch.arange(24.0).reshape(6, 4) - step
             optimizer.step()
     assert torch.equal(param, other)
+
+
+def test_nothing_to_measure_is_zero_and_r_alone_is_refused() -> None:
+    params = parameters((3,))
+    optimizer, ema = torch.optim.AdamW(params), RetainEMA(params)
+    step = measure_update(optimizer, ema, rectify_(params, ema, gamma=0.5))
+    assert (step.update_dot, step.update_norm, step.update_conflict) == (0.0, 0.0, False)
+    with pytest.raises(TypeError, match="ema: expected a RetainEMA, whose e is still there after the step, got Retain"):
+        measure_update(optimizer, RetainGradient(params), step)  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from gru_fast import Rectification
+from gru_fast.core import stats as fields
 from gru_fast.unlearn import GRUMixin, GRUOptions, PairCollator, UnlearnDataset, UnlearnTrainer
 
 
@@ -213,3 +215,11 @@ def test_trainers_that_keep_the_gradients_are_refused(
     monkeypatch.setattr(trainer, attribute, True)
     with pytest.raises(ValueError, match=f"GRUDifference: GRU does not work with {match}"):
         trainer._check_supported()
+
+
+def test_a_step_that_nobody_looked_into_blames_both_gradients(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, method="ga", rectify=True)
+    stats = fields.of_nothing()
+    stats[fields.VETOED] = 1.0  # as with a loss scale
+    trainer._last_step = Rectification(stats)
+    assert "NaN or Inf in the unlearning or retain gradient; lower" in trainer._why_stopped("all 2 steps")

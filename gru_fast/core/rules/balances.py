@@ -108,6 +108,9 @@ class HAMU(Rule):
         |p| = 0            collinear: (q / u) g
         otherwise          (q / u) g + (S / |p|) p
 
+    With q = 0, the default, form q asks for no forgetting at all: it descends r alone, turned only so far that the
+    forget loss does not fall. Give a q to unlearn.
+
     Form u changes the roles of g and r: the retain loss falls by Q, and forgetting is what is left. Promise where it
     can be: ``<., g> >= q`` (u: ``<., r> >= q``) and ``|.| <= R``. The public code (aoi3142/HAMU) is per tensor; its
     form for all tensors divides p by its norm in each, so that the step is longer than R by the root of their number.
@@ -118,7 +121,11 @@ class HAMU(Rule):
     title = "HAMU"
 
     form: str = option("q", "q: forget at least Q; u: keep at least Q", choices=("q", "u"))
-    q: float = option(0.0, "Q over the learning rate: change of that loss in a step of rate 1", at_least=0.0)
+    q: float = option(
+        0.0,
+        "Q over the learning rate: change of that loss in a step of rate 1; form q forgets by it",
+        at_least=0.0,
+    )
     radius: float | None = option(
         None, "longest result (the step over the learning rate); none: the length of r, in form u of g", at_least=0.0
     )
