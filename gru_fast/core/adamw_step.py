@@ -258,9 +258,10 @@ def _combined(alpha: float, beta: float, row: Row) -> Tensor:
 _HOLDS = (1e-37, 1e38)  # coefficients that float32 lanes take
 
 
-def form_wide_gradients(stats: Tensor, rows: Sequence[Row]) -> Tensor:
+def form_wide_gradients(stats: Tensor, rows: Sequence[Row], *, write_grad: bool) -> Tensor:
     """The statistics as they are, or, where float32 cannot hold what g and e are multiplied with, those of a step with
-    nothing to do to g, after ``rows`` have been given the rectified g, formed in float64.
+    nothing to do to g, after ``rows`` have been given the rectified g, formed in float64: in the place of the old one
+    with ``write_grad``.
     """
     values = stats.tolist()
     alpha, beta = (values[place] * values[fields.RESCALE] for place in (fields.ALPHA, fields.BETA))
@@ -268,7 +269,8 @@ def form_wide_gradients(stats: Tensor, rows: Sequence[Row]) -> Tensor:
         return stats
     for row in rows:
         limit = torch.finfo(row.param.dtype).max
-        row.grad = _combined(alpha, beta, row).clamp_(-limit, limit).to(row.param.dtype)
+        rectified = _combined(alpha, beta, row).clamp_(-limit, limit).to(row.param.dtype)
+        row.grad = row.grad.copy_(rectified) if write_grad and row.grad is not None else rectified
     formed = stats.clone()
     formed[fields.ALPHA], formed[fields.BETA], formed[fields.RESCALE] = 1.0, 0.0, 1.0
     return formed

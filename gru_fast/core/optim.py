@@ -99,7 +99,7 @@ class AdamW(Optimizer):
         rule: by which the gradient is rectified: "gru".
         metric: "euclidean" or "adam", of the update.
         feed_back: M takes its part of the correction of U, so that momentum repeats it and later steps need less.
-        write_grad: leave the rectified gradient in ``.grad``, which costs writing it.
+        write_grad: leave the rectified gradient in ``.grad`` of parameters that have one, which costs writing it.
         moment_dtype: of exp_avg and exp_avg_sq: None is the parameter's dtype (float32 of a float16 parameter, whose
             squares it could not hold), ``torch.float32`` float32 throughout.
         seed: of the rounding of 16-bit tensors.
@@ -250,7 +250,7 @@ class AdamW(Optimizer):
         else:
             values = stats.tolist()
             rows = self._rows(needs_grad=values[fields.BETA] * values[fields.RESCALE] == 0.0)
-            stats = form_wide_gradients(stats, rows)
+            stats = form_wide_gradients(stats, rows, write_grad=self._write_grad)
         update = self._move(rows, stats)
         if update is not None and self.last_step is not None:
             self.last_step.note_update(update, rectified=True)

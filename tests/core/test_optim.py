@@ -621,11 +621,13 @@ def test_opposite_gradients_leave_nothing_to_apply() -> None:
     assert not optimizer.state[params[0]]["exp_avg"].any()
 
 
-def test_coefficients_that_float32_cannot_hold() -> None:
+@pytest.mark.parametrize("write_grad", [False, True])
+def test_coefficients_that_float32_cannot_hold(write_grad: bool) -> None:
     params = [nn.Parameter(torch.zeros(2))]
-    optimizer = AdamW(params, betas=(0.0, 0.0), ema=RetainEMA(params), gamma=1.0)
+    optimizer = AdamW(params, betas=(0.0, 0.0), ema=RetainEMA(params), gamma=1.0, write_grad=write_grad)
     take_step(optimizer, [torch.tensor([-1e6, 1.0])], [torch.tensor([1e-35, 0.0])])
     assert optimizer.state[params[0]]["exp_avg"].tolist() == pytest.approx([0.0, 1.0], abs=1e-9)
+    assert params[0].grad.tolist() == pytest.approx([0.0, 1.0] if write_grad else [-1e6, 1.0], abs=1e-9)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("rectify", ["gradient", "both"])
