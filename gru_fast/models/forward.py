@@ -17,7 +17,7 @@ from gru_fast.models.frozen import frozen
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 _T = TypeVar("_T")
-_POSITIONS = 16  # of a row, evenly spaced, by which it is seen whether the batch matters
+_POSITIONS = 16  # of a row, by which two ways to run it are compared
 
 
 def of_each_row(
@@ -55,7 +55,7 @@ def of_each_row(
 
     def sample(some: list[Sequence[int]]) -> list[Tensor]:
         logits = run([{"input_ids": ids} for ids in some], lambda batch: logits_of(model, batch))
-        return [one[torch.linspace(0, len(ids) - 1, _POSITIONS).long()] for one, ids in zip(logits, some, strict=True)]
+        return [sampled(one[: len(ids)]) for one, ids in zip(logits, some, strict=True)]
 
     with frozen(model):
         ids = [row["input_ids"] for row in rows]
@@ -64,6 +64,11 @@ def of_each_row(
             found.update(zip(some, run([rows[i] for i in some], read), strict=True))
             advance(len(some))
     return [found[i] for i in range(len(rows))]
+
+
+def sampled(logits: Tensor) -> Tensor:
+    """The logits of a row, (T, V), at a few positions, evenly spaced, the first and the last among them."""
+    return logits[torch.linspace(0, len(logits) - 1, _POSITIONS).long()]
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor], params: Mapping[str, Tensor] | None = None) -> Tensor:

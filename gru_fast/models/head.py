@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from gru_fast.core.sharded.shards import is_sharded
 from gru_fast.models.batching import ERRORS
 from gru_fast.models.forward import logits_of
 from gru_fast.models.frozen import frozen
@@ -68,11 +69,12 @@ def log_probs_after(model: nn.Module, part: _Part, at: Places, params: Mapping[s
     return _run(model, part, params, after, read)
 
 
+@dataclass(frozen=True)
 class HiddenStates:
-    """What a model's head was given for a batch, and the head, in place of logits to compare with."""
+    """What a model's head was given for a batch, (B, T, D), and the head, in place of logits to compare with."""
 
-    def __init__(self, hidden: Tensor, head: Head) -> None:
-        self.hidden, self.head = hidden, head
+    hidden: Tensor
+    head: Head
 
 
 def reference_of(model: nn.Module, part: _Part, params: Mapping[str, Tensor] | None = None) -> HiddenStates | Tensor:
@@ -99,9 +101,6 @@ def divergence_of(model: nn.Module, part: _Part, reference: HiddenStates, positi
     Args:
         positions: (B, T), nonzero where a position counts; None: all.
     """
-    after = _after_head(model, part)
-    if after is None:
-        raise RuntimeError(f"{type(model).__name__}: expected the head that gave the reference, found another")
 
     def read(hidden: Tensor, head: Head) -> Tensor:
         counted = slice(None) if positions is None else positions.bool().to(hidden.device)
@@ -109,7 +108,7 @@ def divergence_of(model: nn.Module, part: _Part, reference: HiddenStates, positi
         size = ours.shape[-1]
         return mean_divergence(ours.reshape(-1, size), head, theirs.reshape(-1, size), reference.head)[None]
 
-    return _run(model, part, None, after, read)[0]
+    return _run(model, part, None, reference.head.after, read)[0]
 
 
 # ---- the call --------------------------------------------------------------------------------------------------------
@@ -191,14 +190,14 @@ def _after_head(model: nn.Module, part: _Part) -> AfterHead | None:
     return _found[inner]
 
 
-def _try_out(model: nn.Module, head: nn.Module, part: _Part) -> AfterHead | None:
+def _try_out(model: nn.Module, head: nn.Linear, part: _Part) -> AfterHead | None:
     """Sends known numbers through what follows the head, in a pass over two tokens."""
     ids = part["input_ids"][:1, :2]
     some = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     calls: list[bool] = []
 
     def instead(hidden: Tensor) -> Tensor:
-        calls.append(isinstance(head.weight, DTensor) or hidden.shape[:-1] != ids.shape)
+        calls.append(is_sharded(head.weight) or hidden.shape[:-1] != ids.shape)
         return hidden.new_tensor(_PROBES, dtype=torch.float32).expand(*hidden.shape[:-1], len(_PROBES)).clone()
 
     try:
@@ -258,7 +257,7 @@ def _is_fixed(model: nn.Module) -> bool:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(param, DTensor) for param in model.parameters())
+    return any(map(is_sharded, model.parameters()))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

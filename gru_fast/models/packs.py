@@ -19,12 +19,10 @@ from torch import Tensor, nn
 
 from gru_fast.data.sequences import IGNORE_INDEX, Encoded
 from gru_fast.models.batching import ERRORS, moved, tolerance
-from gru_fast.models.forward import Autocast, dtype_of, logits_of, of_each_row, to_device
+from gru_fast.models.forward import Autocast, dtype_of, logits_of, of_each_row, sampled, to_device
 from gru_fast.models.frozen import frozen
 from gru_fast.models.head import label_scores_of, log_probs_after
 from gru_fast.models.scores import Places
-
-_POSITIONS = 16  # of each answer, at most, by which it is seen whether a model reads the mask
 
 # Model -> tokens of the longest pack that it was tried with, and whether it reads packs.
 _tried: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
@@ -215,13 +213,8 @@ def _as_alone(model: nn.Module, pack: Pack, pad_token_id: int, autocast: Autocas
             pairs = [(of(found[0], both, 0), expected[0]), (of(found[0], both, 1), expected[1])]
             pairs.append((of(found[1], last, 0), expected[1]))
             most = tolerance(dtype_of(model, autocast))
-            return all(moved(_some(ours), _some(theirs)) <= most for ours, theirs in pairs)
+            return all(moved(sampled(ours), sampled(theirs)) <= most for ours, theirs in pairs)
     except torch.OutOfMemoryError:
         raise
     except ERRORS:
         return False
-
-
-def _some(logits: Tensor) -> Tensor:
-    """A few positions, evenly spaced, the last among them."""
-    return logits[torch.linspace(0, len(logits) - 1, min(_POSITIONS, len(logits))).long()]

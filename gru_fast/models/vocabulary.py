@@ -8,7 +8,7 @@ once, from all positions, and rounded as if there were no blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,24 +94,30 @@ class _LogSumExp:
         return self._most + self._sum.log()
 
 
-class _Gradients:
-    """Gradients of hidden states, weight and bias, filled block by block. Those that nobody needs are None."""
+def _gradients(
+    hidden: Tensor, head: Head, needed: Sequence[bool], of: Callable[[Tensor, slice], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden states, weight and bias, block by block; None for those that nobody needs.
 
-    def __init__(self, needed: tuple[bool, bool, bool], hidden: Tensor, head: Head) -> None:
-        self._hidden, self._head = hidden, head
-        self.hidden = hidden.new_zeros(hidden.shape, dtype=head.wide) if needed[0] else None
-        self.weight = torch.empty_like(head.weight) if needed[1] else None
-        self.bias = torch.empty_like(head.bias) if needed[2] and head.bias is not None else None
-
-    def add(self, grad: Tensor, block: slice) -> None:
-        """``grad``: of the head's output in a block, (N, columns)."""
-        narrow = grad.to(self._head.dtype)
-        if self.hidden is not None:
-            self.hidden += narrow @ self._head.weight[block].to(self._head.dtype)
-        if self.weight is not None:
-            self.weight[block] = narrow.T @ self._hidden
-        if self.bias is not None:
-            self.bias[block] = narrow.sum(dim=0)
+    Args:
+        needed: which of the three.
+        of: logits of a block, which it may overwrite -> their gradient.
+    """
+    narrow = hidden.to(head.dtype)
+    of_hidden = hidden.new_zeros(hidden.shape, dtype=head.wide) if needed[0] else None
+    of_weight = torch.empty_like(head.weight) if needed[1] else None
+    of_bias = torch.empty_like(head.bias) if needed[2] and head.bias is not None else None
+    for block in head.blocks(len(hidden)):
+        logits = head.logits(narrow, block)
+        kept = logits.clone() if head.after.cap is not None else None
+        grad = head.after.backward(of(logits, block), kept).to(head.dtype)
+        if of_hidden is not None:
+            of_hidden += grad @ head.weight[block].to(head.dtype)
+        if of_weight is not None:
+            of_weight[block] = grad.T @ narrow
+        if of_bias is not None:
+            of_bias[block] = grad.sum(dim=0)
+    return None if of_hidden is None else of_hidden.to(hidden.dtype), of_weight, of_bias
 
 
 def label_log_probs(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
@@ -156,18 +162,14 @@ class _LabelLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, total = ctx.saved_tensors
-        head = Head(weight, bias, ctx.after, ctx.dtype)
-        narrow = hidden.to(ctx.dtype)
-        out = _Gradients(ctx.needs_input_grad[:3], narrow, head)
-        for block in head.blocks(len(hidden)):
-            logits = head.logits(narrow, block)
-            kept = logits.clone() if ctx.after.cap is not None else None
+
+        def of(logits: Tensor, block: slice) -> Tensor:
             column, inside = _columns(labels, block)
-            of_logits = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
-            of_logits.scatter_add_(1, column[:, None], torch.where(inside, grad, 0.0)[:, None])
-            out.add(ctx.after.backward(of_logits, kept), block)
-        of_hidden = None if out.hidden is None else out.hidden.to(hidden.dtype)
-        return of_hidden, out.weight, out.bias, None, None, None
+            found = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
+            return found.scatter_add_(1, column[:, None], torch.where(inside, grad, 0.0)[:, None])
+
+        head = Head(weight, bias, ctx.after, ctx.dtype)
+        return *_gradients(hidden, head, ctx.needs_input_grad[:3], of), None, None, None
 
 
 def _columns(labels: Tensor, block: slice) -> tuple[Tensor, Tensor]:
@@ -223,14 +225,12 @@ class _MeanDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, lse, reference_hidden, lse_reference = ctx.saved_tensors
-        head, reference = Head(weight, bias, ctx.after, ctx.dtype), ctx.reference
-        narrow, narrow_reference = hidden.to(ctx.dtype), reference_hidden.to(reference.dtype)
-        out = _Gradients(ctx.needs_input_grad[:3], narrow, head)
-        for block in head.blocks(len(hidden)):
-            logits = head.logits(narrow, block)
-            kept = logits.clone() if ctx.after.cap is not None else None
-            of_logits = logits.sub_(lse[:, None]).exp_()
-            of_logits -= reference.logits(narrow_reference, block).sub_(lse_reference[:, None]).exp_()
-            out.add(ctx.after.backward(of_logits.mul_(grad / len(hidden)), kept), block)
-        of_hidden = None if out.hidden is None else out.hidden.to(hidden.dtype)
-        return of_hidden, out.weight, out.bias, None, None, None, None
+        narrow_reference = reference_hidden.to(ctx.reference.dtype)
+
+        def of(logits: Tensor, block: slice) -> Tensor:
+            found = logits.sub_(lse[:, None]).exp_()
+            found -= ctx.reference.logits(narrow_reference, block).sub_(lse_reference[:, None]).exp_()
+            return found.mul_(grad / len(hidden))
+
+        head = Head(weight, bias, ctx.after, ctx.dtype)
+        return *_gradients(hidden, head, ctx.needs_input_grad[:3], of), None, None, None, None
