@@ -35,7 +35,6 @@ EMA_DTYPES: dict[str, torch.dtype] = {
 
 RECTIFIERS = tuple(RULES)
 AGAINST = ("ema", "retain")
-UPDATE_METRICS = METRICS
 GRU_ADAMW = "gru_adamw"  # of --optim: gru_fast.optim.AdamW
 ADAMW_TORCH = ("adamw_torch", "adamw_torch_fused")  # of --optim: torch's
 
@@ -106,7 +105,7 @@ class GRUOptions:
     update_metric: str = setting(
         "euclidean",
         "in which sense rectify_update changes the step least: euclidean, or adam, in that of the optimizer",
-        UPDATE_METRICS,
+        METRICS,
     )
     monitor_update: bool = setting(
         False,
@@ -181,8 +180,8 @@ class GRUOptions:
             errors.append("rectify_update: expected rectify beside it, which gives it the retain gradient's average")
         if self.rectify_update and self.rectifier != "gru":
             errors.append(f"rectify_update: expected rectifier gru, the one rule for steps, got {self.rectifier}")
-        if self.update_metric not in UPDATE_METRICS:
-            errors.append(f"update_metric: expected one of {', '.join(UPDATE_METRICS)}, got {self.update_metric!r}")
+        if self.update_metric not in METRICS:
+            errors.append(f"update_metric: expected one of {', '.join(METRICS)}, got {self.update_metric!r}")
         if self.monitor_update and not self.follows_retain:
             errors.append(
                 "monitor_update: expected rectify or monitor beside it, since nothing else has a retain gradient"

@@ -15,7 +15,6 @@ from transformers import Trainer, TrainerCallback
 
 from gru_fast.core.agreement import agreement
 from gru_fast.core.ema import RetainEMA
-from gru_fast.core.granularity import check_granularity
 from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 from gru_fast.core.sharded.shards import is_sharded, local
@@ -154,11 +153,10 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
             elif self.rectifying_optimizer is not None:
                 step = self.rectifying_optimizer.prepare()
             else:
-                granularity = check_granularity(options.granularity)
-                step = rectify_(params, ema, options.ema_gamma, options.tau, rule=self._rule, granularity=granularity)
+                how: dict[str, Any] = {"rule": self._rule, "granularity": options.granularity}
+                step = rectify_(params, ema, options.ema_gamma, options.tau, **how)
             if options.monitor_update and not step.skipped and isinstance(ema, RetainEMA):
-                optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-                measure_update(optimizer, ema, step)
+                measure_update(self.bare_optimizer, ema, step)
         self._steps.append(step)
         if not options.rectify:
             return

@@ -37,9 +37,14 @@ class OwnOptimizer(_Base):
         return self.args.optim == GRU_ADAMW or self.gru_options.rectify_update
 
     @property
+    def bare_optimizer(self) -> Any:
+        """The optimizer, of whatever class, without accelerate's wrapping."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
     def rectifying_optimizer(self) -> AdamW | None:
-        """It, without accelerate's wrapping, where it rectifies, by the trainer's own average."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        """It, where it rectifies, by the trainer's own average."""
+        optimizer = self.bare_optimizer
         if not (isinstance(optimizer, AdamW) and self.gru_options.rectify):
             return None
         return optimizer if optimizer.ema is self.retain_ema else None
@@ -67,7 +72,7 @@ class OwnOptimizer(_Base):
 
     def check_optimizer(self) -> None:
         """Refuses what does not go with it: another optimizer, another rule, a loss scale, Trainer's clipping."""
-        given = getattr(self.optimizer, "optimizer", self.optimizer)
+        given = self.bare_optimizer
         if isinstance(given, AdamW) and given.ema is not None:
             raise ValueError(
                 "optimizers: expected an AdamW without an ema, since the trainer keeps its own; leave it out, and the "
