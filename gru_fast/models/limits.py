@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gru_fast.data.limits import Limits
-from gru_fast.models.load import lineage
+from gru_fast.models.load import configuration, lineage
 
 if TYPE_CHECKING:
     from gru_fast.models.load import ModelOptions
@@ -71,22 +71,13 @@ def positions_of(options: ModelOptions) -> int | None:
     from transformers import AutoModelForCausalLM
 
     try:
-        config = _config_of(options)
+        *_, (name, found) = lineage(options.model, options.base_model)  # of an adapter, its base
+        config = configuration(name, found, options)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code)
     except Exception:  # noqa: BLE001 - whatever transformers raises for a configuration that it cannot read
         return None
     return limits_of(model).positions
-
-
-def _config_of(options: ModelOptions) -> Any:
-    """The configuration of a model; of an adapter, that of its base."""
-    from transformers import AutoConfig
-
-    *_, (name, folder) = lineage(options.model, options.base_model)
-    where = {} if folder is None or folder.is_dir() else {"gguf_file": folder.name}
-    place = name if folder is None else folder.parent if where else folder
-    return AutoConfig.from_pretrained(place, trust_remote_code=options.trust_remote_code, **where)
 
 
 def _num_embeddings(model: Any) -> int | None:

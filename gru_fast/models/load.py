@@ -240,6 +240,15 @@ def _no_base(adapter: Path | None, base: str, error: Exception) -> FileNotFoundE
     )
 
 
+def configuration(name: str, found: Path | None, options: ModelOptions) -> Any:
+    """What transformers reads of a model before its weights; ``name`` and ``found`` as :func:`lineage` gives them."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(
+        **_where(name, found), revision=options.revision or "main", trust_remote_code=options.trust_remote_code
+    )
+
+
 def _where(name: str, found: Path | None) -> dict[str, Any]:
     """The arguments of `from_pretrained` that say where."""
     if found is not None and found.is_file():
@@ -308,11 +317,7 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions) -> Any:
 
 def _why_not_causal(name: str, found: Path | None, options: ModelOptions) -> str:
     """What a model is that ``AutoModelForCausalLM`` does not know."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(
-        **_where(name, found), revision=options.revision or "main", trust_remote_code=options.trust_remote_code
-    )
+    config = configuration(name, found, options)
     kind = config.model_type
     if hasattr(config, "vision_config"):
         return (
