@@ -97,6 +97,19 @@ def config(output_dir: str | Path, **settings: Any) -> Any:
     return UnlearnConfig(str(output_dir), **{**quiet, **settings})
 
 
+class Recorder:
+    """A collator that keeps every batch it has made."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, dict[str, torch.Tensor]]] = []
+
+    def __call__(self, items: Any) -> dict[str, dict[str, torch.Tensor]]:
+        from gru_fast.data.pairs import PairCollator
+
+        self.batches.append(PairCollator(0)(items))
+        return self.batches[-1]
+
+
 def trainer(output_dir: str | Path, model: Any = None, data: Any = None, eval_data: Any = None, **settings: Any) -> Any:
     """An UnlearnTrainer of :func:`llama` on :func:`dataset`, with :func:`config`."""
     from gru_fast.unlearn import UnlearnTrainer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gru_fast.core.ema import RetainEMA
-from gru_fast.unlearn import GRUOptions, PairCollator, UnlearnTrainer
+from gru_fast.unlearn import GRUOptions, UnlearnTrainer
 from gru_fast.unlearn.gdr import DirectionRectification, gdr_
 
 if TYPE_CHECKING:
@@ -142,18 +142,13 @@ def flat_gradient(loss: Tensor, model: Any) -> Tensor:
 def test_training_is_what_a_loop_by_hand_does(stream: bool, tmp_path: Path) -> None:
     model = tiny.llama()
     ours = copy.deepcopy(model)
-    batches: list[Any] = []
-
-    def collate(items: Any) -> Any:
-        batches.append(PairCollator(0)(items))
-        return batches[-1]
-
+    recorder = tiny.Recorder()
     options = {"optim": "sgd", "learning_rate": 0.05, "weight_decay": 0.0, "rectify": True, "stream": stream}
     # gamma, which it ignores, would show from the second step on.
     config = tiny.config(tmp_path, method="ga", rectifier="gdr", gamma=0.1, tau=2.0, **options)
-    trainer = UnlearnTrainer(model, config, collate, tiny.dataset())
+    trainer = UnlearnTrainer(model, config, recorder, tiny.dataset())
     trainer.train()
-    for pair in zip(batches[::2], batches[1::2], strict=True):
+    for pair in zip(recorder.batches[::2], recorder.batches[1::2], strict=True):
         g = sum(flat_gradient(-nll(ours, batch["forget"]), ours) for batch in pair) / 2
         r = sum(flat_gradient(nll(ours, batch["retain"]), ours) for batch in pair) / 2
         dot = g @ r

@@ -79,22 +79,17 @@ def test_training_is_what_a_loop_by_hand_does(
         against, granularity = None, "tensor"
     model = tiny.llama()
     ours = copy.deepcopy(model)
-    batches: list[Any] = []
-
-    def collate(items: Any) -> Any:
-        batches.append(PairCollator(0)(items))
-        return batches[-1]
-
+    recorder = tiny.Recorder()
     config = tiny.config(
         tmp_path, method="ga", rectifier=name, rectifier_options=options, rectify_against=against, gamma=0.3, tau=2.0,
         granularity=granularity, optim="sgd", learning_rate=0.05, weight_decay=0.0, rectify=True,
     )  # fmt: skip
-    trainer = UnlearnTrainer(model, config, collate, tiny.dataset())
+    trainer = UnlearnTrainer(model, config, recorder, tiny.dataset())
     trainer.train()
     keeper = RetainEMA(ours.parameters()) if against == "ema" else None
     assert isinstance(trainer.retain_ema, RetainGradient if keeper is None else RetainEMA)
     params = list(ours.parameters())
-    for pair in zip(batches[::2], batches[1::2], strict=True):
+    for pair in zip(recorder.batches[::2], recorder.batches[1::2], strict=True):
         retain = torch.autograd.grad(sum(nll(ours, batch["retain"]) for batch in pair) / 2, params)  # type: ignore[arg-type]
         grads = torch.autograd.grad(sum(-nll(ours, batch["forget"]) for batch in pair) / 2, params)  # type: ignore[arg-type]
         for param, grad in zip(params, grads, strict=True):

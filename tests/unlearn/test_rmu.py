@@ -274,17 +274,8 @@ def test_trained_parameters_can_be_named() -> None:
 # ---- the trainer -----------------------------------------------------------------------------------------------------
 
 
-class Recorder:
-    def __init__(self) -> None:
-        self.batches: list[Any] = []
-
-    def __call__(self, items: Any) -> Any:
-        self.batches.append(PairCollator(0)(items))
-        return self.batches[-1]
-
-
 def trained(tmp_path: Path, model: Any, **settings: Any) -> tuple[UnlearnTrainer, list[Any]]:
-    recorder = Recorder()
+    recorder = tiny.Recorder()
     settings = {"optim": "sgd", "learning_rate": 0.5, "weight_decay": 0.0, "num_train_epochs": 2, **settings}
     trainer = UnlearnTrainer(model, tiny.config(tmp_path, method="rmu", **settings), recorder, tiny.dataset())
     trainer.train()

@@ -23,20 +23,9 @@ Batch = dict[str, dict[str, Tensor]]
 STATISTICS = ("cos", "cos_after", "angle_before", "angle_after", "norm_before", "norm_after", "norm_ema")
 
 
-class Recorder:
-    """A collator that keeps every batch it has made."""
-
-    def __init__(self) -> None:
-        self.batches: list[Batch] = []
-
-    def __call__(self, items: Any) -> Batch:
-        self.batches.append(PairCollator(0)(items))
-        return self.batches[-1]
-
-
 def recorded(tmp_path: Path, model: Any = None, **settings: Any) -> tuple[UnlearnTrainer, list[Batch]]:
     """A trainer that has trained on tiny data, and the batches it saw."""
-    recorder = Recorder()
+    recorder = tiny.Recorder()
     trainer = UnlearnTrainer(
         tiny.llama() if model is None else model,
         tiny.config(tmp_path, **{"optim": "sgd", "learning_rate": 0.05, "weight_decay": 0.0, **settings}),

@@ -12,18 +12,7 @@ import torch
 from accelerate.utils import ParallelismConfig
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from gru_fast.unlearn import GRUMixin, GRUOptions, PairCollator, UnlearnTrainer
-
-
-class Recorder:
-    """A collator that keeps every batch it has made."""
-
-    def __init__(self) -> None:
-        self.batches: list[Any] = []
-
-    def __call__(self, items: Any) -> Any:
-        self.batches.append(PairCollator(0)(items))
-        return self.batches[-1]
+from gru_fast.unlearn import GRUMixin, GRUOptions, UnlearnTrainer
 
 
 def made(tmp_path: Path, *, collator: Any = None, callbacks: Any = None, **settings: Any) -> UnlearnTrainer:
@@ -90,7 +79,7 @@ def test_options_that_change_how_not_what(settings: dict[str, Any], plain: Any, 
 
 @pytest.mark.parametrize("counted", ["all", "non_padding"])
 def test_tokens_seen_are_those_of_all_parts(counted: str, tmp_path: Path) -> None:
-    recorder = Recorder()
+    recorder = tiny.Recorder()
     trainer = made(tmp_path, collator=recorder, include_num_input_tokens_seen=counted)
     trainer.train()
     parts = [part for batch in recorder.batches for part in batch.values()]
