@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,10 @@ class RetainGradients(AnyTrainer):
     _ema: RetainEMA | RetainGradient | None = None
     _step_share: float | None = None  # of the step in progress, where all its micro-batches must agree
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the model is trained with FSDP2."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # of GRUMixin
+
+        @property
+        def is_sharded(self) -> bool: ...
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
 

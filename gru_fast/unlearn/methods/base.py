@@ -35,9 +35,7 @@ class Method(ABC):
     reference_log_probs: ClassVar[tuple[str, ...]] = ()  # parts whose reference log-probabilities it reads
     reference_model: ClassVar[bool] = False  # whether it reads Batch.retain_kl or Batch.reference_hidden_states
     hidden_states: ClassVar[bool] = False  # whether it reads Batch.hidden_states
-    logits: ClassVar[bool] = (
-        False  # whether it reads Batch.label_logits (with reference_model, those of that model too)
-    )
+    logits: ClassVar[bool] = False  # whether it reads Batch.label_logits; with reference_model, that model's too
     has_dual: ClassVar[bool] = False  # whether it reads Batch.dual, a weight that follows the retain NLL step by step
     parts: ClassVar[tuple[str, ...]] = ("forget",)  # parts of a batch its objective reads: forget, retain, idk
 
