@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,19 @@ class Processes:
     """``count`` processes, one thread each, that wait for jobs. A process group of gloo joins those of each job."""
 
     def __init__(self, count: int = 4) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(_PRELOAD)
         self._folder = tempfile.TemporaryDirectory()
         self._jobs = 0
+        self._count = count
+        self._begin()
+
+    def _begin(self) -> None:
         self._pipes: list[Connection] = []
-        self._processes = []
-        for rank in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(rank, theirs), daemon=True)
+        self._processes: list[ForkServerProcess] = []
+        for rank in range(self._count):
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_work, args=(rank, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -37,14 +42,11 @@ class Processes:
     def run(self, job: Callable[..., Any], world: int, *args: Any, **settings: Any) -> list[Any]:
         """``job(*args, **settings)`` in ``world`` processes at once; what each returns. ``job`` must be importable.
 
-        Raises what went wrong in the first of them, or TimeoutError: a collective that not all have entered.
+        Raises what went wrong in the first of them, or TimeoutError: a collective that not all have entered, a process
+        that has died. Whatever happened, the next job finds processes that wait for it.
         """
         self._start(job, world, args, settings)
-        answers = []
-        for rank, pipe in enumerate(self._pipes[:world]):
-            if not pipe.poll(_PATIENCE):
-                raise TimeoutError(f"{job.__name__}: process {rank} of {world} does not answer")
-            answers.append(pipe.recv())
+        answers = [self._answer(job, rank, world) for rank in range(world)]
         failed = [f"process {rank}:\n{text}" for rank, (is_fine, text) in enumerate(answers) if not is_fine]
         if failed:
             raise AssertionError("\n".join(failed))
@@ -69,20 +71,37 @@ class Processes:
         return codes
 
     def _start(self, job: Callable[..., Any], world: int, args: Any, settings: Any) -> None:
+        if not all(process.is_alive() for process in self._processes[:world]):  # one has died after its answer
+            self._end()
+            self._begin()
         self._jobs += 1
         meeting = Path(self._folder.name) / f"meeting-{self._jobs}"
         for pipe in self._pipes[:world]:
             pipe.send((job, world, str(meeting), args, settings))
 
+    def _answer(self, job: Callable[..., Any], rank: int, world: int) -> tuple[bool, Any]:
+        try:
+            if self._pipes[rank].poll(_PATIENCE):
+                return self._pipes[rank].recv()
+        except EOFError:
+            pass
+        codes = [process.exitcode for process in self._processes[:world]]
+        self._end()
+        self._begin()
+        raise TimeoutError(f"{job.__name__}: no answer of process {rank} of {world}; exit codes {codes}")
+
     def close(self) -> None:
         """Ends them."""
+        self._end()
+        self._folder.cleanup()
+
+    def _end(self) -> None:
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.close()  # the process ends when it reads no more
             process.join(2.0)
             if process.is_alive():
                 process.kill()
                 process.join()
-        self._folder.cleanup()
 
 
 def _work(rank: int, pipe: Connection) -> None:
@@ -95,10 +114,12 @@ def _work(rank: int, pipe: Connection) -> None:
             job, world, meeting, args, settings = pipe.recv()
         except EOFError:
             return
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
         try:
+            dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+            dist.barrier()  # who is done sooner than others have connected would take their connection down
             pipe.send((True, job(*args, **settings)))
         except BaseException:  # noqa: BLE001 - told to the test, which raises it
             pipe.send((False, traceback.format_exc()))
         finally:
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()

@@ -57,9 +57,9 @@ def joined(device: str | None = None) -> Iterator[tuple[int, int]]:
     kind = _take_accelerator(device, world)
     # The meeting by itself: init_process_group would give it the time that is given to work.
     store, rank, _ = next(rendezvous("env://", timeout=_MEET))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", store=store, rank=rank, world_size=world, timeout=_WAIT
-    )
+    backends = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    with _the_others_named(world):  # one that fails at once may take down what the others connect to
+        dist.init_process_group(backends, store=store, rank=rank, world_size=world, timeout=_WAIT)
     yield here()
     # Not where something was raised: NCCL might wait for those that do not know of it yet.
     dist.destroy_process_group()
