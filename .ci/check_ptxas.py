@@ -10,12 +10,14 @@ Prints one row per kernel and architecture; exits 1 if a row is bad or nvcc had 
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,8 +123,9 @@ def main() -> int:
     kernels: list[Kernel] = []
     failures = []
     sources = sorted(SOURCES.glob("*.cu"))
-    for source in sources:
-        code, report = compile_report(source, archs)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reports = list(pool.map(lambda source: compile_report(source, archs), sources))
+    for source, (code, report) in zip(sources, reports, strict=True):
         found, complaints = parse(source.name, report)
         kernels += found
         if code != 0 or complaints:

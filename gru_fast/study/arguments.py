@@ -74,7 +74,11 @@ class Arguments:
             for method in self.recipe.methods
         }
 
-    def _resolve_training(self, split: str, method: str) -> Any:
+    def of_variant(self, split: str, method: str, variant: str) -> Any:
+        """The training of one of the recipe's variants: an UnlearnConfig."""
+        return self._resolve_training(split, method, variant)
+
+    def _resolve_training(self, split: str, method: str, variant: str = "") -> Any:
         from gru_fast import benchmarks
         from gru_fast.options import commands
 
@@ -84,7 +88,8 @@ class Arguments:
             "split": split,
             "method": method,
             **self.on_cpu(),
-            **self.recipe.options(split, method),
+            **self.recipe.options(split, method, variant),
+            **({"rectify": True} if variant else {}),
             **({"use_cpu": True} if self.is_dry else {}),
             "output_dir": "run",
         }
@@ -114,6 +119,8 @@ class Arguments:
         for split in recipe.splits:
             for method in recipe.methods:
                 yield f"{split}, {method}", partial(self._resolve_training, split, method)
+                for name in recipe.variants_of(split, method):
+                    yield f"{split}, {method}, variant {name}", partial(self.of_variant, split, method, name)
         if recipe.finetune is not None:
             on_cpu = {"use_cpu": True} if self.is_dry else self.on_cpu()
             own = {**self.of_model("base"), **on_cpu, **recipe.finetune, "output_dir": "run"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gru_fast.study.render import Cell, Column, Span, Table, score_column, setting, without_empty
-from gru_fast.study.results import CLIPPED, GRU, StudyResults
+from gru_fast.study.results import CLIPPED, PLAIN, StudyResults
 from gru_fast.study.statistics import (
     BOTH,
     INTERVALS,
@@ -68,11 +68,11 @@ def every_run(results: StudyResults) -> Table:
     columns += [*map(score_column, shown), Column("Why", number=False)]
     rows: list[list[Cell]] = []
     for run in results.runs:
-        tau = setting(run.tau) if run.variant in {GRU, CLIPPED} else None
+        tau = setting(run.tau) if run.variant not in {"", PLAIN} else None
         scores: list[Cell] = [_fixed(run.scores.get(heading), places(heading)) for heading in shown]
         log = f"log: {run.log}" if run.is_lacking and run.log else ""
         why = "; ".join(filter(None, (run.reason, log)))
-        how: list[Cell] = [run.gamma if run.variant == GRU else None, tau, run.strength]
+        how: list[Cell] = [run.gamma if run.variant not in {"", PLAIN, CLIPPED} else None, tau, run.strength]
         rows.append([run.name, run.label, run.split, run.seed, *how, run.state, *scores, why])
     note = "Every run of the recipe, whatever has come of it; of those that failed, why, and the log."
     return without_empty(Table("runs", "All runs", note, columns, rows))

@@ -224,7 +224,7 @@ class Plan:
     # ---- unlearning --------------------------------------------------------------------------------------------------
 
     def _unlearned(self, split: str, seed: int) -> Iterator[_Work]:
-        """Every method plain and with GRU; then, of those asked for, clipped, and GRU over gamma and tau."""
+        """Every method plain and with GRU; then, where asked for, as variants, clipped, and over gamma and tau."""
         found: dict[str, StudyRun] = {}
         for method in self.recipe.methods:
             for run in self._variants(split, seed, method):
@@ -254,6 +254,11 @@ class Plan:
 
         yield run(results.PLAIN, results.COMPARISON)
         yield run(results.GRU, results.COMPARISON, used.gamma, used.tau)
+        for variant in recipe.variants_of(split, method, seed):
+            own = self._arguments.of_variant(split, method, variant)
+            one = run(results.GRU, results.FURTHER, used.gamma, used.tau)
+            name, inside = f"{one.name}-{variant}", f"{one.folder}-{variant}"
+            yield replace(one, name=name, folder=inside, variant=variant, gamma=own.gamma, tau=own.tau)
         if recipe.ablation is not None and recipe.ablation.holds(split, seed, method):
             yield run(results.PLAIN, results.ABLATION)
             tau = used.tau or recipe.ablation.tau
@@ -282,8 +287,8 @@ class Plan:
             **self._arguments.on_cpu(),
             "disable_tqdm": True,
             "save_strategy": "no",
-            **({} if run.variant == results.GRU else {"monitor": True}),  # its angles are for the figures
-            **recipe.options(run.split, run.method),
+            **({"monitor": True} if run.variant in {results.PLAIN, results.CLIPPED} else {}),  # angles for the figures
+            **recipe.options(run.split, run.method, run.variant),
             **_of_variant(run),
             **(_ALONG if along else {}),
             "output_dir": folder,
@@ -301,9 +306,9 @@ class Plan:
         return _Work(run.name, steps, self._needs(run.split, seed), [Planned(run, run.name, evaluation)])
 
     def _is_in(self, part: Part | None, run: StudyRun) -> bool:
-        """Whether something is done for a run; it is for those of the comparison alone."""
+        """Whether something is done for a run; it is for those of the comparison and the recipe's variants alone."""
         is_asked = part is not None and part.holds(run.split, cast("int", run.seed), run.method)
-        return is_asked and results.COMPARISON in run.uses
+        return is_asked and not {results.COMPARISON, results.FURTHER}.isdisjoint(run.uses)
 
     def _calibration(self, run: StudyRun) -> _Work:
         """A job of its own: where no share can be kept, the run itself has not failed."""
@@ -440,6 +445,8 @@ def mixture_of(folder: str, share: float) -> str:
 
 
 def _of_variant(run: StudyRun) -> dict[str, Any]:
+    if results.FURTHER in run.uses:
+        return {"rectify": True}
     if run.variant == results.GRU:
         found = {"rectify": True, "gamma": run.gamma, "tau": run.tau}
         more = {"retain_batch_size": run.retain_rows, "warm_up_retain": run.warm_up}

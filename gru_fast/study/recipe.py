@@ -14,10 +14,13 @@ Options are those of the command in question (``gru-fast unlearn --help``), unde
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
+
+from gru_fast.study.results import VARIANTS
 
 Options = dict[str, Any]  # of a command, by name
 # What a study says itself in the commands of each key; options there would make runs that are not what they are called.
@@ -34,7 +37,7 @@ _OWN = {
     ),
 }  # fmt: skip
 LAUNCHED = ("finetune", "unlearn", "tru", "eval", "calibrate")  # what a launcher can start
-PARTS = ("along", "ablation", "sensitivity", "calibration", "attacks")  # keys of a recipe that are a Part
+PARTS = ("along", "variants", "ablation", "sensitivity", "calibration", "attacks")  # keys of a recipe that are a Part
 NAMED = ("methods", "splits", "seeds")  # what a part is for
 
 
@@ -103,6 +106,29 @@ class Part:
 @dataclass(frozen=True)
 class Along(Part):
     """Evaluations after every epoch, beside that of the end."""
+
+
+@dataclass(frozen=True)
+class Variants(Part):
+    """Rectified in other ways, beside plain and GRU: by another rule, the update too, with more rows to keep, longer.
+
+    They are calibrated and attacked where plain and GRU are; pairs, counts and verdicts are of plain and GRU alone.
+    """
+
+    options: dict[str, Options] = field(
+        default_factory=dict,
+        metadata={"help": "of each, by its name, e.g. update: {optim: gru_adamw, rectify_update: true}"},
+    )
+
+    def problems(self) -> list[str]:
+        """What cannot be."""
+        found = [] if self.options else ["options: expected at least one, e.g. {pcgrad: {rectifier: pcgrad}}"]
+        for name, own in self.options.items():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_.]*", name) or name in VARIANTS:
+                found.append(f"options: expected names of a-z, 0-9, _ and ., not {', '.join(VARIANTS)}, got {name!r}")
+            if not isinstance(own, dict) or not own:
+                found.append(f"options: {name}: expected options of gru-fast unlearn, got {own!r}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -241,6 +267,7 @@ class Recipe:
     )
     tru: Options | None = field(default=None, metadata={"help": "options of gru-fast tru; stg: its strengths"})
     along: Along | None = field(default=None, metadata={"help": "evaluations after every epoch"})
+    variants: Variants | None = field(default=None, metadata={"help": "rectified in other ways, beside plain and GRU"})
     ablation: Ablation | None = field(default=None, metadata={"help": "clipping alone, beside plain and GRU"})
     sensitivity: Sensitivity | None = field(default=None, metadata={"help": "values of gamma and tau"})
     calibration: Calibration | None = field(default=None, metadata={"help": "mixtures with the original model"})
@@ -262,10 +289,17 @@ class Recipe:
         if problems:
             raise ValueError("; ".join(problems))
 
-    def options(self, split: str, method: str) -> Options:
-        """Options of gru-fast unlearn for a split and a method."""
+    def options(self, split: str, method: str, variant: str = "") -> Options:
+        """Options of gru-fast unlearn for a split and a method, and one of :class:`Variants` by its name."""
         own = self.splits[split]
-        return {**self.unlearn, **own.unlearn, **self.methods[method], **own.methods.get(method, {})}
+        further = self.variants.options[variant] if self.variants and variant in self.variants.options else {}
+        return {**self.unlearn, **own.unlearn, **self.methods[method], **own.methods.get(method, {}), **further}
+
+    def variants_of(self, split: str, method: str, seed: int | None = None) -> list[str]:
+        """The names of :class:`Variants` that there are for a method on a split; of one seed, or of any."""
+        part = self.variants
+        seeds = self.seeds if seed is None else [seed]
+        return list(part.options) if part and any(part.holds(split, each, method) for each in seeds) else []
 
     def _of_models(self) -> list[str]:
         found = []
@@ -332,6 +366,8 @@ class Recipe:
         places = {name: getattr(self, name) or {} for name in _OWN if name != "attacks"}
         places["attacks"] = self.attacks.options if self.attacks else {}
         places |= {f"methods: {name}": own for name, own in self.methods.items()}
+        if self.variants is not None:
+            places |= {f"variants: options: {name}": own for name, own in self.variants.options.items()}
         for name, split in self.splits.items():
             places |= {f"splits: {name}: unlearn": split.unlearn}
             places |= {f"splits: {name}: methods: {method}": own for method, own in split.methods.items()}

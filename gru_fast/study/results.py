@@ -18,11 +18,18 @@ FILE = "results.json"
 ORIGINAL, RETRAINED, UNLEARNED, VECTOR = "original", "retrained", "unlearned", "vector"
 # How an unlearned one was trained: as the method is, clipped to tau, with GRU.
 PLAIN, CLIPPED, GRU = "plain", "clipped", "gru"
+_SHOWN = {PLAIN: "plain", CLIPPED: "clipping only", GRU: "w/ GRU"}
+VARIANTS = tuple(_SHOWN)  # others are a recipe's own, by their names
 # What a run is in a study for; one run may serve several.
-COMPARISON, ABLATION, SENSITIVITY, RETAIN = "comparison", "ablation", "sensitivity", "retain"
+COMPARISON, FURTHER, ABLATION, SENSITIVITY, RETAIN = "comparison", "variants", "ablation", "sensitivity", "retain"
 CALIBRATION = "calibration"  # what is done with runs of the comparison
 # Logged in each optimizer step; kept here.
 STEP_VALUES = ("forget_loss", "retain_loss", "cos", "angle_before", "angle_after")
+
+
+def variant_name(variant: str) -> str:
+    """A variant in a table: "plain", "w/ GRU", "w/ update"."""
+    return _SHOWN.get(variant, f"w/ {variant}")
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,8 @@ class StudyRun:
         split, seed: what was forgotten, and the seed of everything in it; the original has the split that it was
             evaluated on. seed is None of models that were given.
         method: its name; empty of models that have unlearned nothing.
-        variant: plain, clipped or gru, of an unlearned model.
-        uses: what the run is for: comparison, ablation, sensitivity, retain (how good the average must be).
+        variant: plain, clipped, gru or a name of the recipe's variants, of an unlearned model.
+        uses: what the run is for: comparison, variants, ablation, sensitivity, retain (how good the average must be).
         gamma, tau: of GRU; tau also of clipping. None: no clipping.
         retain_rows, warm_up: rows to keep a batch and batches before the first step; None: as the method has them.
         strength: of a task vector.
@@ -143,7 +150,8 @@ class StudyRun:
     @property
     def label(self) -> str:
         """The method with what was done to it: "GA", "GA + clipping", "GA + GRU"."""
-        return self.title + {CLIPPED: " + clipping", GRU: " + GRU"}.get(self.variant, "")
+        named = {"": "", PLAIN: "", CLIPPED: " + clipping", GRU: " + GRU"}
+        return self.title + named.get(self.variant, f" + {self.variant}")
 
 
 @dataclass(frozen=True)
@@ -187,10 +195,15 @@ class StudyResults:
         return list(self.plane)[1]
 
     def find(self, **wanted: Any) -> Iterator[StudyRun]:
-        """The runs with these values, e.g. ``find(split="forget05", variant="gru")``; ``use``: among its uses."""
+        """The runs with these values, e.g. ``find(split="forget05", variant="gru")``; ``use``: among its uses, or one
+        of several.
+        """
         use = wanted.pop("use", None)
+        used = {use} if isinstance(use, str) else set(use or ())
         for run in self.runs:
-            if (use is None or use in run.uses) and all(getattr(run, name) == value for name, value in wanted.items()):
+            if (not use or not used.isdisjoint(run.uses)) and all(
+                getattr(run, name) == value for name, value in wanted.items()
+            ):
                 yield run
 
 

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gru_fast.study import attacked, overview, paper
+from gru_fast.study.arguments import flags
 from gru_fast.study.render import Cell, Column, Score, Table, last_if_none, score_column, setting, without_empty
 from gru_fast.study.results import (
     ABLATION,
     CALIBRATION,
     CLIPPED,
     COMPARISON,
+    FURTHER,
     GRU,
     ORIGINAL,
     PLAIN,
@@ -26,10 +28,10 @@ from gru_fast.study.results import (
     VECTOR,
     StudyResults,
     StudyRun,
+    variant_name,
 )
 from gru_fast.study.statistics import finite, oriented, places, score_of
 
-VARIANTS = {PLAIN: "plain", CLIPPED: "clipping only", GRU: "w/ GRU"}
 _HEADINGS = {
     "wmdp": ("WMDP Bio", "WMDP Cyber", "MMLU"),
     "own": ("Prob forget", "ES forget", "ROUGE-L forget", "Prob retain", "ROUGE-L retain"),
@@ -42,7 +44,7 @@ _MEANS = "Mean ± standard deviation over seeds; n: runs with scores, of those i
 def tables(results: StudyResults) -> list[Table]:
     """All that there is anything for, in the order of the paper."""
     per_split = (
-        comparison, over_tau, over_gamma, ablation, over_retain, calibration, attacked.attacks, vectors,
+        comparison, further, over_tau, over_gamma, ablation, over_retain, calibration, attacked.attacks, vectors,
     )  # fmt: skip
     found = [make(results, split) for make in per_split for split in results.splits]
     found += [overview.statistics(results), overview.every_pair(results), overview.every_run(results)]
@@ -76,7 +78,7 @@ def comparison(results: StudyResults, split: str) -> Table:
     there = {*unlearned, *(title for title, *_ in strengths)}
     for entry in paper.not_stated(COMPARISON, results.backbone, split):
         if entry.method in there:
-            how = ", ".join(filter(None, (VARIANTS.get(entry.variant), entry.lacks)))
+            how = ", ".join(filter(None, (variant_name(entry.variant) if entry.variant else "", entry.lacks)))
             place = max(i for i, row in enumerate(rows) if row[0] == entry.method) + 1
             rows.insert(place, (entry.method, how, _scores([], shown), entry, None))
     if not there:
@@ -88,6 +90,28 @@ def comparison(results: StudyResults, split: str) -> Table:
         f"comparison-{split}",
         f"{_named(results)} {split}: every method plain and with GRU",
         f"{shape}Bold: the better mean of plain and w/ GRU. {_MEANS}",
+        (Column("Method", number=False), Column("Variant", number=False)),
+        shown,
+        rows,
+    )
+
+
+def further(results: StudyResults, split: str) -> Table:
+    """Plain, with GRU, and the recipe's other ways to rectify; of the seeds that have these."""
+    shown = headings(results)
+    rows: list[_Row] = []
+    own = list(results.find(kind=UNLEARNED, use=FURTHER, split=split))
+    there = {(run.title, run.seed) for run in own}
+    usual = [run for run in results.find(kind=UNLEARNED, use=COMPARISON, split=split) if (run.title, run.seed) in there]
+    for title, runs in _by_method([*usual, *own]).items():
+        rows += _variants(results, split, title, runs, list(dict.fromkeys(run.variant for run in runs)), shown)
+    options = results.recipe.get("variants", {}).get("options", {})
+    said = "; ".join(f"{name}: {' '.join(flags(given))}" for name, given in options.items())
+    return _with_paper(
+        results,
+        f"variants-{split}",
+        f"{_named(results)} {split}: rectified in other ways",
+        f"Bold: the best mean of a method. {said}. {_MEANS}",
         (Column("Method", number=False), Column("Variant", number=False)),
         shown,
         rows,
@@ -128,10 +152,10 @@ def calibration(results: StudyResults, split: str) -> Table:
     shown = (results.removal, results.retention)
     rows: list[list[Cell]] = []
     beside: list[paper.Entry | None] = []
-    for title, runs in _by_method(results.find(kind=UNLEARNED, use=COMPARISON, split=split)).items():
-        for variant in (PLAIN, GRU) if targets else ():
+    for title, runs in _by_method(results.find(kind=UNLEARNED, use=(COMPARISON, FURTHER), split=split)).items():
+        for variant in dict.fromkeys(run.variant for run in runs) if targets else ():
             members = [run for run in runs if run.variant == variant and (run.calibrated or run.is_lacking)]
-            row: list[Cell] = [title, VARIANTS[variant]]
+            row: list[Cell] = [title, variant_name(variant)]
             for target in targets:
                 found = [each for run in members for each in run.calibrated if run.is_done and each.target == target]
                 known = _paper(results, CALIBRATION, split, members, target=target)
@@ -248,7 +272,7 @@ def _variants(
     filled = {variant: members for variant, members in members_of.items() if members}
     marked = _best([_scores(members, shown) for members in filled.values()], shown)
     return [
-        (title, VARIANTS[variant], scores, _paper(results, use, split, members), _count(members))
+        (title, variant_name(variant), scores, _paper(results, use, split, members), _count(members))
         for (variant, members), scores in zip(filled.items(), marked, strict=True)
     ]
 

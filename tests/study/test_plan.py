@@ -10,7 +10,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from gru_fast.cli import parse
-from gru_fast.study import load
+from gru_fast.study import load, results
 from gru_fast.study.plan import Plan, flags
 from gru_fast.study.results import StudyRun
 from gru_fast.study.task import commands_of, settings_of
@@ -350,3 +350,50 @@ def test_options_of_attacks_are_checked_before_anything_is_done() -> None:
         plan_of(attacks={"options": {"samples": 0}}).jobs()
     with pytest.raises(ValueError, match="attacks: smaples: no such option; did you mean"):
         plan_of(attacks={"options": {"smaples": 3}}).jobs()
+
+
+# ---- GRU in other ways -----------------------------------------------------------------------------------------------
+
+_OTHERS = {"update": {"optim": "gru_adamw", "rectify_update": True}, "slow": {"gamma": 0.2, "tau": 3.0}}
+
+
+def test_variants_are_runs_with_gru_and_options_of_their_own() -> None:
+    plan = plan_of(variants={"options": _OTHERS, "methods": ["gd"], "seeds": [3]})
+    found = {name: run for name, run in runs(plan).items() if run.uses == [results.FURTHER]}
+    assert sorted(found) == ["forget05-seed3-gd-gru-slow", "forget05-seed3-gd-gru-update"]
+    slow, update = found["forget05-seed3-gd-gru-slow"], found["forget05-seed3-gd-gru-update"]
+    usual = runs(plan)["forget05-seed3-gd-gru"]
+    assert (slow.variant, slow.gamma, slow.tau) == ("slow", 0.2, 3.0)
+    assert (update.gamma, update.tau) == (usual.gamma, usual.tau) == (0.1, 0.5)
+    assert (slow.label, slow.folder) == ("GD + slow", "runs/forget05/seed3/gd-gru-slow")
+    own, theirs = (vars(options(jobs(plan)[run.name], "unlearn")) for run in (update, usual))
+    expected = {"optim": "gru_adamw", "rectify_update": "true", "output_dir": f"out/{update.folder}"}
+    assert {name: own.get(name) for name in {**own, **theirs} if own.get(name) != theirs.get(name)} == expected
+
+
+def test_variants_are_calibrated_and_attacked_as_the_comparison_is() -> None:
+    parts = {"calibration": {"shares": [0.9]}, "attacks": {"at": [0.9]}, "variants": {"options": _OTHERS}}
+    there = jobs(plan_of(**parts))
+    for name in ("ga-gru", "ga-gru-slow"):
+        assert there[f"forget05-seed3-{name}-attacked"].needs == (
+            f"forget05-seed3-{name}",
+            f"forget05-seed3-{name}-calibrated",
+        )
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ({}, r"variants: options: expected at least one, e\.g\. {pcgrad"),
+        ({"options": {"gru": {"gamma": 0.1}}}, "options: expected names of .*, not plain, clipped, gru, got 'gru'"),
+        ({"options": {"a/b": {"gamma": 0.1}}}, "options: expected names of a-z, .* got 'a/b'"),
+        ({"options": {"none": {}}}, "options: none: expected options of gru-fast unlearn, got {}"),
+        ({"options": {"x": {"seed": 3}}}, "variants: options: x: seed is the study's to say; leave it out"),
+        ({"options": {"x": {"gama": 3}}}, "forget05, ga, variant x .*: gama: no such option; did you mean .gamma"),
+        ({"options": {"x": {"gamma": 3}}}, r"forget05, ga, variant x .*: gamma: expected .*, got 3"),
+        ({"options": _OTHERS, "methods": ["npo"]}, "variants: methods: 'npo' is not among methods"),
+    ],
+)
+def test_variants_that_cannot_be(part: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        plan_of(variants=part).jobs()

@@ -12,8 +12,8 @@ from study_results import large, run, small, study
 
 from gru_fast.study import tables
 from gru_fast.study.render import Column, Score, Span, Table, comma_separated, latex, markdown, sort_value
-from gru_fast.study.results import ABLATION, CLIPPED, GRU, PLAIN, RETAIN, SENSITIVITY, Calibrated, StudyResults
-from gru_fast.study.tables import ablation, calibration, comparison, over_gamma, over_retain, over_tau, vectors
+from gru_fast.study.results import ABLATION, CLIPPED, FURTHER, GRU, PLAIN, RETAIN, SENSITIVITY, Calibrated, StudyResults
+from gru_fast.study.tables import ablation, calibration, comparison, further, over_gamma, over_retain, over_tau, vectors
 
 _NOTE = (
     "Mean $\\pm$ standard deviation over seeds; n: runs with scores, of those in the recipe. "
@@ -227,3 +227,29 @@ def test_csv_of_a_text_is_the_text() -> None:
 def test_cells_sort_by_their_number() -> None:
     cells = [Score((1.0, 3.0)), Score(()), Span(-0.5, -1.0, 0.0), "-36.0555†", "2 of 3", "GA", None, 7, ""]
     assert list(map(sort_value, cells)) == [2.0, "", -0.5, -36.0555, 2.0, "ga", "", 7, ""]
+
+
+# ---- GRU in other ways -----------------------------------------------------------------------------------------------
+
+
+def test_variants_stand_beside_plain_and_gru_of_the_same_seeds() -> None:
+    """GA has one with the update rectified for seed 1 alone: seed 2 of the comparison is not its like."""
+    own = run("GA", 0.625, -4.5, seed=1, variant="update", uses=(FURTHER,))
+    recipe = {"methods": ["ga"], "variants": {"options": {"update": {"rectify_update": True}}}}
+    whole = small(recipe=recipe)
+    table = further(replace(whole, runs=[*whole.runs, own]), "forget05")
+    assert [[str(cell) for cell in row] for row in table.rows] == [
+        ["GA", "plain", "-6.00", "0.2500", "1"],
+        ["GA", "w/ GRU", "-4.00", "0.5000", "1"],
+        ["GA", "w/ update", "-4.50", "0.6250", "1"],
+    ]
+    assert [[cell.is_best for cell in row[2:4]] for row in table.rows] == [[False, False], [True, False], [False, True]]
+    assert "update: --rectify-update true" in table.note
+    assert further(whole, "forget05").rows == []
+
+
+def test_calibrated_variants_have_rows() -> None:
+    at = [Calibrated(0.9, 0.5, {"MU": 0.7, "FQ (ln p)": -3.0})]
+    own = run("GA", 0.625, -4.5, variant="update", uses=(FURTHER,), calibrated=at)
+    rows = calibration(study([run("GA", 0.5, -4.0, variant=GRU, calibrated=at), own]), "forget05").rows
+    assert [row[1] for row in rows] == ["w/ GRU", "w/ update"]
