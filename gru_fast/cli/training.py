@@ -174,6 +174,17 @@ def load_model(instances: Sequence[Any], tokenizer: Any) -> Any:
     return model
 
 
+def facts_of_rows(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How many rows each part has, and their hash; none of rows that are tokenized when they are read."""
+    from gru_fast.data.sequences import LazyRows, rows_hash
+
+    return {
+        name: {"count": len(rows), **({} if isinstance(rows, LazyRows) else {"hash": rows_hash(rows)})}
+        for name, rows in parts.items()
+        if rows is not None
+    }
+
+
 def train(args: argparse.Namespace, instances: Sequence[Any], trainer: Trainer, facts: Mapping[str, Any]) -> int:
     """Makes the run folder, trains, and says what came of it. ``instances``: all options, the trainer's last."""
     config = instances[-1]

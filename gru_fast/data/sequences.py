@@ -11,6 +11,8 @@ from typing import Any, Literal, TypedDict, overload
 import torch
 from torch import Tensor
 
+from gru_fast.data.hashes import joined_hash
+
 IGNORE_INDEX = -100  # a label that is not scored
 
 
@@ -187,6 +189,11 @@ def _check_lengths(label: str, row: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{label}: expected one label per token, got {len(row['labels'])} labels for {len(row['input_ids'])} tokens"
         )
+
+
+def rows_hash(rows: Sequence[Encoded]) -> str:
+    """128-bit hash of sequences in their order, as 32 hex digits, by which a run says what it was trained on."""
+    return joined_hash(map(content_hash, rows), num_bytes=16)
 
 
 def content_hash(row: Encoded) -> str:

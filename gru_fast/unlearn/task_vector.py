@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from gru_fast.core.vectors import subtract_
-from gru_fast.data.hashes import joined_hash
-from gru_fast.data.sequences import Encoded, content_hash
+from gru_fast.data.sequences import Encoded, rows_hash
 from gru_fast.models.identity import fingerprint
 from gru_fast.unlearn.forget_set import ForgetSet, Store, copy_, parameters_of
 from gru_fast.unlearn.task_vector_options import TaskVectorOptions
@@ -96,7 +95,7 @@ def source(model: nn.Module, rows: Sequence[Encoded], options: TaskVectorOptions
 
 def source_without_model(rows: Sequence[Encoded], options: TaskVectorOptions) -> dict[str, Any]:
     """:func:`source` but for the model, before it is loaded."""
-    return {"rows": joined_hash(map(content_hash, rows), num_bytes=16), **options.recipe()}
+    return {"rows": rows_hash(rows), **options.recipe()}
 
 
 def check_source(path: str | Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

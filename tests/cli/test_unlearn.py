@@ -78,6 +78,9 @@ def test_run_folder(places: Path, out: Path, capsys: pytest.CaptureFixture[str])
         "split": "forget05",
     }  # fmt: skip
     assert (run.result["steps"], run.result["skipped"], run.result["degenerate"]) == (2, 0, 0)
+    rows = run.result["rows"]
+    assert rows["forget"]["count"] == 4
+    assert len({part["hash"] for part in rows.values()}) == 2 == len(rows)
     assert run.result["seconds"] > run.result["seconds_per_step"] > 0
     assert run.result["peak_memory_bytes"] > 2**20
     assert (run.config["tau"], run.config["gamma"], run.config["template"]) == (1.5, 0.8, "plain")

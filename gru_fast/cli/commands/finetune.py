@@ -39,7 +39,13 @@ def run(args: argparse.Namespace) -> int:
     tokenizer, template = training.load_tokenizer(args, instances)
     rows = finetuning_data(tokenizer, template, data.subset, data.data, data.max_length)
     trainer = finetune_trainer(training.load_model(instances, tokenizer), config, rows, tokenizer)
-    facts = {"command": "finetune", "benchmark": "tofu", "subset": data.subset, "model": model.model}
+    facts = {
+        "command": "finetune",
+        "benchmark": "tofu",
+        "subset": data.subset,
+        "model": model.model,
+        "rows": training.facts_of_rows({"all": rows}),
+    }
     return training.train(args, instances, trainer, facts)
 
 

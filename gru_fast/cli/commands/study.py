@@ -6,6 +6,7 @@
   gru-fast study tofu-llama2 --address auto --gpus-per-run 8  on all machines of a Ray cluster
   gru-fast study my.yaml --print-commands                     what would be run, as one would type it
   gru-fast study bench/results/tofu-tiny --report             the report again, from its results.json
+  gru-fast study tofu-tiny --check bench/results/tofu-tiny    which numbers of a study on record come out again
 
 Trains or takes the original and the retrained model, unlearns with every method of the recipe, evaluates along the way
 and at the end, calibrates, and does the recipe's ablation, sensitivity and task vectors. Each is an ordinary run folder
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gru_fast.jobs.driver import Cluster
     from gru_fast.runs.records import Job, Status
     from gru_fast.study.plan import Plan
+    from gru_fast.study.results import StudyResults
 
 HELP = "every method plain and with GRU, several seeds: tables, figures, a page"
 
@@ -67,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_group(parser, StudyOptions, Cluster)
     parser.add_argument("--print-commands", action="store_true", help="print the commands of every job, and stop")
     parser.add_argument("--report", action="store_true", help="write the report of what is done so far, and stop")
+    parser.add_argument(
+        "--check",
+        metavar="RESULTS",
+        help="in the end, or with --report, say which numbers of this results.json, or of that of a folder, have come "
+        "out again to the last digit; the exit status is 1 if one has not",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,15 +83,16 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.options import flags as options
     from gru_fast.report import figures
     from gru_fast.runs.records import FAILED
-    from gru_fast.study import load
+    from gru_fast.study import load, results
 
     gone.refuse(args)
     how: StudyOptions
     how, cluster = options.resolve(args, StudyOptions, Cluster)
     begun = Path(args.recipe) / _RECIPE
     is_begun = _is_begun(begun) and how.output_dir is None
+    on_record = results.read(Path(args.check)) if args.check else None
     if args.report and not is_begun and _results_of(args.recipe) is not None:
-        return _report_again(Path(args.recipe), how)
+        return _report_again(Path(args.recipe), how, on_record, args.check)
     file = begun if is_begun else load.find(args.recipe)
     plan = _plan(file, how, is_dry=args.print_commands or args.report)
     jobs = plan.jobs()
@@ -92,8 +101,18 @@ def run(args: argparse.Namespace) -> int:
         return 0
     figures.require()
     status = _status(plan) if args.report else _work(plan, how, cluster, file)
-    _report(plan, status, file, args)
-    return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) else 0
+    found = _report(plan, status, file, args)
+    is_same = on_record is None or _checked(found, on_record, args.check)
+    return EXIT_FAILURE if any(job.state == FAILED for job in status.values()) or not is_same else 0
+
+
+def _checked(found: StudyResults, on_record: StudyResults, name: str) -> bool:
+    """Says which numbers have come out again; whether all have."""
+    from gru_fast.study import check
+
+    outcome = check.compare(found, on_record)
+    print("\n" + "\n".join(check.said(outcome, name)))
+    return outcome.is_same
 
 
 def _is_begun(recipe: Path) -> bool:
@@ -299,18 +318,19 @@ def _results_of(recipe: str) -> Path | None:
     return found if found.name == results.FILE and found.is_file() else None
 
 
-def _report_again(given: Path, how: StudyOptions) -> int:
+def _report_again(given: Path, how: StudyOptions, on_record: StudyResults | None, name: str) -> int:
     """The report of results that are there, without a queue or a run folder."""
+    from gru_fast.cli import EXIT_FAILURE
     from gru_fast.study import report, results, verdict
 
     found = results.read(given)
     folder = Path(how.output_dir) if how.output_dir else (given if given.is_dir() else given.parent)
     report.write(found, folder)
     print("\n".join([verdict.headline(found), f"written to {folder}"]))
-    return 0
+    return 0 if on_record is None or _checked(found, on_record, name) else EXIT_FAILURE
 
 
-def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse.Namespace) -> None:
+def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse.Namespace) -> StudyResults:
     from gru_fast.report.progress import failures
     from gru_fast.study import collect, load, report, results, verdict
 
@@ -321,3 +341,4 @@ def _report(plan: Plan, status: Mapping[str, Status], file: Path, args: argparse
     print("\n" + "\n".join(said))
     print("".join(f"\n{text}\n" for text in [failures(status)] if text), end="")
     print(f"\nwritten to {plan.folder}: {', '.join(path.name for path in written if path.parent == plan.folder)}, ...")
+    return found

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
         "rectifier": config.rectifier,
         "split": data.split,
         "model": model.model,
+        "rows": training.facts_of_rows({"forget": train_data.forget, "retain": train_data.retain}),
     }
     return training.train(args, instances, trainer, facts)
 
