@@ -35,6 +35,7 @@ from gru_fast.metrics import aggregate
 from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import Record, Records
+from gru_fast.metrics.rouge import warn_of_dropped
 from gru_fast.models.forward import Autocast
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.processes import on_first
@@ -313,6 +314,7 @@ def evaluate(
     }
     for name, examples in sets.items():
         check(limits_of(model), examples, name, max_new_tokens)
+        warn_of_dropped([example.answer for example in examples], name)
     # What Forget Quality would refuse after the work is refused before it.
     retained = read_log(retain_logs, split) if isinstance(retain_logs, (str, Path)) else retain_logs
     if retained is not None and retained.get("forget"):
