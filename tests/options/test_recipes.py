@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gru_fast import benchmarks
 from gru_fast.cli.commands import finetune, unlearn
 from gru_fast.options import commands
 from gru_fast.options import flags as options
@@ -88,6 +89,16 @@ def test_finetuning_recipe(recipe: str) -> None:
     assert (config.num_train_epochs, config.warmup_steps, config.weight_decay) == (5, 0.2, 0.01)
     assert (config.lr_scheduler_type, config.max_grad_norm, config.seed, config.bf16) == ("linear", 1.0, 42, True)
     assert data.max_length == 500
+
+
+def test_the_unified_frameworks_settings_of_the_evaluation() -> None:
+    """Its configs/data/datasets/TOFU_*.yaml, generation/default.yaml and tofu_metrics/forget_Q_A_gibberish.yaml."""
+    parser = argparse.ArgumentParser()
+    classes = commands.evaluate(benchmarks.evaluation("tofu"))
+    options.add(parser, *classes)
+    args = parser.parse_args(["--config", "open-unlearning-eval", "--model", "m", "--split", "forget10"])
+    chosen = options.resolve(args, *classes)[0]
+    assert (chosen.max_rows, chosen.max_length, chosen.max_new_tokens, chosen.gibberish_tokens) == (0, 512, 200, 32)
 
 
 def test_recipes_hold_overrides_only() -> None:

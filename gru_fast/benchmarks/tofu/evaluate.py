@@ -236,6 +236,8 @@ def report(summary: Mapping[str, Any]) -> str:
     if forget is not None:
         values = [forget[part] for part in ("prob", "rougeL_recall", "truth_ratio_min")]
         lines.append(f"{'forget':<14}" + "".join(map(_number, values)) + "  mean min(R, 1/R)")
+        if "truth_ratio_prob_mean" in forget:  # not in summaries of earlier versions
+            lines.append(f"{'':<38}{_number(forget['truth_ratio_prob_mean'])}  mean 1 / (1 + R)")
     if summary.get("extra"):
         lines.append("\n" + extra.report(summary["extra"]))
     return "\n".join(lines)
