@@ -15,6 +15,7 @@ HELP                            one line for the list of benchmarks
 Options                         a dataclass: its flags
 defaults_of_run(config)         values for them that the configuration of the model's run gives
 needs_model(options)            False: the numbers come from logs
+writes(options)                 optional: whether an output folder is needed where no model is
 title(options)                  names the evaluation, and its folder in the model's
 run(options, subject) -> dict   the summary (a gru_fast.evaluation.subject.Subject, which loads the model if need be)
 wanted(options, asked) -> dict  the settings of a summary that answers the options

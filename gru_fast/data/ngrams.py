@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
-# Letters of scripts that put no spaces between words (Thai, Lao, Khmer, Chinese, Japanese) are words each.
-_SINGLE = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_SINGLE}]|[^\W{_SINGLE}]+")
+# Letters of scripts that put no spaces between words (Thai, Lao, Myanmar, Khmer, Japanese, Chinese) are words each.
+_SINGLE = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_SINGLE}]|[^\s{_SINGLE}]+")
+_ASCII_WORD = re.compile("[a-z0-9]+")
+_ZERO_WIDTH_SPACE = "\u200b"
 
 
 def words_of(text: str) -> list[str]:
-    """Runs of letters and digits, whatever their case.
+    """Runs of letters and digits of any script with their marks, whatever their case and form (NFKC).
 
     >>> words_of("It's 5 o'clock"), words_of("東京 2024")
     (['it', 's', '5', 'o', 'clock'], ['東', '京', '2024'])
     """
-    return _WORD.findall(text.casefold())
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall("".join(map(_in_words, plain)))
+
+
+def _in_words(sign: str) -> str:
+    """A letter, digit or mark as it is; nothing for what is not seen within a word; else a space.
+
+    Marks are no letters to Python: without them a word of Hindi would break at each of its vowels.
+    """
+    kind = unicodedata.category(sign)
+    if sign.isalnum() or kind[0] == "M":
+        return sign
+    # Soft hyphens, the joiners of Persian and Hindi: what they stand in is one word.
+    return "" if kind == "Cf" and sign != _ZERO_WIDTH_SPACE else " "
 
 
 def repetition(words: Sequence[str], n: int = 4) -> float:

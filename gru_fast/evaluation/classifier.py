@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gru_fast.metrics.fluency import CLEAN_LABEL
+from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_TOKENS
 from gru_fast.models.forward import by_length
 from gru_fast.models.frozen import frozen
 from gru_fast.runs.messages import first_line
-
-_TOKENS = 512  # of a text, as in the unified framework
 
 
 def load_classifier(name: str, device: Any) -> tuple[Any, Any]:
@@ -28,8 +26,10 @@ def load_classifier(name: str, device: Any) -> tuple[Any, Any]:
     return classifier.to(device).eval(), tokenizer
 
 
-def clean_probabilities(classifier: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int) -> list[float]:
-    """Probability of the label "clean" for each text, of its first 512 tokens.
+def clean_probabilities(
+    classifier: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int, max_tokens: int = GIBBERISH_TOKENS
+) -> list[float]:
+    """Probability of the label "clean" for each text, of its first ``max_tokens`` tokens.
 
     Raises:
         ValueError: a classifier without that label.
@@ -47,7 +47,7 @@ def clean_probabilities(classifier: Any, tokenizer: Any, texts: Sequence[str], *
                 return_tensors="pt",
                 padding=True,
                 truncation=True,
-                max_length=_TOKENS,
+                max_length=max_tokens,
             ).to(classifier.device)
             probs = classifier(**batch).logits.float().softmax(dim=-1)[:, labels[CLEAN_LABEL]]
             for i, prob in zip(rows, probs.tolist(), strict=True):

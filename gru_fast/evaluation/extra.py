@@ -32,7 +32,7 @@ from gru_fast.evaluation.extra_passes import (
 from gru_fast.evaluation.record_folder import differing, read_settings
 from gru_fast.evaluation.subject import Subject, check_whole, settings_of
 from gru_fast.metrics import extra, scores
-from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL
+from gru_fast.metrics.fluency import CLEAN_LABEL, GIBBERISH_MODEL, GIBBERISH_TOKENS
 from gru_fast.models.limits import check_vocabulary, limits_of, padding_id
 from gru_fast.runs.files import read_lines, write_json
 from gru_fast.runs.processes import on_first
@@ -59,10 +59,16 @@ class ExtraOptions:
     gibberish_model: str = field(
         default=GIBBERISH_MODEL, metadata={"help": f'for gibberish: a text classifier with a label "{CLEAN_LABEL}"'}
     )
+    gibberish_tokens: int = field(
+        default=GIBBERISH_TOKENS,
+        metadata={"help": "for gibberish: tokens of a text that it reads (open-unlearning: 512 on MUSE, 32 on TOFU)"},
+    )
 
     def problems_of_metrics(self) -> list[str]:
         """What is wrong with them, for messages."""
         problems = []
+        if self.gibberish_tokens < 1:
+            problems.append(f"gibberish_tokens: expected at least 1, got {self.gibberish_tokens}")
         for name in self.metrics or ():
             if name in self.aggregates:
                 continue
@@ -147,6 +153,7 @@ def run(
     """
     names = list(dict.fromkeys(options.metrics or ()))
     wanted = {**settings, "reference": options.reference_model, "gibberish_model": options.gibberish_model}
+    wanted["gibberish_tokens"] = options.gibberish_tokens
     if subject.asked.get("dtype", "auto") != "auto":
         wanted["dtype"] = subject.asked["dtype"]
 
@@ -165,6 +172,7 @@ def run(
         reference=partial(_load_reference, str(options.reference_model), subject, model, tokenizer),
         reference_name=options.reference_model,
         gibberish_model=options.gibberish_model,
+        gibberish_tokens=options.gibberish_tokens,
         batch_size=subject.batch_size,
         progress=subject.progress,
         overwrite=subject.overwrite,
@@ -250,6 +258,8 @@ def read(
         for each in passes[of]:
             path = folder_of(folder, of, each)
             kept = read_settings(path) or {}
+            if each == "gibberish" and kept:
+                kept = {"gibberish_tokens": GIBBERISH_TOKENS, **kept}  # which is not written down
             asked = {key: value for key, value in (wanted or {}).items() if key in kept}
             if each == "gibberish":
                 asked["texts"] = hash_of(generations)
@@ -326,9 +336,9 @@ def report(numbers: Mapping[str, Mapping[str, float | None]]) -> str:
         lines += [f"{name:<28}" + "".join(_number(row.get(of)) for of in sets) for name, row in measures.items()]
     if attacks:
         lines += [""] if lines else []
-        lines.append(f"{'':<28}{'AUC':>14}{'retrained AUC':>14}{'PrivLeak %':>14}")
+        lines.append(f"{'':<28}{'AUC':>14}{'retrained AUC':>14}{'PrivLeak %':>14}{'rel. diff. %':>14}")
         lines += [
-            f"{name:<28}" + "".join(_number(row[key]) for key in ("auc", "retained_auc", "privleak"))
+            f"{name:<28}" + "".join(_number(row.get(key)) for key in ("auc", "retained_auc", "privleak", "rel_diff"))
             for name, row in attacks.items()
         ]
     return "\n".join(lines)

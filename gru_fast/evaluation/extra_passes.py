@@ -15,7 +15,7 @@ from gru_fast.evaluation.classifier import clean_probabilities, load_classifier
 from gru_fast.evaluation.record_folder import RecordFolder, RowSet, score_sets
 from gru_fast.evaluation.scoring import TokenScores
 from gru_fast.evaluation.subject import settings_of
-from gru_fast.metrics.fluency import GIBBERISH_MODEL
+from gru_fast.metrics.fluency import GIBBERISH_MODEL, GIBBERISH_TOKENS
 from gru_fast.models.identity import fingerprint
 from gru_fast.models.limits import limits_of, padding_id
 
@@ -35,13 +35,14 @@ class ExtraScorer(Scorer):
 
     Args:
         reference: loads the reference model, on a device; called only if a metric needs it.
-        reference_name, gibberish_model: see :class:`gru_fast.evaluation.extra.ExtraOptions`.
+        reference_name, gibberish_model, gibberish_tokens: see :class:`gru_fast.evaluation.extra.ExtraOptions`.
         progress, overwrite: as in an evaluation.
     """
 
     reference: Callable[[], Any] | None = None
     reference_name: str | None = None
     gibberish_model: str = GIBBERISH_MODEL
+    gibberish_tokens: int = GIBBERISH_TOKENS
     progress: bool = True
     overwrite: bool = False
 
@@ -94,10 +95,13 @@ def score_by_classifier(scorer: ExtraScorer, folder: Path, sets: Mapping[str, Se
     if not sets:
         return
     classifier, tokenizer = load_classifier(scorer.gibberish_model, scorer.model.device)
-    own = {"gibberish_model": scorer.gibberish_model, "model": fingerprint(classifier)}
+    own: dict[str, Any] = {"gibberish_model": scorer.gibberish_model, "model": fingerprint(classifier)}
+    tokens = scorer.gibberish_tokens
+    if tokens != GIBBERISH_TOKENS:  # records from before there was a choice stay what they are
+        own["gibberish_tokens"] = tokens
 
     def work(rows: list[str]) -> list[dict[str, Any]]:
-        found = clean_probabilities(classifier, tokenizer, rows, batch_size=scorer.batch_size)
+        found = clean_probabilities(classifier, tokenizer, rows, batch_size=scorer.batch_size, max_tokens=tokens)
         return [{"clean": value} for value in found]
 
     for of, texts in sets.items():

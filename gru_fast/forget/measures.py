@@ -201,7 +201,7 @@ def _extraction(tokenizer: Any, split: _Split, written: str, keep_text: bool) ->
         prefix=given if keep_text else "",
         truth=truth if keep_text else "",
         written=written if keep_text else "",
-        rougeL_recall=rouge(truth, written, stemmer=False).rougeL_recall,
+        rougeL_recall=rouge(truth, written, stemmer=False, any_script=True).rougeL_recall,
         longest_run=longest_run(truth, written),
         words=len(words_of(truth)),
         exact=exact_share(truth, written),

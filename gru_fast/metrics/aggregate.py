@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gru_fast.metrics.records import Records, rows_of
-from gru_fast.metrics.tofu import harmonic_mean, log_truth_ratios
+from gru_fast.metrics.tofu import harmonic_mean, truth_ratio_prob_mean
 
 MEMORIZATION, PRIVACY, UTILITY = NAMES = ("aggregate_memorization", "aggregate_privacy", "aggregate_utility")
 OVERALL = "aggregate_overall"
@@ -77,7 +77,7 @@ def memorization(numbers: Numbers, records: Records) -> float | None:
     rows = rows_of(records, "forget", MEMORIZATION)
     losses: Any = [row.paraphrase_loss for row in rows]
     paraphrase = float(np.exp(-np.asarray(losses, dtype=np.float64)).mean())
-    truth = float((1 / (1 + np.exp(log_truth_ratios(rows, where="forget")))).mean())
+    truth = truth_ratio_prob_mean(rows, where="forget")
     known = [numbers[name]["forget"] for name in _NEEDS[MEMORIZATION]]
     return _mean_of([None if each is None else 1 - each for each in [*known, paraphrase, truth]])
 

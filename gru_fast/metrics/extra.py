@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gru_fast.metrics.mia import auc, privleak
+from gru_fast.metrics.mia import auc, privleak, rel_diff
 from gru_fast.metrics.records import rows_of
 from gru_fast.metrics.scores import Metric, TextRecord, TextRecords, get
 
@@ -21,9 +21,10 @@ def summarize(
 ) -> dict[str, dict[str, float | None]]:
     """The numbers of some metrics, by name.
 
-    Of a measure ``{set: mean}`` over the sets of ``measured``. Of an attack ``{"auc", "retained_auc", "privleak"}``
-    between the two sets of ``attacked``, the last two null without ``retained``: the records of the retrained model,
-    relative to which PrivLeak is taken. (The unified framework takes 0.5 for an AUC it does not know.)
+    Of a measure ``{set: mean}`` over the sets of ``measured``. Of an attack ``{"auc", "retained_auc", "privleak",
+    "rel_diff"}`` between the two sets of ``attacked``, the last three null without ``retained``: the records of the
+    retrained model, relative to which PrivLeak and its like are taken. (The unified framework takes 0.5 for an AUC it
+    does not know.)
 
     Raises:
         ValueError: an unknown metric; a set or a field that it needs is not in the records; NaN or Inf.
@@ -78,9 +79,14 @@ def _attack_numbers(
 ) -> dict[str, float | None]:
     ours = auc(*(scores(metric, records, of) for of in attacked))
     if retained is None:
-        return {"auc": ours, "retained_auc": None, "privleak": None}
+        return {"auc": ours, "retained_auc": None, "privleak": None, "rel_diff": None}
     theirs = auc(*(scores(metric, retained, of, "retained model: ") for of in attacked))
-    return {"auc": ours, "retained_auc": theirs, "privleak": privleak(ours, theirs) if theirs < 1 else None}
+    return {
+        "auc": ours,
+        "retained_auc": theirs,
+        "privleak": privleak(ours, theirs) if theirs < 1 else None,
+        "rel_diff": rel_diff(ours, theirs) if theirs > 0 else None,
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from gru_fast.metrics.scores import TextRecord, measure, need
 # word salad or noise.
 GIBBERISH_MODEL = "madhurjindal/autonlp-Gibberish-Detector-492513457"
 CLEAN_LABEL = "clean"
+GIBBERISH_TOKENS = 512  # of a text; as that framework's class and its MUSE configuration (its TOFU configuration: 32)
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # length of n-grams -> weight

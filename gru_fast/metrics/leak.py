@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gru_fast.data.ngrams import words_of
+
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
-_BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
 def leak_at_k(scores: Sequence[float], k: int) -> float:
@@ -56,14 +55,8 @@ def exact_answer(reference: str, generation: str) -> float:
     >>> exact_answer("Rome, Italy", "She was born in rome - Italy."), exact_answer("Rome", "Romeo")
     (1.0, 0.0)
     """
-    wanted, written = words(reference), words(generation)
+    wanted, written = (" ".join(words_of(text)) for text in (reference, generation))
     return float(bool(wanted) and f" {wanted} " in f" {written} ")
-
-
-def words(text: str) -> str:
-    """A text as words in lower case with single spaces between them."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(_BETWEEN_WORDS.sub(" ", plain).split())
 
 
 def mean(values: Sequence[float]) -> float:

@@ -27,8 +27,8 @@ _ORIGINAL_SETS = {
     "real_authors": "eval_real_author_wo_options.json",
     "world_facts": "eval_real_world_wo_options.json",
 }
-_UNIFIED_SETS = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
-_WITH_PARAPHRASE = ("forget", "retain")  # the other sets' paraphrase is the answer itself
+UNIFIED_SETS = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
+WITH_PARAPHRASE = ("forget", "retain")  # the other sets' paraphrase is the answer itself
 
 # Frames of the prompts in published logs, so that questions compare equal across layouts and with our own records.
 # Special tokens were left out on decoding: a chat's turns begin with bare role names.
@@ -227,10 +227,10 @@ def _is_unified(value: Any) -> bool:
 def _read_unified(content: Mapping[str, Any], path: Path) -> Records:
     """Truth ratios are computed from the losses kept there (its own values have 1e-10 in the denominator)."""
     records: Records = {}
-    for name, prefix in _UNIFIED_SETS.items():
+    for name, prefix in UNIFIED_SETS.items():
         answer = _values(content, f"{prefix}_Q_A_Prob")
         wrong = _values(content, f"{prefix}_Q_A_PERT_Prob")
-        paraphrase = _values(content, f"{prefix}_Q_A_PARA_Prob") if name in _WITH_PARAPHRASE else answer
+        paraphrase = _values(content, f"{prefix}_Q_A_PARA_Prob") if name in WITH_PARAPHRASE else answer
         texts = _values(content, f"{prefix}_Q_A_ROUGE")
         present = [values for values in (answer, wrong, paraphrase, texts) if values]
         if not present:

@@ -83,6 +83,16 @@ def privleak(unlearned: float, retained: float) -> float:
     return 100 * ((1 - unlearned) - (1 - retained)) / (1 - retained)
 
 
+def rel_diff(unlearned: float, retained: float) -> float:
+    """100 * (AUC_unl - AUC_ret) / AUC_ret in percent, the unified framework's ``rel_diff``; 0 is best.
+
+    :func:`privleak` is the same of 1 - AUC. Positive: the forget set is still known.
+    """
+    if retained <= 0:
+        raise ValueError(f"retained: expected an AUC above 0, got {retained}: nothing can be measured relative to it")
+    return 100 * (unlearned - retained) / retained
+
+
 # ---- the attacks -----------------------------------------------------------------------------------------------------
 
 

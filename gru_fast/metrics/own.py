@@ -59,7 +59,7 @@ def measures(record: Record) -> dict[str, float]:
         "extraction_strength": extraction_strength(text),
     }
     if record.reference:
-        found["rougeL"] = rouge(record.reference, record.generation, stemmer=False).rougeL_recall
+        found["rougeL"] = rouge(record.reference, record.generation, stemmer=False, any_script=True).rougeL_recall
     return found
 
 

@@ -64,6 +64,17 @@ def truth_ratio_min(records: Sequence[Record], kind: str = "geometric", *, where
     return float(np.exp(-np.abs(log_truth_ratios(records, kind, where=where))).mean())
 
 
+def truth_ratio_prob_mean(records: Sequence[Record], kind: str = "geometric", *, where: str = "records") -> float:
+    """Mean 1 / (1 + R) = p / (p + p_wrong), 0 to 1: how far the model believes the truth (1/2: as a wrong answer).
+
+    The unified framework's later truth ratio (``prob_mean``; Dorna et al. 2025, arXiv 2506.12618), of the forget set.
+    """
+    log_ratios = log_truth_ratios(records, kind, where=where)
+    # The form whose exponential cannot overflow, on either side of 0.
+    small = np.exp(-np.abs(log_ratios))
+    return float(np.where(log_ratios > 0, small / (1 + small), 1 / (1 + small)).mean())
+
+
 def components(records: Records, kind: str = "geometric") -> dict[str, float]:
     """The nine numbers of Model Utility: {retain, ra, wf}_{prob, rougeL_recall, truth_ratio}, each 0 to 1."""
     found: dict[str, float] = {}
@@ -87,12 +98,13 @@ def harmonic_mean(values: Iterable[float]) -> float:
 
 
 def forget_scores(records: Records, kind: str = "geometric") -> dict[str, float]:
-    """Probability, ROUGE-L recall and mean min(R, 1/R) of the forget set."""
+    """Probability, ROUGE-L recall, mean min(R, 1/R) and mean 1 / (1 + R) of the forget set."""
     rows = rows_of(records, "forget", "the forget scores")
     return {
         "prob": probability(rows, where="forget"),
         "rougeL_recall": rouge(rows, where="forget"),
         "truth_ratio_min": truth_ratio_min(rows, kind, where="forget"),
+        "truth_ratio_prob_mean": truth_ratio_prob_mean(rows, kind, where="forget"),
     }
 
 

@@ -11,6 +11,16 @@ def test_words() -> None:
     assert words_of("Straße") == words_of("STRASSE")
 
 
+def test_words_of_other_scripts() -> None:
+    assert words_of("zu\u0308rich") == words_of("Zürich") == ["zürich"]
+    assert words_of("हिन्दी में") == ["हिन्दी", "में"]
+    assert words_of("co\u00adoperate") == ["cooperate"]  # a soft hyphen
+    assert words_of("ការ\u200bងារ")[0] == "ក"  # Khmer: a sign is a word, a zero-width space is none
+    assert words_of("မြန်မာ") == list("မြန်မာ")
+    assert words_of("snake_case, “quoted”") == ["snake", "case", "quoted"]
+    assert words_of("ｆｕｌｌ　ｗｉｄｔｈ") == ["full", "width"]
+
+
 def test_repetition_is_the_share_of_runs_that_were_there_before() -> None:
     assert repetition(["a", "b", "c", "d", "a", "b", "c", "d"], 4) == 1 - 4 / 5
     assert repetition(["a", "b", "c"], 4) == 0.0

@@ -50,6 +50,16 @@ def test_clean_is_a_label_and_not_a_number(classifier_folder: Path, batch_size: 
     assert moved != pytest.approx(found[:2])
 
 
+def test_only_the_first_tokens_are_read(classifier_folder: Path) -> None:
+    classifier, tokenizer = load_classifier(str(classifier_folder), "cpu")
+    for matrix in (classifier.pre_classifier.weight, classifier.classifier.weight):
+        matrix.data.mul_(8)  # a small random model says nearly the same of all texts
+    first = clean_probabilities(classifier, tokenizer, ["one two", "three"], batch_size=2)
+    longer = ["one two three three", "three"]
+    assert clean_probabilities(classifier, tokenizer, longer, batch_size=2, max_tokens=3) == pytest.approx(first)
+    assert clean_probabilities(classifier, tokenizer, longer, batch_size=2) != pytest.approx(first)
+
+
 def test_a_classifier_of_other_labels_is_refused(classifier_folder: Path) -> None:
     classifier, tokenizer = load_classifier(str(classifier_folder), "cpu")
     classifier.config.id2label = {0: "positive", 1: "negative"}

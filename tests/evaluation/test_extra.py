@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_numbers_are_those_of_the_scores(whole: tuple[Path, Any]) -> None:
         assert row.correct == "".join(str(int(one)) for one in found.correct)
     losses = {of: [-sum(r.log_probs or ()) / len(r.log_probs or ()) for r in rows] for of, rows in kept.items()}
     below = sum(f < h for f in losses["forget"] for h in losses["holdout"]) / 25
-    assert numbers["mia_loss"] == {"auc": below, "retained_auc": None, "privleak": None}
+    assert numbers["mia_loss"] == {"auc": below, "retained_auc": None, "privleak": None, "rel_diff": None}
     assert set(numbers["extraction_strength"]) == {"forget", "retain"}
     assert numbers["fluency"]["retain"] > numbers["fluency"]["forget"]
     assert kept["holdout"][0].reference_loss is not None
@@ -224,7 +225,7 @@ def test_the_retrained_models_records_make_privleak(tmp_path: Path, whole: tuple
 def test_generations_that_changed_are_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
 
-    def judge(classifier: Any, tokenizer: Any, texts: list[str], *, batch_size: int) -> list[float]:
+    def judge(classifier: Any, tokenizer: Any, texts: list[str], *, batch_size: int, max_tokens: int) -> list[float]:
         judged.extend(texts)
         return [1 / (1 + text.count("no")) for text in texts]
 
@@ -237,6 +238,10 @@ def test_generations_that_changed_are_judged_anew(tmp_path: Path, monkeypatch: p
     assert files(tmp_path) == ["forget/gibberish/gibberish.jsonl", "retain/gibberish/gibberish.jsonl"]
     assert read(["gibberish"], tmp_path, SETS, {"gibberish_model": extra_passes.GIBBERISH_MODEL}) is not None
     assert read(["gibberish"], tmp_path, SETS, {"gibberish_model": "other"}) is None
+    assert read(["gibberish"], tmp_path, SETS, {"gibberish_tokens": 512}) is not None
+    assert read(["gibberish"], tmp_path, SETS, {"gibberish_tokens": 32}) is None  # another part of the texts
+    with pytest.raises(ValueError, match="gibberish: holds records with"):
+        evaluate(["gibberish"], SETS, {}, tmp_path, replace(scorer(), gibberish_tokens=32), settings=SETTINGS)
     others = Sets(generations={**WRITTEN, "forget": ["yes"] * 5})
     assert read(["gibberish"], tmp_path, others) is None
     with pytest.raises(ValueError, match="gibberish: holds records with texts"):

@@ -84,17 +84,22 @@ def test_an_attack_is_the_auc_and_relative_to_the_retrained_model() -> None:
     ours = {"forget": records("11", "11", base=-0.5), "holdout": records("11", "11", base=-1.0)}
     theirs = {"forget": records("11", "11", base=-1.0), "holdout": records("11", "11", base=-0.9)}
     alone = summarize(["mia_loss"], ours)["mia_loss"]
-    assert alone == {"auc": 0.75, "retained_auc": None, "privleak": None}
+    assert alone == {"auc": 0.75, "retained_auc": None, "privleak": None, "rel_diff": None}
     both = summarize(["mia_loss"], ours, theirs)["mia_loss"]
     expected = auc([1.0, 2.0], [0.9, 1.9])
-    assert both == {"auc": 0.75, "retained_auc": expected, "privleak": privleak(0.75, expected)}
+    relative = 100 * (0.75 - expected) / expected
+    leak = privleak(0.75, expected)
+    assert both == {"auc": 0.75, "retained_auc": expected, "privleak": leak, "rel_diff": pytest.approx(relative)}
     swapped = summarize(["mia_loss"], ours, attacked=("holdout", "forget"))["mia_loss"]
     assert swapped["auc"] == 0.25
 
 
 def test_a_retrained_model_that_knows_the_sets_apart_gives_no_privleak() -> None:
     sets = {"forget": records("1", base=-0.5), "holdout": records("1", base=-1.0)}
-    assert summarize(["mia_loss"], sets, sets)["mia_loss"] == {"auc": 1.0, "retained_auc": 1.0, "privleak": None}
+    found = summarize(["mia_loss"], sets, sets)["mia_loss"]
+    assert found == {"auc": 1.0, "retained_auc": 1.0, "privleak": None, "rel_diff": 0.0}
+    other = summarize(["mia_loss"], sets, sets, attacked=("holdout", "forget"))["mia_loss"]
+    assert other == {"auc": 0.0, "retained_auc": 0.0, "privleak": 0.0, "rel_diff": None}
 
 
 def test_what_is_missing_is_named() -> None:

@@ -67,6 +67,8 @@ def test_the_bootstrap_of_one_row_and_of_none() -> None:
         ("Rome", "Romeo was born.", 0),
         ("in Rome", "in old Rome", 0),  # in one piece
         ("Zürich", "zu\u0308rich", 1),  # one letter or two signs
+        ("東京", "私は東京に住む", 1),  # no spaces between words
+        ("हिन्दी", "यह हिन्दी है", 1),
         ("", "anything", 0),
         ("?", "?", 0),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tofu_records import records
 
 from gru_fast.metrics import tofu
 from gru_fast.metrics.logs import bare_question, read_log, write_log
@@ -16,32 +17,6 @@ from gru_fast.metrics.records import Record, Records, to_json
 SHARED = Path(os.environ.get("GRU_FAST_SHARED", Path(__file__).parents[2].parent / "shared"))
 LOGS = SHARED / "tofu_eval_logs"
 needs_logs = pytest.mark.skipif(not LOGS.is_dir(), reason=f"no published logs at {LOGS}")
-
-
-def records(num_rows: int = 3) -> Records:
-    """All four sets, every field filled, losses different in every row."""
-    found: Records = {}
-    for number, name in enumerate(("forget", "retain", "real_authors", "world_facts")):
-        has_paraphrase = name in {"forget", "retain"}
-        answer = [0.5 + 0.1 * i + number for i in range(num_rows)]
-        found[name] = [
-            Record(
-                index=i,
-                question=f"Who is {name} {i}?",
-                answer=f"It is {i}.",
-                answer_loss=answer[i],
-                num_tokens=4,
-                paraphrase_loss=answer[i] + 0.25 if has_paraphrase else answer[i],
-                perturbed_losses=(answer[i] + 0.5, answer[i] + 0.125),
-                generation="It\u2028is.",
-                rouge1_recall=0.75,
-                rougeL_recall=0.5,
-                paraphrase_num_tokens=5 if has_paraphrase else 4,
-                perturbed_num_tokens=(3, 6),
-            )
-            for i in range(num_rows)
-        ]
-    return found
 
 
 def unified(found: Records, frame: str = "Question: {}\nAnswer: ") -> dict[str, Any]:

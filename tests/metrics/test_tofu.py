@@ -66,7 +66,8 @@ def test_model_utility_of_the_published_logs(model: str, golden: dict[str, Any],
     assert {key: arithmetic[key] for key in expected["truth_ratio_arith"]} == pytest.approx(
         expected["truth_ratio_arith"], abs=1e-9
     )
-    assert tofu.forget_scores(records) == pytest.approx(expected["forget"], abs=1e-9)
+    found = tofu.forget_scores(records)
+    assert {name: found[name] for name in expected["forget"]} == pytest.approx(expected["forget"], abs=1e-9)
 
 
 @needs_logs
@@ -105,6 +106,12 @@ def test_truth_ratio_by_hand() -> None:
     assert tofu.log_truth_ratios(rows) == pytest.approx([-2.0, 1.0])
     assert tofu.truth_ratio(rows) == pytest.approx((1 - math.exp(-2)) / 2)
     assert tofu.truth_ratio_min(rows) == pytest.approx((math.exp(-2) + math.exp(-1)) / 2)
+    # p / (p + p_wrong): exp(-2) against exp(-4), exp(-5) against exp(-4).
+    believed = [math.exp(-2) / (math.exp(-2) + math.exp(-4)), math.exp(-5) / (math.exp(-5) + math.exp(-4))]
+    assert tofu.truth_ratio_prob_mean(rows) == pytest.approx(sum(believed) / 2)
+    # Losses beyond what a float holds as a probability.
+    lost = [row(0, paraphrase_loss=2000.0), row(1, paraphrase_loss=1.0, perturbed_losses=(3000.0, 3000.0))]
+    assert tofu.truth_ratio_prob_mean(lost) == 0.5
 
 
 @pytest.mark.parametrize("kind", tofu.TRUTH_RATIOS)

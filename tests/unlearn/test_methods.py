@@ -138,6 +138,8 @@ BY_HAND: list[tuple[str, dict[str, float], float]] = [
     ("wga", {}, -(exp(-1) + 2 * exp(-2) + 3 * exp(-3)) / 3),
     ("wga", {"beta": 0.5}, -(exp(-0.5) + 2 * exp(-1) + 3 * exp(-1.5)) / 3),
     ("wga", {"beta": 0.0}, -2.0),
+    ("wga_gd", {}, -(exp(-1) + 2 * exp(-2) + 3 * exp(-3)) / 3 + 1.0),
+    ("wga_gd", {"beta": 0.5, "retain_weight": 0.25}, -(exp(-0.5) + 2 * exp(-1) + 3 * exp(-1.5)) / 3 + 0.25),
     ("npo", {"beta": 0.5}, NPO_BETA_HALF),
     ("npo", {}, 20 * (log1pexp(-0.1) + log1pexp(0.1)) / 2),
     ("npo_gd", {"beta": 0.5}, NPO_BETA_HALF + 1.0),
@@ -348,11 +350,12 @@ def rmu(data: Data, weight: Tensor, reference: Tensor, steering: float, alpha: f
     )
 
 
-# name: (options, the objective of (data, weight, reference)), its gradient in the case of wga and satimp
+# name: (options, the objective of (data, weight, reference)), its gradient in the case of wga, wga_gd, satimp
 OBJECTIVES: dict[str, tuple[dict[str, float], Callable[[Data, Tensor, Tensor], Tensor]]] = {
     "ga": ({}, lambda d, w, _: -ce(w, d["forget"])),
     "gd": ({"retain_weight": 0.7}, lambda d, w, _: -ce(w, d["forget"]) + 0.7 * retain(d, w)),
     "wga": ({"beta": 1.5}, lambda d, w, _: wga(d, w, 1.5)),
+    "wga_gd": ({"beta": 1.5, "retain_weight": 0.7}, lambda d, w, _: wga(d, w, 1.5) + 0.7 * retain(d, w)),
     "npo": ({"beta": 0.3}, lambda d, w, ref: npo(d, w, ref, 0.3)),
     "npo_gd": ({"beta": 0.3, "retain_weight": 0.7}, lambda d, w, ref: npo(d, w, ref, 0.3) + 0.7 * retain(d, w)),
     "npo_kl": ({"beta": 0.3, "kl_weight": 0.7}, lambda d, w, ref: npo(d, w, ref, 0.3) + 0.7 * kl(d, w, ref)),
@@ -391,7 +394,7 @@ def test_value_and_gradient_equal_another_formulation(name: str, data: Data, wei
     options, formulation = OBJECTIVES[name]
     loss = objective(methods.make(name, options), batch_of(data, weight, reference))
     expected = formulation(data, weight, reference)
-    if name not in {"wga", "satimp"}:  # whose two forms share the gradient only
+    if name not in {"wga", "wga_gd", "satimp"}:  # whose two forms share the gradient only
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(loss, weight)
     (expected_gradient,) = torch.autograd.grad(expected, weight)
@@ -403,6 +406,7 @@ def test_value_and_gradient_equal_another_formulation(name: str, data: Data, wei
 # its gradient, without a retain term.
 FRAMEWORKS = [
     ("wga", {"beta": 1.5}, -0.037236504906325386, 0.006730862677659558),
+    ("wga_gd", {"beta": 1.5, "retain_weight": 0.0}, -0.037236504906325386, 0.006730862677659558),
     ("satimp", {"retain_weight": 0.0}, -1.2145091189618377e-05, 3.8019096868572792e-06),
     ("npo", {}, 13.604785528031275, 1.2893657247392107),
     ("dpo", {"retain_weight": 0.0}, 13.66061964014629, 1.6203216137266812),
@@ -535,7 +539,7 @@ def test_simnpo_of_a_sequence_without_labels_is_constant() -> None:
 
 def test_all_methods_of_the_paper_and_the_benchmarks_are_there() -> None:
     paper = {"ga", "wga", "gd", "npo", "npo_kl", "npo_gd", "simnpo", "simnpo_gd", "rmu"}
-    assert set(NAMES) == {*paper, "ga_kl", "idk", "dpo", "satimp", "undial", "undial_gd", "ceu", "pdu"}
+    assert set(NAMES) == {*paper, "ga_kl", "idk", "dpo", "wga_gd", "satimp", "undial", "undial_gd", "ceu", "pdu"}
     assert set(OBJECTIVES) == set(NAMES)
 
 
@@ -664,7 +668,7 @@ def test_wrong_options(name: str, options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize("near", ["NPO", "npo-gd", "npo+gd", "simnpo_dg"])
 def test_unknown_method_lists_the_known_and_the_nearest(near: str) -> None:
     with pytest.raises(
-        ValueError, match=r"^method: expected one of ceu, dpo, ga, .*, wga, got .*, did you mean \"\w+\"\?$"
+        ValueError, match=r"^method: expected one of ceu, dpo, ga, .*, wga_gd, got .*, did you mean \"\w+\"\?$"
     ):
         methods.get(near)
 

@@ -248,7 +248,7 @@ def test_every_method_runs_with_and_without(method: str, rectify: bool, tmp_path
     for entry in entries:
         assert "forget_loss" in entry
         assert ("cos" in entry) == rectify
-        keeps = {"gd", "npo_gd", "simnpo_gd", "undial_gd", "satimp", "pdu", "idk", "dpo"}
+        keeps = {"gd", "wga_gd", "npo_gd", "simnpo_gd", "undial_gd", "satimp", "pdu", "idk", "dpo"}
         assert ("retain_loss" in entry) == (rectify or method in keeps)
         if rectify:
             assert all(name in entry for name in (*STATISTICS, "conflict", "clipped", "skipped", "degenerate"))

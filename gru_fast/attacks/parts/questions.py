@@ -144,7 +144,7 @@ def scored(question: Question, written: str) -> dict[str, Any]:
         "prompt": question.shown,
         "answer": question.answer,
         "generation": written,
-        SCORES[0]: rouge(question.answer, written).rougeL_recall,
+        SCORES[0]: rouge(question.answer, written, any_script=True).rougeL_recall,
         SCORES[1]: exact_answer(question.answer, written),
     }
 

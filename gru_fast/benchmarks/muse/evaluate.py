@@ -37,6 +37,7 @@ from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.metrics import mia
 from gru_fast.metrics import muse as metrics
 from gru_fast.metrics.muse import MIN_KS, Records, Retained, read_records, read_retained
+from gru_fast.metrics.rouge import warn_of_dropped
 from gru_fast.models.forward import Autocast
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.files import read_json, write_json
@@ -259,6 +260,8 @@ def evaluate(
     texts = load_texts(tokenizer, data, max_rows=max_rows)
     sets: dict[str, Sequence[Question] | Sequence[Encoded]] = {**prompts, **texts}
     check(limits_of(model), sets)
+    for name, questions in prompts.items():
+        warn_of_dropped([question.reference for question in questions], name)
     # What PrivLeak would refuse after the work is refused before it.
     if isinstance(retained, (str, Path)):
         retained = read_retained(retained, corpus)

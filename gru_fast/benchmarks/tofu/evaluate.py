@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from gru_fast.benchmarks.tofu import extra as tofu_extra
 from gru_fast.benchmarks.tofu.records import check, content, encode, score
 from gru_fast.benchmarks.tofu.rows import HUB, MAX_ROWS, SPLITS, load_eval_sets, split_problem
-from gru_fast.benchmarks.tofu.summary import finish, resummarize, summarize
+from gru_fast.benchmarks.tofu.summary import LOG_FORMATS, finish, resummarize, summarize, write_log_as
 from gru_fast.data.templates import Template, resolve_template
 from gru_fast.evaluation import extra
 from gru_fast.evaluation.asking import Scorer, score_rows
@@ -35,6 +35,7 @@ from gru_fast.metrics import aggregate
 from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import Record, Records
+from gru_fast.metrics.rouge import warn_of_dropped
 from gru_fast.models.forward import Autocast
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.processes import on_first
@@ -62,6 +63,14 @@ class TofuEvalOptions(extra.ExtraOptions):
     )
     from_logs: str | None = field(
         default=None, metadata={"help": "a log or evaluated run to print the numbers of, instead of running --model"}
+    )
+    write_log: str | None = field(
+        default=None,
+        metadata={
+            "help": "write a log for other programs, of --from-logs too: original (always there beside a summary) or "
+            "open-unlearning, whose evaluator goes on from it",
+            "choices": LOG_FORMATS,
+        },
     )
     matching_rows: bool = field(
         default=False,
@@ -93,6 +102,8 @@ class TofuEvalOptions(extra.ExtraOptions):
             problems.append(problem)
         if self.matching_rows and self.retain_logs is None:
             problems.append("matching_rows: expected retain_logs as well; there is nothing to match")
+        if self.write_log is not None and self.write_log not in LOG_FORMATS:
+            problems.append(f'write_log: expected one of {", ".join(LOG_FORMATS)}, got "{self.write_log}"')
         if self.metrics and self.from_logs is not None:
             problems.append("metrics: a log does not hold what they need; give --model instead of from_logs")
         problems += self.problems_of_metrics()
@@ -121,6 +132,11 @@ def needs_model(options: TofuEvalOptions) -> bool:
     return options.from_logs is None
 
 
+def writes(options: TofuEvalOptions) -> bool:
+    """Whether an output folder is needed where no model is."""
+    return options.write_log is not None
+
+
 def title(options: TofuEvalOptions) -> str:
     """Name of the evaluation, and of its folder in that of the model."""
     if options.split is None:
@@ -131,7 +147,17 @@ def title(options: TofuEvalOptions) -> str:
 def run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a log, of a finished evaluation, or of one that is done now."""
     if options.from_logs is not None:
-        return _summary_of_log(options)
+        records = read_log(options.from_logs, options.split)
+        summary = _summary_of_log(options, records)
+    else:
+        records = None
+        summary = _with_metrics(options, subject)
+    if options.write_log is not None:
+        on_first(partial(write_log_as, options.write_log, records, summary, subject.output_dir))
+    return summary
+
+
+def _with_metrics(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
     if not options.metrics:
         return _run(options, subject)
     rows = tofu_extra.load_rows(options.metrics, str(options.split), options.data or HUB, options.max_rows or None)
@@ -210,6 +236,8 @@ def report(summary: Mapping[str, Any]) -> str:
     if forget is not None:
         values = [forget[part] for part in ("prob", "rougeL_recall", "truth_ratio_min")]
         lines.append(f"{'forget':<14}" + "".join(map(_number, values)) + "  mean min(R, 1/R)")
+        if "truth_ratio_prob_mean" in forget:  # not in summaries of earlier versions
+            lines.append(f"{'':<38}{_number(forget['truth_ratio_prob_mean'])}  mean 1 / (1 + R)")
     if summary.get("extra"):
         lines.append("\n" + extra.report(summary["extra"]))
     return "\n".join(lines)
@@ -239,8 +267,7 @@ def _number(value: float | None) -> str:
     return f"{'-' if value is None else format(value, '.6f'):>12}"
 
 
-def _summary_of_log(options: TofuEvalOptions) -> dict[str, Any]:
-    records = read_log(str(options.from_logs), options.split)
+def _summary_of_log(options: TofuEvalOptions, records: Records) -> dict[str, Any]:
     retained = None if options.retain_logs is None else read_log(options.retain_logs, options.split)
     settings = {name: getattr(options, name) for name in ("from_logs", "retain_logs", "truth_ratio", "matching_rows")}
     return {
@@ -313,6 +340,7 @@ def evaluate(
     }
     for name, examples in sets.items():
         check(limits_of(model), examples, name, max_new_tokens)
+        warn_of_dropped([example.answer for example in examples], name)
     # What Forget Quality would refuse after the work is refused before it.
     retained = read_log(retain_logs, split) if isinstance(retain_logs, (str, Path)) else retain_logs
     if retained is not None and retained.get("forget"):

@@ -106,7 +106,8 @@ def load(name: str, data: str | Path = HUB) -> list[Row]:
 
     Args:
         name: full, retain90, retain95, retain99, forget01, forget05, forget10, forget01_perturbed, forget05_perturbed,
-            forget10_perturbed, retain_perturbed, real_authors_perturbed, world_facts_perturbed.
+            forget10_perturbed, retain_perturbed, real_authors_perturbed, world_facts_perturbed; and holdout01,
+            holdout05, holdout10, questions on authors in none of the others, which the hub alone has.
         data: name on the hub, or a folder with one JSON-lines file ``NAME.json`` for each.
 
     Raises:

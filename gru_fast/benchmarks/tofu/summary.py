@@ -10,7 +10,10 @@ from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import ORIGINAL_FILE, read_log, read_records, write_log
 from gru_fast.metrics.records import SETS, Records
+from gru_fast.metrics.unified import write_unified
 from gru_fast.runs.files import read_json, write_json
+
+LOG_FORMATS = ("original", "open-unlearning")
 
 
 def resummarize(
@@ -50,6 +53,19 @@ def summarize(
         "forget": metrics.forget_scores(records, truth_ratio) if records.get("forget") else None,
         "num_rows": {name: len(records[name]) for name in SETS if records.get(name)},
     }
+
+
+def write_log_as(log_format: str, records: Records | None, summary: Mapping[str, Any], folder: Path) -> None:
+    """Writes an evaluation to ``folder`` in a layout of others, one of ``LOG_FORMATS``.
+
+    ``records`` None: those of the evaluation in ``folder``.
+    """
+    records = read_records(folder / "records") if records is None else records
+    if log_format == "original":
+        write_log(records, folder / ORIGINAL_FILE)
+        return
+    quality = summary["forget_quality"]
+    write_unified(records, folder, None if quality is None else quality["p"], summary.get("extra"))
 
 
 def finish(

@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> int:
         print(options.config_text((chosen, how, model), args), end="")
         return 0
     if not benchmark.needs_model(chosen):
-        unused = [options.flag(name) for name in ("model", "output_dir") if name in vars(args)]
-        if unused:
-            raise ValueError(f"{unused[0]}: numbers of a log are only printed; leave it out (--json > FILE keeps them)")
+        _check_unused(benchmark, chosen, [name for name in ("model", "output_dir") if name in vars(args)])
     with processes.joined(how.device) as (rank, _):
         if rank > 0:
             evaluating.be_quiet()
@@ -80,6 +78,23 @@ def _defaults(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     config = config_of(values["model"])
     found = {**benchmark.defaults_of_run(config), **template_of_run(config, values.get("template"))}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_unused(benchmark: Any, chosen: Any, given: list[str]) -> None:
+    """Refuses options of a model where there is none, and a folder where nothing is written."""
+    from gru_fast.options.flags import flag
+
+    unused = [name for name in given if name == "model" or not _writes(benchmark, chosen)]
+    if unused:
+        raise ValueError(
+            f"{flag(unused[0])}: numbers of a log are only printed; leave it out (--json > FILE keeps them)"
+        )
+
+
+def _writes(benchmark: Any, chosen: Any) -> bool:
+    """Whether something is written to an output folder although no model is scored."""
+    writes = getattr(benchmark, "writes", None)
+    return bool(writes and writes(chosen))
 
 
 def _subject(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Any:
@@ -102,6 +117,8 @@ def _output_dir(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptio
     if how.output_dir is not None:
         return Path(how.output_dir)
     if not benchmark.needs_model(chosen):
+        if _writes(benchmark, chosen):
+            raise ValueError("output_dir: expected a folder to write the log to, got none; give --output-dir")
         return Path()  # nothing is written
     folder = find(model.model)
     if folder is None or not folder.is_dir():

@@ -140,7 +140,7 @@ def _text(name: str, rows: list[dict[str, Any]]) -> str:
 _HEADINGS = {
     "methods": "methods: --method NAME --method-options OPTION=VALUE ...; any of them with --rectify",
     "rectifiers": "rectifiers: --rectify --rectifier NAME --rectifier-options OPTION=VALUE ...",
-    "recipes": "recipes: gru-fast unlearn, finetune or tru --config NAME",
+    "recipes": "recipes: gru-fast unlearn, finetune, tru or eval --config NAME",
     "studies": "studies: gru-fast study NAME",
     "splits": "splits: --benchmark BENCHMARK --split NAME forgets it and keeps",
     "templates": "templates: --template NAME",

@@ -314,6 +314,17 @@ def test_uneven_wrong_answers_are_refused_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_script_that_the_published_rouge_drops_is_said(
+    tmp_path: Path, data: Path, tokenizer: Any, make_model: Callable[..., Any]
+) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    rows = [json.loads(line) for line in (folder / "forget05_perturbed.json").read_text().splitlines()]
+    rows[1]["answer"] = "Она родилась в Москве."
+    (folder / "forget05_perturbed.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(UserWarning, match="forget: the published ROUGE reads .* drops 100% of row 1"):
+        evaluate(make_model(), tokenizer, PHI, "forget05", folder, tmp_path / "eval", progress=False)
+
+
 def test_a_diverged_model_is_refused(
     tmp_path: Path, data: Path, tokenizer: Any, make_model: Callable[..., Any]
 ) -> None:
