@@ -22,7 +22,10 @@ def be_quiet() -> None:
 
 def asked_for(model: ModelOptions) -> dict[str, Any]:
     """How a model is asked for, as its evaluation keeps it."""
-    return {name: value for name, value in asdict(model).items() if name in _MODEL_FIELDS and value not in (None, {})}
+    from gru_fast.models.load import OF_4_BITS
+
+    fields = (*_MODEL_FIELDS, *(OF_4_BITS if model.load_in_4bit else ()))
+    return {name: value for name, value in asdict(model).items() if name in fields and value not in (None, {})}
 
 
 def load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any]:
@@ -33,7 +36,7 @@ def load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any
     place = device_of(device)  # its message, before anything is loaded
     tokenizer = load_tokenizer(model_options)
     template = load_template(model_options, tokenizer)
-    model = load_model(model_options)
+    model = load_model(model_options, device=place)
     check_vocabulary(model, tokenizer)
     return model.to(place), tokenizer, template
 

@@ -83,10 +83,13 @@ def ready(
     Raises:
         ValueError, FileExistsError: options that cannot be, all at once; a folder that is not empty.
     """
+    from gru_fast import models
+
     instances = options.resolve(args, *classes, fill=fill)
     if args.print_config:
         print(options.config_text(instances, args), end="")
         return None
+    models.check_training(instances[0])
     if already_done(args, instances):
         return None
     take_one_device(instances[-1])
@@ -169,7 +172,7 @@ def load_model(instances: Sequence[Any], tokenizer: Any) -> Any:
     from gru_fast import models
 
     set_seed(instances[-1].seed)
-    model = models.load_model(instances[0], train=True)
+    model = models.load_model(instances[0], train=True, device=instances[-1].device)
     models.check_vocabulary(model, tokenizer)
     return model
 

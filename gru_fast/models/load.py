@@ -5,12 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gru_fast.models.adapters import base_of, is_adapter, quiet_peft, untie, with_lora
 from gru_fast.models.files import check_files, check_readable
+from gru_fast.models.four_bit import (
+    NO_ADAPTER,
+    QUANT_TYPES,
+    dequantized,
+    is_four_bit,
+    keep_differentiable,
+    quantization,
+)
 from gru_fast.runs.messages import first_line, in_short
 
 if TYPE_CHECKING:
@@ -21,6 +29,10 @@ if TYPE_CHECKING:
 
 def _option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
     return field(default=default, metadata={"help": text} | ({"choices": choices} if choices else {}))
+
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+OF_4_BITS = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
 @dataclass
@@ -48,11 +60,21 @@ class ModelOptions:
         "float32",
         "dtype of the weights. float32 keeps the small steps of unlearning, which 16 bits round away; for speed add "
         "--bf16, which computes in 16 bits",
-        ("float32", "bfloat16", "float16", "auto"),
+        (*COMPUTE_DTYPES, "auto"),
     )
     attn_implementation: str | None = _option(None, "eager, sdpa, flash_attention_2, ...; by default the model's")
     revision: str | None = _option(None, "branch, tag or commit on the hub")
     trust_remote_code: bool = _option(False, "run code that comes with the model")
+    load_in_4bit: bool = _option(
+        False,
+        "hold the linear layers but the head in 4 bits (bitsandbytes); trained is an adapter beside them (QLoRA): "
+        "--use-peft. An adapter is put on them as it is, not merged",
+    )
+    bnb_4bit_quant_type: str = _option("nf4", "4 bits: the number format", QUANT_TYPES)
+    bnb_4bit_use_double_quant: bool = _option(True, "4 bits: hold their scales in 8 bits, 0.4 bits a weight less")
+    bnb_4bit_compute_dtype: str | None = _option(
+        None, "4 bits: dtype that they are expanded to and computed in; by default --dtype", (None, *COMPUTE_DTYPES)
+    )
     use_peft: bool = _option(False, "train a LoRA adapter, not the model itself")
     lora_r: int = _option(8, "LoRA: rank")
     lora_alpha: int = _option(32, "LoRA: the adapter's output is scaled by alpha / r")
@@ -69,27 +91,75 @@ class ModelOptions:
             problems.append(f"lora_r: expected a whole number of at least 1, got {self.lora_r}")
         if not 0 <= self.lora_dropout < 1:
             problems.append(f"lora_dropout: expected a number in [0, 1), got {self.lora_dropout}")
+        if self.load_in_4bit and self.model.endswith(".gguf"):
+            problems.append(
+                f"load_in_4bit: {self.model} is a GGUF file, which transformers expands; give the model's own folder, "
+                "or leave it out"
+            )
         if problems:
             raise ValueError("; ".join(problems))
 
 
-def load_model(options: ModelOptions, *, train: bool = False) -> Any:
-    """A causal language model, on the CPU and in eval mode.
+def check_training(options: ModelOptions) -> None:
+    """Refuses what cannot be trained, before anything is loaded.
+
+    Raises:
+        ValueError: 4 bits without an adapter to train, or with one below it.
+    """
+    if not options.load_in_4bit:
+        return
+    if not options.use_peft:
+        raise ValueError(NO_ADAPTER)
+    found = find(options.model)
+    if found is not None and is_adapter(found):
+        raise ValueError(
+            f"load_in_4bit: {options.model} is an adapter, and a new one would go on what it gives merged, which 4 "
+            f"bits round away; write that with gru-fast merge --model {options.model} and train on it in full "
+            "(docs/larger-models.md says what 4 bits leave of it), or leave it out"
+        )
+
+
+def load_merged(options: ModelOptions, *, into_4bit: bool = False) -> Any:
+    """An adapter, merged into the model that it is for; on the CPU, in eval mode and without 4 bits.
+
+    Args:
+        into_4bit: into the values that 4 bits of the model stand for, which the adapter was trained beside, in place of
+            those that the model has. Which 4 bits, ``options`` say; :func:`four_bit_of_run` knows.
+
+    Raises:
+        ValueError: no adapter, or what :func:`load_model` refuses.
+    """
+    found = find(options.model)
+    if found is None or not is_adapter(found):
+        raise ValueError(f"model: {options.model} is no adapter (it has no adapter_config.json): nothing to merge")
+    return _load(replace(options, load_in_4bit=into_4bit), expand=True).eval()
+
+
+def load_model(options: ModelOptions, *, train: bool = False, device: str | torch.device = "cpu") -> Any:
+    """A causal language model in eval mode, on the CPU.
 
     An adapter that is found in a run folder is merged into its base model. So is the model before the next unlearning,
-    and with ``use_peft`` the next adapter goes on top: without it, the model is what it was before.
+    and with ``use_peft`` the next adapter goes on top: without it, the model is what it was before. On a base in 4 bits
+    an adapter is put on top as it is: merged, it would be rounded to 4 bits.
 
     Args:
         train: made ready to train: a new LoRA adapter where ``use_peft`` asks for one, no cache of keys and values.
+        device: where a model in 4 bits is to be, on which it is quantized too; no other is put there.
 
     Raises:
         FileNotFoundError: no such model, or a run that has not finished.
-        ValueError: weights that do not belong to the configuration beside them, or an adapter of another model.
+        ImportError: 4 bits without bitsandbytes.
+        ValueError: weights that do not belong to the configuration beside them, an adapter of another model, or what
+            :func:`check_training` refuses.
     """
-    model = _load(options)
+    if train:
+        check_training(options)
+    model = _load(options, str(device))
     if not train:
         return model.eval()
     model.config.use_cache = False
+    if is_four_bit(model) and not options.use_peft:  # as it was saved
+        raise ValueError(NO_ADAPTER)
     if not options.use_peft:
         return model
     return with_lora(
@@ -256,24 +326,34 @@ def _where(name: str, found: Path | None) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(found or name)}
 
 
-def _load(options: ModelOptions) -> Any:
-    """The model with all adapters that it has merged into it."""
-    *adapters, (name, found) = lineage(options.model, options.base_model)
-    if options.base_model and not adapters:
-        raise ValueError(
-            f"base_model: {name} is no adapter (it has no adapter_config.json), and needs no other model; leave it out"
-        )
-    for _, folder in (*adapters, (name, found)):
-        if folder is not None and folder.is_dir():
-            check_files(folder)
+def four_bit_of_run(model: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options of 4 bits under which an adapter was trained; nothing of any other model.
+
+    Args:
+        config: of its run; by default :func:`config_of`.
+    """
+    found = find(model)
+    if found is None or not is_adapter(found):
+        return {}
+    config = config_of(model) if config is None else config
+    return {name: config[name] for name in OF_4_BITS if name in config} if config.get("load_in_4bit") else {}
+
+
+def _load(options: ModelOptions, device: str = "cpu", *, expand: bool = False) -> Any:
+    """The model with all adapters that it has merged into it. With ``expand`` 4 bits become what they stand for."""
+    *adapters, (name, found) = _with_files(options)
     try:
-        model = _pretrained(name, found, options)
+        model = _pretrained(name, found, options, device)
     except FileNotFoundError as error:
         if adapters:
             raise _no_base(adapters[-1][1], name, error) from error
         raise
     if found is not None and found.is_file():
-        _as_dequantized(model)
+        _as_expanded(model)
+    if is_four_bit(model) and expand:
+        model = dequantized(model)
+    if is_four_bit(model):
+        return _in_four_bits(model, name, adapters)
     for adapter, folder in reversed(adapters):
         model, name, found = _merged(model, name, folder), adapter, folder
     if found is not None:
@@ -282,7 +362,20 @@ def _load(options: ModelOptions) -> Any:
     return model
 
 
-def _as_dequantized(model: Any) -> None:
+def _with_files(options: ModelOptions) -> list[tuple[str, Path | None]]:
+    """The :func:`lineage` of a model, whose files have been looked at."""
+    *adapters, (name, found) = lineage(options.model, options.base_model)
+    if options.base_model and not adapters:
+        raise ValueError(
+            f"base_model: {name} is no adapter (it has no adapter_config.json), and needs no other model; leave it out"
+        )
+    for _, folder in (*adapters, (name, found)):
+        if folder is not None and folder.is_dir():
+            check_files(folder)
+    return [*adapters, (name, found)]
+
+
+def _as_expanded(model: Any) -> None:
     """Drops the marks of a GGUF file's quantization: the weights have been expanded, and can be trained and saved."""
     model.is_quantized = False
     model.hf_quantizer = None
@@ -290,7 +383,18 @@ def _as_dequantized(model: Any) -> None:
         del model.config.quantization_config
 
 
-def _pretrained(name: str, found: Path | None, options: ModelOptions) -> Any:
+def _in_four_bits(model: Any, name: str, adapters: list[tuple[str, Path | None]]) -> Any:
+    """A model in 4 bits with its adapter on top, if there is one."""
+    keep_differentiable(model)
+    if len(adapters) > 1:
+        raise ValueError(
+            f"load_in_4bit: {adapters[0][0]} is an adapter on an adapter, {adapters[1][0]}, which would have to be "
+            "merged into 4 bits; leave it out"
+        )
+    return _adapted(model, name, adapters[0][1]) if adapters else model
+
+
+def _pretrained(name: str, found: Path | None, options: ModelOptions, device: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     settings: dict[str, Any] = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
@@ -298,6 +402,11 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions) -> Any:
         settings["attn_implementation"] = options.attn_implementation
     if found is None:
         settings["revision"] = options.revision or "main"
+    if options.load_in_4bit:
+        settings["quantization_config"] = quantization(
+            options.bnb_4bit_quant_type, options.bnb_4bit_use_double_quant, _compute_dtype(name, found, options)
+        )
+        settings["device_map"] = {"": device}
     try:
         with _quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -313,6 +422,11 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions) -> Any:
     _check_loaded(name, info)
     _check_direction(name, model)
     return model
+
+
+def _compute_dtype(name: str, found: Path | None, options: ModelOptions) -> Any:
+    wanted = options.bnb_4bit_compute_dtype or options.dtype
+    return configuration(name, found, options).dtype if wanted == "auto" else wanted
 
 
 def _why_not_causal(name: str, found: Path | None, options: ModelOptions) -> str:
@@ -376,12 +490,17 @@ def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
 
 def _merged(model: Any, name: str, adapter: Path | None) -> Any:
     """The model called ``name`` with what an adapter adds."""
+    adapted = _adapted(model, name, adapter)
+    untie(adapted)
+    return adapted.merge_and_unload()
+
+
+def _adapted(model: Any, name: str, adapter: Path | None) -> Any:
+    """The model called ``name`` with an adapter on top."""
     from peft import PeftModel
 
     try:
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(model, str(adapter))
-        untie(adapted)
-        return adapted.merge_and_unload()
+            return PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"model: the adapter in {adapter} does not fit {name}: {in_short(error)}") from error

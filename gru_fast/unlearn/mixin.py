@@ -19,6 +19,7 @@ from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.core.update_monitor import measure_update
+from gru_fast.models.four_bit import check_trainable, is_four_bit
 from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward
 from gru_fast.unlearn.engines.fsdp import exchange_gradients, sharded_modules
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
@@ -231,6 +232,13 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     def _check_supported(self) -> None:
         options = self.gru_options
         self.check_optimizer()
+        model = self.accelerator.unwrap_model(self.model)
+        check_trainable(model)
+        if self.is_sharded and is_four_bit(model):
+            raise ValueError(
+                "load_in_4bit: not with FSDP2, which was not tried with weights in 4 bits; use DDP, where each process "
+                "holds all of them, or leave it out"
+            )
         if not options.follows_retain:
             return
         name = type(self).__name__

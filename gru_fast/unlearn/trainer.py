@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from gru_fast.data.pairs import PairCollator, UnlearnDataset
+from gru_fast.models.four_bit import check_trainable
 from gru_fast.models.identity import fingerprint
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.checkpoint import Launch
@@ -365,6 +366,7 @@ def _check_arguments(model: Any, others: Mapping[str, Any]) -> None:
             "model: expected a causal LM that is loaded (AutoModelForCausalLM.from_pretrained), got "
             f"{type(model).__name__}"
         )
+    check_trainable(model)
 
 
 def _fit(model: Any, *datasets: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from collections.abc import Sequence
@@ -260,7 +261,8 @@ def test_a_dry_run_says_what_there_is_and_leaves_nothing(
 
 
 def test_an_adapter_is_trained_where_asked_for(places: Path, tmp_path: Path) -> None:
-    flags = ["--use-peft", "--no-keep-delta", "--max-steps", "2", "--eval-steps", "1", "--generate", "0"]
+    four_bit = ["--load-in-4bit"] if importlib.util.find_spec("bitsandbytes") else []
+    flags = [*four_bit, "--use-peft", "--no-keep-delta", "--max-steps", "2", "--eval-steps", "1", "--generate", "0"]
     flags += ["--learning-rate", "1e-2", "--patience", "1", "--keep", "0.99", "--resolution", "0.25"]
     assert forget(places, places / "model", tmp_path / "run", [0, 1], *flags) == 0
     said = manifest.read(tmp_path / "run")

@@ -170,6 +170,8 @@ class _Work(ExitStack):
         self.how = how
         self.chosen = chosen
         self.model = model
+        if model.load_in_4bit:
+            raise ValueError("load_in_4bit: the weights of two models are mixed, which 4 bits cannot be; leave it out")
         if how.original is None:
             raise ValueError(f"original: {model.model} is no run that says what it started from; give --original")
         if how.original == model.model:

@@ -70,13 +70,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _defaults(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
-    from gru_fast.models.load import config_of, template_of_run
+    from gru_fast.models.load import config_of, four_bit_of_run, template_of_run
 
     if not values.get("model"):
         # Where no model is needed there is none to be named; the name is then not used.
         return {} if benchmark.needs_model(argparse.Namespace(**values)) else {"model": "none"}
     config = config_of(values["model"])
-    found = {**benchmark.defaults_of_run(config), **template_of_run(config, values.get("template"))}
+    found = {
+        **benchmark.defaults_of_run(config),
+        **template_of_run(config, values.get("template")),
+        **four_bit_of_run(values["model"]),
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 

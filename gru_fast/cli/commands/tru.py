@@ -83,6 +83,8 @@ def _check(args: argparse.Namespace, model: Any, config: Any) -> None:
     """Refuses options that do not go together."""
     if model.use_peft:
         raise ValueError("use_peft: a task vector is of the model's own weights, not of an adapter's; leave it out")
+    if model.load_in_4bit:
+        raise ValueError("load_in_4bit: a task vector is of all weights, and 4 bits cannot be trained; leave it out")
     if args.resume and args.overwrite_output_dir:
         raise ValueError("--resume: goes on in a folder that --overwrite-output-dir clears; give one of them")
 

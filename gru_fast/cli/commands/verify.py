@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.evaluation.asking import Scorer
     from gru_fast.forget import manifest, verify
     from gru_fast.models.limits import padding_id
-    from gru_fast.models.load import ModelOptions
+    from gru_fast.models.load import ModelOptions, four_bit_of_run
 
     folder = Path(args.folder)
     said = manifest.read(folder)["options"]
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             template=said["template"],
             template_options=said["template_options"],
             trust_remote_code=said["trust_remote_code"],
+            **four_bit_of_run(model_name, said),
         )
         model, tokenizer, template = evaluating.load(asked, args.device)
         scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size=said["eval_batch_size"])
