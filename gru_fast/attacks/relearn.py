@@ -7,6 +7,9 @@ harmless   on text that has nothing to do with them: rows to keep at random, or 
 The same rows are asked about whatever was taught. Plain AdamW at a constant rate, without weight decay. What a model
 learns of the manner of the answers it learns whether it knew them or not: the same lessons to the retrained model are
 the baseline. An arm (a model, a source, a learning rate) is trained in one go, and done anew if it was stopped.
+
+Of several processes each takes every step, on the same rows, so that a step is what it is in one; they share the rows
+that are asked about.
 """
 
 from __future__ import annotations
@@ -32,12 +35,13 @@ from gru_fast.evaluation.subject import settings_of
 from gru_fast.metrics.leak import mean
 from gru_fast.models.limits import limits_of
 from gru_fast.runs.files import read_json, write_json
-from gru_fast.runs.processes import here
+from gru_fast.runs.processes import on_first
 
 HELP = "a few steps of fine-tuning; what returns on the rows that were not taught"
 PROBABILITY = "forget prob"  # mean over rows of exp(-loss), as TOFU's
 _CURVE = "curve.json"
 _SCORES = (PROBABILITY, *SCORES)
+_ROWS = 20  # that are taught, if there are enough
 
 Points = dict[int, dict[str, float]]  # step -> score -> mean over the rows that are asked about
 
@@ -50,7 +54,10 @@ class RelearnOptions:
         default_factory=lambda: list(lessons.SOURCES),
         metadata={"help": f"what is taught: some of {', '.join(lessons.SOURCES)}"},
     )
-    relearn_rows: int = field(default=20, metadata={"help": "rows that are taught, drawn at random"})
+    relearn_rows: int | None = field(
+        default=None,
+        metadata={"help": f"rows that are taught, at random; by default {_ROWS}, of those to forget at most half"},
+    )
     relearn_steps: list[int] = field(
         default_factory=lambda: [1, 2, 5, 10, 20, 50], metadata={"help": "steps after which it is asked"}
     )
@@ -72,7 +79,7 @@ class RelearnOptions:
         problems += [
             f"{name}: expected at least 1, got {getattr(self, name)}"
             for name in ("relearn_rows", "relearn_batch_size")
-            if getattr(self, name) < 1
+            if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         if problems:
             raise ValueError("; ".join(problems))
@@ -104,6 +111,21 @@ class RelearnOptions:
                 found.append(f"relearn_{source}: {error}")
         return found
 
+    def count(self, source: str, num_forget: int) -> int:
+        """Rows of a source that are taught, of ``num_forget`` rows to forget.
+
+        Raises:
+            ValueError: a row to forget is to be taught, and there is but one.
+        """
+        if self.relearn_rows is not None:
+            return self.relearn_rows
+        if source == lessons.FORGET and num_forget < 2 and source in self.relearn_on:
+            raise ValueError(
+                f"relearn_on: forget takes at least 2 rows to forget, one to teach and one to ask about, got "
+                f"{num_forget}; give --relearn-on near harmless"
+            )
+        return min(_ROWS, num_forget // 2) if source == lessons.FORGET else _ROWS
+
     def file(self, source: str) -> str | None:
         """The user's own text of a source."""
         found: str | None = getattr(self, f"relearn_{source}", None)
@@ -130,24 +152,21 @@ def settings(options: RelearnOptions, target: Target) -> dict[str, Any]:
     """What the findings depend on."""
     files = {source: options.file(source) for source in lessons.SOURCES}
     texts = {source: lessons.read_lessons(Path(name)) for source, name in files.items() if name}
-    taught = {source: _taught(options, target, source) for source in options.relearn_on}
+    taught = {
+        source: joined_hash(map(content_hash, _lessons(options, target, source, *target.words())))
+        for source in options.relearn_on
+    }
     return {**asdict(options), "texts": hash_of([str(texts)]) if texts else None, "taught": taught}
 
 
-def _taught(options: RelearnOptions, target: Target, source: str) -> str:
-    """Hash of what is taught, as tokens."""
-    count, seed, file = options.relearn_rows, options.relearn_seed, options.file(source)
-    learned = lessons.lessons(target, *target.words(), source, count, seed, file)
-    return joined_hash(map(content_hash, learned))
+def _lessons(options: RelearnOptions, target: Target, source: str, tokenizer: Any, template: Any) -> list[Encoded]:
+    """What is taught."""
+    count = options.count(source, len(rows(target, tokenizer, template).forget))
+    return lessons.lessons(target, tokenizer, template, source, count, options.relearn_seed, options.file(source))
 
 
 def run(options: RelearnOptions, target: Target) -> Outcome:
     """Curves over the steps, of every arm."""
-    if here()[1] > 1:
-        raise ValueError(
-            f"relearn: it trains on one process, and there are {here()[1]}; start it without a launcher, and the "
-            "others (--attacks quantize sample extract) with one"
-        )
     start = {role: _start(options, target, role) for role in target.roles}
     facts = settings(options, target)
     curves: dict[tuple[str, str, float], Points] = {}
@@ -176,7 +195,8 @@ Asked = tuple[Question, Encoded]
 def _asked(options: RelearnOptions, target: Target, tokenizer: Any, template: Any) -> list[Asked]:
     """The rows to forget that nobody is taught, as questions and as sequences."""
     forget = rows(target, tokenizer, template).forget
-    taught = {*lessons.taught(len(forget), options.relearn_rows, options.relearn_seed)}
+    count = options.count(lessons.FORGET, len(forget))
+    taught = {*lessons.taught(len(forget), count, options.relearn_seed)}
     found = [
         (question, forget[question.row])
         for question in questions(target, tokenizer, template)
@@ -184,7 +204,7 @@ def _asked(options: RelearnOptions, target: Target, tokenizer: Any, template: An
     ]
     if not found:
         raise ValueError(
-            f"max_rows: all of the first {target.max_rows} rows to forget are among the {options.relearn_rows} that "
+            f"max_rows: all of the first {target.max_rows} rows to forget are among the {count} that "
             "are taught; give more, or fewer --relearn-rows"
         )
     return found
@@ -205,7 +225,7 @@ def _measured(target: Target, scorer: Scorer, asked: Sequence[Asked], folder: Pa
     records = RecordFolder(folder, settings_of(scorer.model, own), overwrite=target.unlearned.overwrite)
     of = RowSet("answers", asked, work, [len(row["input_ids"]) for _, row in asked], label)
     score_sets(records, [of], batch_size=scorer.batch_size, progress=target.unlearned.progress)
-    found = records.read("answers")
+    found = on_first(lambda: records.read("answers"))
     return {score: mean([row[score] for row in found.values()]) for score in _SCORES}
 
 
@@ -260,14 +280,21 @@ def _arm(
         "data": asdict(target.data),
     }
     file = folder / _CURVE
-    if file.is_file() and not target.unlearned.overwrite and target.subjects[role].is_older_than(file):
-        kept = read_json(file)
-        known = {int(step): scores for step, scores in kept["points"].items()}
-        if not differing(kept["settings"], own) and {*options.relearn_steps} <= {*known}:
-            return {step: known[step] for step in options.relearn_steps}
-    shutil.rmtree(folder, ignore_errors=True)  # of one that was stopped, or that had other options
+
+    def known() -> Points | None:
+        if file.is_file() and not target.unlearned.overwrite and target.subjects[role].is_older_than(file):
+            kept = read_json(file)
+            found = {int(step): scores for step, scores in kept["points"].items()}
+            if not differing(kept["settings"], own) and {*options.relearn_steps} <= {*found}:
+                return {step: found[step] for step in options.relearn_steps}
+        shutil.rmtree(folder, ignore_errors=True)  # of one that was stopped, or that had other options
+        return None
+
+    found = on_first(known)
+    if found is not None:
+        return found
     points = _trained(options, target, role, source, rate, folder)
-    write_json(file, {"settings": own, "points": points})
+    on_first(lambda: write_json(file, {"settings": own, "points": points}))
     return points
 
 
@@ -277,13 +304,11 @@ _OF_ARM = ("relearn_rows", "relearn_batch_size", "relearn_seed", "texts")
 def _trained(options: RelearnOptions, target: Target, role: str, source: str, rate: float, folder: Path) -> Points:
     from transformers import PrinterCallback
 
-    from gru_fast.unlearn.finetune import FinetuneConfig, finetune_trainer
+    from gru_fast.unlearn.finetune import FinetuneConfig, SameRowsTrainer, finetune_trainer
 
     model, tokenizer, template = target.train(role)
     asked = _asked(options, target, tokenizer, template)
-    learned = lessons.lessons(
-        target, tokenizer, template, source, options.relearn_rows, options.relearn_seed, options.file(source)
-    )
+    learned = _lessons(options, target, source, tokenizer, template)
     _check(target, model, asked)
     config = FinetuneConfig(
         str(folder),
@@ -302,7 +327,7 @@ def _trained(options: RelearnOptions, target: Target, role: str, source: str, ra
     )
     if config.n_gpu > 1:
         config._n_gpu = 1  # else a step would have as many times the rows
-    trainer = finetune_trainer(model, config, learned, tokenizer)
+    trainer = finetune_trainer(model, config, learned, tokenizer, SameRowsTrainer)
     points: Points = {}
 
     def measure(step: int) -> None:
@@ -313,7 +338,7 @@ def _trained(options: RelearnOptions, target: Target, role: str, source: str, ra
     trainer.remove_callback(PrinterCallback)  # of seconds and losses, on stdout
     trainer.add_callback(_after(options.relearn_steps, measure))
     trainer.train()
-    write_json(folder / "rows.json", {"taught": [content_hash(row) for row in learned]})
+    on_first(lambda: write_json(folder / "rows.json", {"taught": [content_hash(row) for row in learned]}))
     return points
 
 

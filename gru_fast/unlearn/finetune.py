@@ -57,7 +57,37 @@ class FinetuneTrainer(WholeCheckpoints, Trainer):
     """``transformers.Trainer`` with :class:`~gru_fast.unlearn.resuming.WholeCheckpoints`."""
 
 
-def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded], tokenizer: Any) -> FinetuneTrainer:
+class SameRowsTrainer(FinetuneTrainer):
+    """Every process takes every row, so that a step is that of one process, and all have its weights.
+
+    For short trainings between evaluations that processes share.
+    """
+
+    def get_train_dataloader(self) -> Any:
+        """The batches that one process would have, in its order."""
+        from accelerate.data_loader import prepare_data_loader
+        from torch.utils.data import DataLoader
+
+        loader = DataLoader(
+            self.train_dataset, batch_size=self.args.train_batch_size, shuffle=True, collate_fn=self.data_collator
+        )
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=self.args.accelerator_config.use_seedable_sampler,
+        )
+
+
+def finetune_trainer(
+    model: Any,
+    config: FinetuneConfig,
+    rows: Sequence[Encoded],
+    tokenizer: Any,
+    cls: type[FinetuneTrainer] = FinetuneTrainer,
+) -> FinetuneTrainer:
     """A trainer on the mean negative log-likelihood per label token.
 
     The mean is over all label tokens of a step, as transformers takes it; the original code took the mean of the
@@ -67,6 +97,7 @@ def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded]
         model: a causal LM.
         rows: ``{"input_ids", "labels"}``, -100 where a label is not learned.
         tokenizer: of the model; saved with it.
+        cls: the trainer's class.
 
     Raises:
         ValueError: no rows, or one that the model cannot read.
@@ -74,7 +105,7 @@ def finetune_trainer(model: Any, config: FinetuneConfig, rows: Sequence[Encoded]
     if not rows:
         raise ValueError("rows: expected at least one row to fine-tune on, got an empty set")
     limits_of(model).check_rows("rows", rows)
-    trainer = FinetuneTrainer(
+    trainer = cls(
         model=model,
         args=config,
         train_dataset=rows,

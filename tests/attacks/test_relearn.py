@@ -87,11 +87,20 @@ def test_what_it_will_take_is_said(models: planted.Models, tmp_path: Path) -> No
 def test_too_few_rows_are_refused(models: planted.Models, tmp_path: Path) -> None:
     target = planted.target(models, tmp_path)
     with pytest.raises(ValueError, match=r"relearn_rows: expected fewer than the 4 rows to forget, .* got 20"):
-        relearn.cost(relearn.Options(), target)
+        relearn.cost(relearn.Options(relearn_rows=20), target)
     first = lessons.taught(4, 3, 0)[0]
     assert first == 0
     with pytest.raises(ValueError, match="max_rows: all of the first 1 rows to forget are among the 3 that are taught"):
         relearn.cost(relearn.Options(relearn_rows=3), planted.target(models, tmp_path, max_rows=1))
+
+
+def test_without_a_number_half_of_few_rows_are_taught() -> None:
+    options = relearn.Options()
+    assert [options.count("forget", rows) for rows in (2, 5, 39, 41, 400)] == [1, 2, 19, 20, 20]
+    assert options.count("near", 2) == 20
+    with pytest.raises(ValueError, match=r"relearn_on: forget takes at least 2 rows to forget, .* got 1; give"):
+        options.count("forget", 1)
+    assert relearn.Options(relearn_on=["near"]).count("forget", 1) == 0  # the one row is asked about
 
 
 @pytest.mark.parametrize(

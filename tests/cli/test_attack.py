@@ -109,11 +109,17 @@ def test_a_stop_changes_nothing(
 
 def test_processes_share_the_rows(models: planted.Models, run: Path, tmp_path: Path, processes: Processes) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
-    chosen = ["--retrained", str(models.retrained), *QUICK, "--attacks", "sample", "--batch-size", "3"]
+    chosen = ["--retrained", str(models.retrained), *QUICK, "--attacks", "sample", "relearn", "--batch-size", "1"]
     assert main(["attack", str(run), *chosen]) == 0
     processes.run(launched.command, 2, ["attack", str(other), *chosen])
     found, expected = (runs.read_run(place).attacks["tofu-forget05"] for place in (other, run))
     assert found["sample"]["findings"] == expected["sample"]["findings"]
+    # Every process takes the steps of one on all rows that are taught, and asks about one row of two.
+    pairs = list(zip(found["relearn"]["findings"], expected["relearn"]["findings"], strict=True))
+    assert len(pairs) == 6
+    for ours, alone in pairs:
+        assert ours["after"] == pytest.approx(alone["after"], rel=1e-5)
+        assert ours["retained_after"] == pytest.approx(alone["retained_after"], rel=1e-5)
 
 
 def test_the_model_itself_is_no_original(models: planted.Models, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ does to the retrained model, which never knew: only more than that has come back
 it was to forget and what it started from; a model that is no run is told by the flags. Every row that was scored is
 kept at once: the same command goes on after a stop. `--dry-run` says what it will take.
 
-Several processes (torchrun) share the rows of each evaluation; relearn trains, and takes one process.
+Several processes (torchrun) share the rows that are asked about.
 """
 
 from __future__ import annotations
