@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from gru_fast.study import attacked, overview, paper
 from gru_fast.study.arguments import flags
+from gru_fast.study.directions import directions
 from gru_fast.study.render import Cell, Column, Score, Table, last_if_none, score_column, setting, without_empty
 from gru_fast.study.results import (
     ABLATION,
@@ -47,8 +48,8 @@ def tables(results: StudyResults) -> list[Table]:
         comparison, further, over_tau, over_gamma, ablation, over_retain, calibration, attacked.attacks, vectors,
     )  # fmt: skip
     found = [make(results, split) for make in per_split for split in results.splits]
-    found += [overview.statistics(results), overview.every_pair(results), overview.every_run(results)]
-    return [table for table in found if table.rows]
+    whole = (directions, overview.statistics, overview.every_pair, overview.every_run)
+    return [table for table in [*found, *(make(results) for make in whole)] if table.rows]
 
 
 def headings(results: StudyResults) -> Sequence[str]:

@@ -171,12 +171,18 @@ def test_every_run_is_in_the_table_of_runs() -> None:
 
 
 def test_tables_without_runs_are_left_out() -> None:
-    assert [table.name for table in tables.tables(small())] == ["comparison-forget05", "statistics", "pairs", "runs"]
+    assert [table.name for table in tables.tables(small())] == [
+        "comparison-forget05",
+        "directions",
+        "statistics",
+        "pairs",
+        "runs",
+    ]
     assert [table.name for table in tables.tables(large())] == [
         f"{name}-{split}"
         for name in ("comparison", "over-tau", "over-gamma", "ablation", "calibration", "vectors")
         for split in ("forget05", "forget10")
-    ] + ["statistics", "pairs", "runs"]
+    ] + ["directions", "statistics", "pairs", "runs"]
 
 
 # ---- the three forms -------------------------------------------------------------------------------------------------
