@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
 #include <iterator>
 #include <string_view>
 
@@ -12,7 +11,9 @@
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "rule_of.h"
 #include "rules.h"
+#include "set_bindings.h"
 #include "tensor_view.h"
 #include "vector_view.h"
 
@@ -101,21 +102,6 @@ Context context_on(dlpack::Device device, py::handle stats, py::handle scratch, 
           num_threads,
           device.id,
           device.type == dlpack::kCUDA ? current_stream(device.id) : nullptr};
-}
-
-using RuleOptions = std::array<double, 4>;
-
-Rule rule_of(std::string_view name, const RuleOptions& options) {
-  std::string known;
-  for (size_t i = 0; i < std::size(kRuleNames); ++i) {
-    if (name == kRuleNames[i]) {
-      Rule rule{static_cast<RuleId>(i), {}};
-      std::copy(options.begin(), options.end(), rule.options);
-      return rule;
-    }
-    known += (i > 0 ? ", " : "") + std::string(kRuleNames[i]);
-  }
-  throw py::value_error("rule: expected one of " + known + ", got \"" + std::string(name) + "\"");
 }
 
 [[noreturn]] void refuse_layouts(const char* list, size_t row) {
@@ -506,6 +492,7 @@ PYBIND11_MODULE(_core, m) {
            arg("num_threads"));
 
   bind_adamw(m);
+  bind_sets(m);
 
   m.attr("NUM_STATS") = kNumStats;
   m.attr("NUM_GROUP_STATS") = kNumGroupStats;

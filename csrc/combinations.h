@@ -12,8 +12,9 @@
 
 namespace gru_fast {
 
-inline constexpr const char* kRuleNames[] = {"gru",    "gdr",  "a_gem",  "pcgrad", "upgrad", "blur", "gu",
-                                             "ngdiff", "mgda", "cagrad", "hamu",   "sago"};  // by the value of RuleId
+inline constexpr const char* kRuleNames[] = {
+    "gru",    "gdr",  "a_gem",  "pcgrad", "upgrad", "blur", "gu",
+    "ngdiff", "mgda", "cagrad", "hamu",   "sago",   "gem",  "subspace"};  // by the value of RuleId
 
 // What a rule says, before clipping.
 struct Combination {
@@ -181,6 +182,17 @@ GRU_FAST_HD Combination upgrad(const Dots& s) {
   return pcgrad(s, kHalves);
 }
 
+// Of one vector; of several: sets.h. options: margin
+GRU_FAST_HD Combination gem(const Dots& s, const double* options) {
+  if (!(s.conflict && options[0] * s.m > -s.d)) return gru(s);
+  return weighted(1.0, options[0], s);
+}
+
+// Of one vector; of several: sets.h. options: w_r
+GRU_FAST_HD Combination subspace(const Dots& s, const double* options) {
+  return weighted(1.0, s.m > 0.0 ? options[0] - s.d / s.m : 0.0, s);
+}
+
 GRU_FAST_HD Combination combine(const Rule& rule, const Dots& s) {
   switch (rule.id) {
     case RuleId::kGru:
@@ -204,6 +216,10 @@ GRU_FAST_HD Combination combine(const Rule& rule, const Dots& s) {
       return cagrad(s, rule.options);
     case RuleId::kHamu:
       return hamu(s, rule.options);
+    case RuleId::kGem:
+      return gem(s, rule.options);
+    case RuleId::kSubspace:
+      return subspace(s, rule.options);
     case RuleId::kSago:  // element-wise: gate.h
       break;
   }
@@ -211,6 +227,8 @@ GRU_FAST_HD Combination combine(const Rule& rule, const Dots& s) {
 }
 
 // Whether a rule adds x to g, and so needs all of r: where NaN or Inf kept some of it out of e, the step is given up.
-GRU_FAST_HD bool needs_all_of_r(const Rule& rule) { return rule.id != RuleId::kGru && rule.id != RuleId::kAGem; }
+GRU_FAST_HD bool needs_all_of_r(const Rule& rule) {
+  return rule.id != RuleId::kGru && rule.id != RuleId::kAGem && rule.id != RuleId::kGem;
+}
 
 }  // namespace gru_fast

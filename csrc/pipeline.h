@@ -101,7 +101,22 @@ inline constexpr int kNumStats = 16;
 static_assert(sizeof(Stats) == kNumStats * sizeof(double));
 
 // Who says what alpha and beta are, and the options it was given; see combinations.h.
-enum class RuleId : uint8_t { kGru, kGdr, kAGem, kPcGrad, kUpGrad, kBlur, kGu, kNgDiff, kMgda, kCaGrad, kHamu, kSago };
+enum class RuleId : uint8_t {
+  kGru,
+  kGdr,
+  kAGem,
+  kPcGrad,
+  kUpGrad,
+  kBlur,
+  kGu,
+  kNgDiff,
+  kMgda,
+  kCaGrad,
+  kHamu,
+  kSago,
+  kGem,
+  kSubspace
+};
 struct Rule {
   RuleId id = RuleId::kGru;
   double options[4] = {};

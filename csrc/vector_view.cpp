@@ -1,5 +1,6 @@
 #include "vector_view.h"
 
+#include <iterator>
 #include <string>
 
 #include "tensor_checks.h"
@@ -39,8 +40,17 @@ class RowReader {
     const bool fits =
         (allowed != Allowed::kFloat32 && dtype == dtype_) || (allowed != Allowed::kSame && dtype == DType::kFloat32);
     if (!fits) type_error(label, "expected " + words_of(allowed, first_name) + ", got " + dtype_name(t.dtype));
-    alike_ = alike_ && is_contiguous(t) == is_contiguous(first_) && (is_contiguous(t) || same_strides(t, first_));
-    add(t, label, access);
+    hold(t, label, access);
+    return {t.data, dtype};
+  }
+
+  // One that is read, of any dtype.
+  Part like(py::handle object, const char* list, const char* first_name) {
+    const Label label{list, index_, &names_};
+    const dlpack::Tensor t = view_checked(object, label);
+    const DType dtype = dtype_of(t, label);
+    check_like(t, label, {first_, first_name, kMendDevice});
+    hold(t, label, Access::kRead);
     return {t.data, dtype};
   }
 
@@ -51,6 +61,11 @@ class RowReader {
   }
 
  private:
+  void hold(const dlpack::Tensor& t, const Label& label, Access access) {
+    alike_ = alike_ && is_contiguous(t) == is_contiguous(first_) && (is_contiguous(t) || same_strides(t, first_));
+    add(t, label, access);
+  }
+
   void add(const dlpack::Tensor& t, const Label& label, Access access) {
     if (access == Access::kWrite) check_writable(t, label);
     extents_.add(t, numel_of(t), is_dense(t), access, label);
@@ -181,6 +196,55 @@ VectorCapture<AdamWRow, AdamWKind> capture_adamw(py::sequence params, py::object
                AdamWRow{row.first().data, grad, first.data, second.data, average.data, numel_of(row.first()), 0,
                         static_cast<uint32_t>(key), static_cast<uint32_t>(i)},
                AdamWKind{row.dtype(), first.dtype, average.dtype}, row);
+        return row;
+      });
+}
+
+VectorCapture<SetRow, SetKind> capture_sets(py::sequence grads, py::sequence vectors, py::object names) {
+  static constexpr const char* kLists[] = {"sets[0]", "sets[1]", "sets[2]", "sets[3]",
+                                           "sets[4]", "sets[5]", "sets[6]", "sets[7]"};
+  static_assert(std::size(kLists) == kMaxVectors);
+  const Items grad_items(grads, "grads"), lists(vectors, "sets");
+  const size_t count = grad_items.size(), num_vectors = lists.size();
+  if (num_vectors < 1 || num_vectors > kMaxVectors) {
+    throw py::value_error("sets: expected 1 to " + std::to_string(kMaxVectors) + " lists, got " +
+                          std::to_string(num_vectors));
+  }
+  std::vector<Items> vector_items;
+  for (size_t j = 0; j < num_vectors; ++j) {
+    vector_items.emplace_back(lists[j], kLists[j]);
+    check_length(vector_items[j].size(), count, kLists[j]);
+  }
+  using Allowed = RowReader::Allowed;
+  return capture_rows<SetRow, SetKind>(
+      count, 1 + num_vectors, kLists[0], names, [&](size_t i, const Label& label, Extents& extents, auto& out) {
+        const bool has_grad = !grad_items[i].is_none();
+        const Label first{has_grad ? "grads" : label.list, i, &names};
+        RowReader row(has_grad ? grad_items[i] : vector_items[0][i], first, has_grad ? Access::kWrite : Access::kRead,
+                      extents);
+        SetRow found{};
+        found.grad = has_grad ? row.first().data : nullptr;
+        found.numel = numel_of(row.first());
+        found.grad_dtype = row.dtype();
+        for (size_t j = 0; j < num_vectors; ++j) {
+          if (j == 0 && !has_grad) {
+            found.vectors[0] = row.first().data;
+            found.is_float32 |= row.dtype() == DType::kFloat32 ? 1u : 0u;
+            continue;
+          }
+          // Without a gradient the vectors alone say what dtype there is beside float32.
+          const bool any = !has_grad && row.dtype() == DType::kFloat32;
+          const auto part = any ? row.like(vector_items[j][i], kLists[j], kLists[0])
+                                : row.other(vector_items[j][i], kLists[j], Access::kRead, Allowed::kSameOrFloat32,
+                                            has_grad ? "its gradient" : kLists[0]);
+          found.vectors[j] = part.data;
+          if (part.dtype == DType::kFloat32) {
+            found.is_float32 |= static_cast<uint8_t>(1u << j);
+          } else {
+            found.grad_dtype = part.dtype;
+          }
+        }
+        append(out, found, SetKind{}, row);
         return row;
       });
 }

@@ -1,4 +1,4 @@
-// Python lists of tensors -> checked rows of task_vector.h, of `blend`, and of optim.h.
+// Python lists of tensors -> checked rows of task_vector.h, of `blend`, of optim.h and of sets.h.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,6 +9,7 @@
 #include "dlpack_abi.h"
 #include "optim.h"
 #include "pipeline.h"
+#include "sets.h"
 #include "task_vector.h"
 
 namespace gru_fast {
@@ -44,5 +45,8 @@ VectorCapture<Row, Kind> capture_blend(py::sequence out, const NamedList& x, con
 VectorCapture<AdamWRow, AdamWKind> capture_adamw(py::sequence params, py::object grads, py::sequence exp_avg,
                                                  py::sequence exp_avg_sq, py::object ema, py::object names,
                                                  py::object rounding_keys);
+
+// `vectors`: one list or more, at most kMaxVectors, each float32 or the gradient's dtype. Entries of `grads` may be None.
+VectorCapture<SetRow, SetKind> capture_sets(py::sequence grads, py::sequence vectors, py::object names);
 
 }  // namespace gru_fast

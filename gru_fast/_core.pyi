@@ -9,6 +9,8 @@ NUM_STATS: int
 NUM_ADAMW_SCALARS: int
 NUM_UPDATE_STATS: int
 NUM_GROUP_STATS: int
+NUM_SET_STATS: int
+MAX_VECTORS: int
 RULES: tuple[str, ...]
 HAS_CUDA: bool
 CUDA_ARCHITECTURES: str
@@ -213,6 +215,31 @@ class AdamWTable:
         num_threads: int,
     ) -> None: ...
     def settle(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, rectifies: bool) -> None: ...
+
+class SetTable:
+    """One step's tensors beside several vectors, on one device. Keep the lists alive."""
+
+    def __init__(
+        self,
+        grads: Sequence[torch.Tensor | None],
+        sets: Sequence[Sequence[torch.Tensor]],
+        names: Sequence[str] | None = None,
+    ) -> None: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    @property
+    def mismatched_layouts(self) -> list[int]: ...
+    def reduce(self, stats: torch.Tensor, scratch: torch.Tensor, num_threads: int) -> None: ...
+    def decide(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        tau: float,
+        rule: str,
+        options: tuple[float, float, float, float],
+    ) -> None: ...
+    def apply(self, stats: torch.Tensor, scratch: torch.Tensor, num_threads: int) -> None: ...
+    def finish(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, num_threads: int) -> None: ...
 
 def cuda_problem() -> str: ...
 def build_info() -> dict[str, Any]: ...

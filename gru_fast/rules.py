@@ -4,6 +4,7 @@ from gru_fast.core.rules import (
     AGEM,
     BLUR,
     GDR,
+    GEM,
     GRU,
     GU,
     HAMU,
@@ -14,11 +15,12 @@ from gru_fast.core.rules import (
     NGDiff,
     PCGrad,
     Rule,
+    Subspace,
     UPGrad,
     rule_of,
 )
 
 __all__ = [
-    "AGEM", "BLUR", "GDR", "GRU", "GU", "HAMU", "MGDA", "RULES", "SAGO", "CAGrad", "NGDiff", "PCGrad", "Rule", "UPGrad",
-    "rule_of",
+    "AGEM", "BLUR", "GDR", "GEM", "GRU", "GU", "HAMU", "MGDA", "RULES", "SAGO", "CAGrad", "NGDiff", "PCGrad", "Rule",
+    "Subspace", "UPGrad", "rule_of",
 ]  # fmt: skip

@@ -141,12 +141,14 @@ def _coordinates(place: Place) -> tuple[int, ...]:
     return tuple(-1 if p.is_replicate() else c for c, p in zip(at, placements, strict=True))
 
 
-def collect_halves(ema: gru_fast.RetainEMA, params: Sequence[Tensor], retain: Sequence[Tensor | None]) -> None:
+def collect_halves(
+    ema: gru_fast.RetainEMA, params: Sequence[Tensor], retain: Sequence[Tensor | None], **where: int
+) -> None:
     """Two micro-batches that share r."""
-    with ema.collect():
+    with ema.collect(**where):
         for param, r in zip(params, retain, strict=True):
             param.grad = None if r is None else 0.5 * r
-    with ema.collect():
+    with ema.collect(**where):
         for param, r in zip(params, retain, strict=True):
             if r is not None:
                 param.grad += 0.5 * r
@@ -164,7 +166,8 @@ def rectified(
 
     ``how``: with a RetainEMA that is given r ("object"), or collects it in two parts, the second added in place as
     autograd does ("collect"); with a list; to measure; by GDR against r itself, which it collects
-    ("direct"); each tensor for itself ("tensors"); or by SAGO, with an average or without.
+    ("direct"); each tensor for itself ("tensors"); against two retain sets ("sets"); or by SAGO, with an average or
+    without.
     """
     given = data(dtype=dtype)
     places: list[Place] = [None] * len(SHAPES) if layout is None else LAYOUTS[layout]()
@@ -173,7 +176,8 @@ def rectified(
     plain = [torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for p in params]
     ema: Any = plain if how == "list" else gru_fast.RetainEMA(params, ema_dtype, seed=11)
     ema = gru_fast.RetainGradient(params) if how == "direct" else ema
-    found = Found([], [], [], [], [_coordinates(place) for place in places])
+    ema = gru_fast.RetainEMA(params, ema_dtype, seed=11, sets=2) if how == "sets" else ema
+    found = Found([], [], [], [], 2 * [_coordinates(place) for place in places])
     for grads, retain in zip(given.grads, given.retain, strict=True):
         for param, grad, place in zip(params, grads, places, strict=True):
             param.grad = None if grad is None else make(grad, place)
@@ -184,6 +188,11 @@ def rectified(
         elif how == "direct":
             collect_halves(ema, params, r)
             step = gru_fast.rectify_(params, ema, tau=tau, rule="gdr")
+        elif how == "sets":
+            collect_halves(ema, params, r, set=0)
+            other = [None if t is None else make(t.flip(0), place) for t, place in zip(retain, places, strict=True)]
+            collect_halves(ema, params, other, set=1)
+            step = gru_fast.rectify_(params, ema, GAMMA, tau, rule="gem")
         elif how in {"sago", "sago direct"}:
             kept = ema if how == "sago" else None
             gamma = GAMMA if how == "sago" else None
@@ -197,7 +206,7 @@ def rectified(
         tensors = ema if how == "list" else [] if how == "direct" else ema.tensors
         found.stats.append(step.stats[:14].tolist())
         found.grads.append([whole(p.grad, q) for p, q in zip(params, given.params, strict=True)])
-        found.ema.append([whole(e, q) for e, q in zip(tensors, given.params, strict=how != "direct")])
+        found.ema.append([whole(e, q) for e, q in zip(tensors, 2 * given.params, strict=False)])
         named = {("e", row): e for row, e in enumerate(tensors)}
         named |= {("g", row): p.grad for row, p in enumerate(params) if p.grad is not None}
         found.parts.append({key: part(tensor) for key, tensor in named.items()})

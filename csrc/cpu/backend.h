@@ -5,6 +5,7 @@
 #include "../groups.h"
 #include "../optim.h"
 #include "../pipeline.h"
+#include "../sets.h"
 #include "../task_vector.h"
 
 namespace gru_fast::cpu {
@@ -28,6 +29,13 @@ size_t scratch_bytes(const VectorPlan& plan);
 void reduce(const VectorPlan& plan, const VectorArgs& args, const Context& context);
 void measure(const VectorPlan& plan, const VectorArgs& args, const Context& context);
 void add(const VectorPlan& plan, const VectorArgs& args, const Context& context);
+
+// Of sets.h: the sums, what they say, the write, the rare extra scaling. `stats` lies where the rows do.
+size_t scratch_bytes(const SetPlan& plan);
+void reduce(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context);
+void decide(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context);
+void apply(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context);
+void finish(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context);
 
 size_t scratch_bytes(const AdamWPlan& plan);
 void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const AdamWContext& context);

@@ -18,6 +18,8 @@
   void vector_add(VectorKind, const VectorSpan&, double, double, bool);                 \
   void wide_vector_add(VectorKind, const VectorSpan&, double, double, bool);            \
   UpdateStats adamw(AdamWKind, AdamWPass, const AdamWSpan&, const AdamWFactors&, bool); \
+  SetSums set_sums(const SetSpan&, int);                                                \
+  double set_combine(const SetSpan&, double, const double*, int);                       \
   void probe_reduce(Kind, const Span&);                                                 \
   void probe_apply(Kind, const Span&);                                                  \
   const Kernels kTable = {                                                              \
@@ -34,6 +36,8 @@
       .vector_add = vector_add,                                                         \
       .wide_vector_add = wide_vector_add,                                               \
       .adamw = adamw,                                                                   \
+      .set_sums = set_sums,                                                             \
+      .set_combine = set_combine,                                                       \
       .probe_reduce = probe_reduce,                                                     \
       .probe_apply = probe_apply,                                                       \
       .level = #name,                                                                   \

@@ -1,5 +1,5 @@
-// The per-chunk kernels of the CPU backend. reduce.cpp, apply.cpp, blend.cpp, vector_unit.cpp and adamw.cpp
-// are compiled once per vector level; the best table this machine can run is chosen at run time.
+// The per-chunk kernels of the CPU backend. reduce.cpp, apply.cpp, blend.cpp, vector_unit.cpp, adamw.cpp and
+// set_unit.cpp are compiled once per vector level; the best table this machine can run is chosen at run time.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include "../gate.h"
 #include "../optim.h"
 #include "../pipeline.h"
+#include "../sets.h"
 #include "../task_vector.h"
 
 namespace gru_fast::cpu {
@@ -45,6 +46,15 @@ struct AdamWSpan {
   int64_t tile_offset;        // even
 };
 
+// The same of a row of sets.h.
+struct SetSpan {
+  void* grad;  // may be null
+  const void* vectors[kMaxVectors];
+  int64_t numel;
+  DType grad_dtype;
+  DType dtypes[kMaxVectors];
+};
+
 struct Kernels {
   Sums (*reduce)(Kind, const Span&, float keep, float gain);           // writes e; sums with the stored e
   Sums (*wide_sums)(Kind, const Span&);                                // the same sums, float64 throughout
@@ -61,6 +71,9 @@ struct Kernels {
   void (*wide_vector_add)(VectorKind, const VectorSpan&, double scale, double shift, bool restore);  // in float64
   // One pass; the sums are of U and factors.scale * e, without learning rates (in_units) and without numel.
   UpdateStats (*adamw)(AdamWKind, AdamWPass, const AdamWSpan&, const AdamWFactors&, bool write_grad);
+  SetSums (*set_sums)(const SetSpan&, int count);  // of `count` vectors, in float64
+  // g <- alpha * g + sum betas[j] * x_j; returns |g|^2 as written
+  double (*set_combine)(const SetSpan&, double alpha, const double* betas, int count);
   void (*probe_reduce)(Kind, const Span&);  // bench: reads g, r, e and writes e back, values unchanged
   void (*probe_apply)(Kind, const Span&);   // bench: reads g, e and writes g back, values unchanged
   const char* level;

@@ -7,6 +7,7 @@
 #include "../chunk_plan.h"
 #include "../optim.h"
 #include "../pipeline.h"
+#include "../sets.h"
 #include "../task_vector.h"
 
 namespace gru_fast::cuda {
@@ -29,12 +30,20 @@ size_t scratch_bytes(const AdamWPlan& plan);
 void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const AdamWContext& context);
 void settle(const AdamWPlan& plan, double tau, bool rectifies, Stats* stats, const AdamWContext& context);
 
+// Of sets.h, as on the CPU. `stats` lies on the device.
+size_t scratch_bytes(const SetPlan& plan);
+void reduce(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context);
+void decide(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context);
+void apply(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context);
+void finish(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context);
+
 // Bench only: the memory traffic of reduce (and, if `full`, of apply) over the same chunks, values unchanged.
 void probe(const Plan& plan, bool full, const Context& context);
 
 PlanLimits limits();
 PlanLimits vector_limits();
 PlanLimits adamw_limits();
+PlanLimits set_limits();
 int device_count();     // 0 without a driver or a device; never throws
 std::string problem();  // why the CUDA that is linked in runs on no device; empty if it does
 

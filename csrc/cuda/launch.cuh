@@ -206,12 +206,12 @@ void for_each_launch(const PlanOf<LaunchT>& plan, Visit&& visit) {
   for (const LaunchT& launch : plan.launches) visit(launch, &launch == &plan.launches.back());
 }
 
-template <class LaunchT>
+template <class SumsT = GateSums, class LaunchT>
 size_t scratch_bytes_of(const PlanOf<LaunchT>& plan) {
   size_t num_slots = 0;
   for_each_launch(plan,
                   [&](const LaunchT& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
-  return kHeaderBytes + num_slots * sizeof(GateSums);  // the largest sums of a pass
+  return kHeaderBytes + num_slots * sizeof(SumsT);  // the largest sums of a pass
 }
 
 }  // namespace gru_fast::cuda

@@ -38,6 +38,7 @@ class RectifyOptions:
         """``ema``, or a TypeError if it is no such thing."""
         if not isinstance(ema, RetainEMA):
             raise TypeError(f"ema: expected a RetainEMA or None, got {type(ema).__name__}")
+        ema.expect_one("ema")
         return ema
 
     @classmethod

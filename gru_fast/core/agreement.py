@@ -21,7 +21,7 @@ def agreement(ema: RetainEMA) -> Rectification:
         ema: with retain gradients collected.
 
     Raises:
-        RuntimeError: none are, or they were streamed, and are in e already.
+        ValueError: several retain sets. RuntimeError: none are, or they were streamed, and are in e already.
 
     >>> import torch
     >>> from gru_fast import RetainEMA, rectify_
@@ -35,6 +35,7 @@ def agreement(ema: RetainEMA) -> Rectification:
     >>> round(found.cos, 6)
     0.6
     """
+    ema.expect_one("agreement")
     average, pending = ema.average, ema.pending
     pending.check_outside("agreement")
     if pending.retain is None:

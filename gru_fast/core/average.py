@@ -69,6 +69,14 @@ class Average:
         return average
 
     @classmethod
+    def zeros_of_sets(cls, params: Iterable[Any], dtype: torch.dtype | None, seed: int, count: int) -> list[Average]:
+        """The same for each of ``count`` retain sets; 16-bit ones are rounded by different bits."""
+        if count == 1:
+            return [cls.zeros(params, dtype, seed)]
+        pairs = list(params)
+        return [cls.zeros(pairs, dtype, seed + place) for place in range(count)]
+
+    @classmethod
     def not_kept(cls, params: Iterable[Any]) -> Average:
         """No e of the trainable ones of ``params``: a step works against r itself."""
         tensors, names = trainable_params(params)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
 
 def check_gamma(gamma: Any) -> float:
     """``gamma`` as a float in [0, 1], or an error."""
@@ -54,3 +56,19 @@ def check_entries(name: str, values: Any, count: int, expected: str) -> None:
         raise TypeError(f"{name}: expected {expected}, got {type(values).__name__}")
     if len(values) != count:
         raise ValueError(f"{name}: expected {count} entries, one per parameter, got {len(values)}")
+
+
+def first_nonfinite(
+    what: str, tensors: Sequence[Tensor | None], names: Sequence[str] | None, ids: Sequence[int] | None = None
+) -> str | None:
+    """What to say of the first of ``tensors`` with NaN or Inf, if there is one. Messages call them by ``ids``."""
+    for row, tensor in enumerate(tensors):
+        count = 0 if tensor is None else int((~tensor.isfinite()).sum())
+        if tensor is not None and count > 0:
+            name = "" if names is None else f' "{names[row]}"'
+            return (
+                f"{what}[{row if ids is None else ids[row]}]{name}: {count} of {tensor.numel()} elements are NaN or "
+                "Inf; nothing was changed. Skip this batch, lower the learning rate, or pass error_if_nonfinite=False "
+                "to have it skipped"
+            )
+    return None

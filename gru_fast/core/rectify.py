@@ -2,7 +2,7 @@
 
 One road: parameters -> what is known of their e (average.py) and of the step in progress (step.py) -> the tensors of
 this step, local shards (backends/passes.py) -> the passes, over devices and processes (backends/parts.py), with the
-rule between them (rules/) -> what happened (result.py).
+rule between them (rules/) -> what happened (result.py). Against several retain sets: several.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from gru_fast.core.average import Average
 from gru_fast.core.backends.parts import Work, run_measure, run_step
 from gru_fast.core.backends.passes import Rows, StepArgs
-from gru_fast.core.checks import check_entries, check_gamma, check_tau
+from gru_fast.core.checks import check_entries, check_gamma, check_tau, first_nonfinite
 from gru_fast.core.ema import RetainEMA
 from gru_fast.core.granularity import Granularity, Grouping, check_granularity
 from gru_fast.core.load import core
@@ -24,6 +24,7 @@ from gru_fast.core.params import unique_params
 from gru_fast.core.result import Rectification
 from gru_fast.core.retain_gradient import RetainGradient
 from gru_fast.core.rules import GRU, Rule, rule_of
+from gru_fast.core.several import check_rule, measure_sets, rectify_sets
 from gru_fast.core.step import StepInProgress
 
 _NONFINITE_ELSEWHERE = (
@@ -101,9 +102,14 @@ def rectify_(
     tau, rule = check_tau(tau), rule_of(rule)
     if rule.elementwise and granularity != "global":
         raise ValueError(f"granularity: expected global with {rule.name}, which decides element by element")
-    work, args, groups = _opened(
-        params, ema, gamma, retain_grads, tau, rule, error_if_nonfinite, check_granularity(granularity)
-    )
+    check_granularity(granularity)
+    if isinstance(ema, RetainEMA) and ema.has_several:
+        several = check_rule(rule, ema)
+        if granularity != "global":
+            raise ValueError(f"granularity: expected global with several retain sets, got {granularity!r}")
+        of_sets = _check_sets(params, ema, gamma, retain_grads)
+        return rectify_sets(ema, of_sets, tau, several, error_if_nonfinite=error_if_nonfinite)
+    work, args, groups = _opened(params, ema, gamma, retain_grads, tau, rule, error_if_nonfinite, granularity)
     if error_if_nonfinite and _any_refused(work):
         _ended(ema)
         raise RuntimeError(_nonfinite_elsewhere(work))
@@ -139,6 +145,8 @@ def measure(
     >>> w.grad, found.conflict, round(found.angle_after)
     (tensor([ 1., -1.]), True, 135)
     """
+    if isinstance(ema, RetainEMA) and ema.has_several:
+        return measure_sets(ema, _check_sets(params, ema, gamma, retain_grads))
     work, args, _ = _opened(params, ema, gamma, retain_grads)
     stats = run_measure(work, args)
     _ended(ema)
@@ -156,6 +164,7 @@ def reduced(
 
     Returns the statistics of a step that has written nothing. Arguments, errors and the end of the step as there.
     """
+    ema.expect_one("ema")
     work, args, _ = _opened(params, ema, check_gamma(gamma), None, all_or_nothing=error_if_nonfinite)
     if error_if_nonfinite and _any_refused(work):
         ema.end_step()
@@ -199,6 +208,16 @@ def _opened(
     sums_first = not average.is_kept and not (rule and rule.elementwise)
     all_or_nothing = (all_or_nothing or pending.is_scaled) and not sums_first
     return work, StepArgs(1.0 - gamma, gain, tau, rule or GRU(), average.seed, all_or_nothing), groups
+
+
+def _check_sets(
+    params: Iterable[Tensor], ema: RetainEMA, gamma: float | None, retain_grads: Sequence[Tensor | None] | None
+) -> float:
+    """gamma of a step against several retain sets, whose parameters are ``params``."""
+    check_same_params(params, ema.average)
+    if retain_grads is not None:
+        raise ValueError("retain_grads: expected None with several retain sets; collect(set=) says which each is of")
+    return check_gamma(gamma)
 
 
 def _labelled(groups: Grouping | None, stats: Tensor | None) -> tuple[list[str], Tensor] | None:
@@ -262,15 +281,9 @@ def _nonfinite_message(work: Work) -> str:
     rows: Rows = work.rows
     retain = rows.ema if rows.is_direct else rows.retain or ()
     for what, values in (("grads", rows.grads), ("retain_grads", retain)):
-        for row, tensor in enumerate(values):
-            count = 0 if tensor is None else int((~tensor.isfinite()).sum())
-            if tensor is not None and count > 0:
-                name = "" if rows.names is None else f' "{rows.names[row]}"'
-                index = row if rows.ids is None else rows.ids[row]
-                return (
-                    f"{what}[{index}]{name}: {count} of {tensor.numel()} elements are NaN or Inf; nothing was changed. "
-                    "Skip this batch, lower the learning rate, or pass error_if_nonfinite=False to have it skipped"
-                )
+        found = first_nonfinite(what, values, rows.names, rows.ids)
+        if found is not None:
+            return found
     return _nonfinite_elsewhere(work)
 
 

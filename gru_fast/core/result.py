@@ -27,6 +27,21 @@ class GroupRectification:
     conflict: bool
 
 
+@dataclass(frozen=True)
+class SetRectification:
+    """One retain set, or kept gradient, x in a step: <g, x>, |x|, what of x was added to g, and whether <g, x> < 0.
+
+    ``cos`` and ``cos_after``: of g and x before and after the step.
+    """
+
+    dot: float
+    norm: float
+    beta: float
+    conflict: bool
+    cos: float
+    cos_after: float
+
+
 class Rectification(LazyStats):
     """The statistics of one :func:`gru_fast.rectify_` or :func:`gru_fast.measure`, over all parameters as one vector.
 
@@ -42,6 +57,8 @@ class Rectification(LazyStats):
         rule: by which g was rectified; None: GRU.
         is_direct: whether r itself was in the place of e, which then stands for it in every name here.
         groups: labels and statistics of the groups that the rule was for each of; None: for all as one vector.
+        sets: of a step against several vectors its whole statistics, and their number; the mean of the vectors then
+            stands for e in every name here, and ``conflict`` says whether any of them had one.
     """
 
     def __init__(
@@ -51,8 +68,10 @@ class Rectification(LazyStats):
         *,
         is_direct: bool = False,
         groups: tuple[list[str], Tensor] | None = None,
+        sets: tuple[Tensor, int] | None = None,
     ) -> None:
         super().__init__(stats)
+        self._sets = sets
         self._labelled = groups
         self.is_direct = is_direct
         self.rule = GRU() if rule is None else rule
@@ -98,8 +117,8 @@ class Rectification(LazyStats):
 
     @property
     def beta(self) -> float:
-        """See :attr:`alpha`."""
-        if self._labelled is not None or self.rule.elementwise:
+        """See :attr:`alpha` (NaN of several retain sets, of which each has its own: :meth:`sets`)."""
+        if self._labelled is not None or self._sets is not None or self.rule.elementwise:
             return math.nan
         return self.values[stats.BETA] * self.values[stats.RESCALE]
 
@@ -115,6 +134,9 @@ class Rectification(LazyStats):
             return math.nan
         if self.rule.elementwise and not self.skipped:  # <g, e> as written is in the place of alpha
             return cosine(self.values[stats.ALPHA] * self.values[stats.RESCALE], self.norm_after, self.norm_ema)
+        if self._sets is not None:
+            after = self._dots_after
+            return cosine(math.fsum(after) / len(after), self.norm_after, self.norm_ema)
         if self.skipped or (self.values[stats.BETA] == 0.0 and self._labelled is None):
             return self.cos
         terms = [self.values[stats.ALPHA] * self.dot, self.values[stats.BETA] * self.values[stats.EMA_NORM_SQ]]
@@ -255,6 +277,46 @@ class Rectification(LazyStats):
             )
             for label, g in zip(labels, found.tolist(), strict=True)
         }
+
+    def sets(self) -> list[SetRectification]:
+        """What was done with each retain set and kept gradient, in order; empty where there was one e."""
+        if self._sets is None:
+            return []
+        found, gram = self._set_values, self._gram
+        dots, betas, rescale = found[stats.SET_DOTS], found[stats.SET_BETAS], found[stats.RESCALE]
+        return [
+            SetRectification(
+                dot=dots[j],
+                norm=math.sqrt(gram[j][j]),
+                beta=betas[j] * rescale,
+                conflict=self.conflict and dots[j] < 0.0 < gram[j][j],
+                cos=cosine(dots[j], self.norm_before, math.sqrt(gram[j][j])),
+                cos_after=cosine(after, self.norm_after, math.sqrt(gram[j][j])),
+            )
+            for j, after in enumerate(self._dots_after)
+        ]
+
+    @cached_property
+    def _set_values(self) -> list[float]:
+        found: list[float] = [] if self._sets is None else self._sets[0].tolist()
+        return found
+
+    @cached_property
+    def _gram(self) -> list[list[float]]:
+        """<x_i, x_j> of the vectors of a step against several."""
+        count, pairs = 0 if self._sets is None else self._sets[1], self._set_values[stats.SET_GRAM]
+        return [[pairs[stats.pair_at(min(i, j), max(i, j))] for i in range(count)] for j in range(count)]
+
+    @property
+    def _dots_after(self) -> list[float]:
+        """<g, x_j> afterwards: 0 where what is left of the terms is rounding."""
+        found, out = self._set_values, []
+        for dot, products in zip(found[stats.SET_DOTS], self._gram, strict=False):
+            betas = found[stats.SET_BETAS]
+            terms = [found[stats.ALPHA] * dot, *(b * p for b, p in zip(betas, products, strict=False))]
+            along = math.fsum(terms)
+            out.append(0.0 if abs(along) <= _ROUNDING * math.fsum(map(abs, terms)) else along * found[stats.RESCALE])
+        return out
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by name, for a logger; of the update, where there is something to say."""

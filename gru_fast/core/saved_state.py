@@ -13,14 +13,17 @@ _KEYS = frozenset({"format", "ema", "names", "seen", "step", "seed", "rounding_s
 
 
 def check_state(
-    state: Mapping[str, Any], names: Sequence[str] | None, ema: Sequence[Tensor], shapes: Sequence[torch.Size]
+    state: Mapping[str, Any],
+    names: Sequence[str] | None,
+    sets: Sequence[Sequence[Tensor]],
+    shapes: Sequence[torch.Size],
 ) -> None:
     """Refuses a state that does not fit: keys, format, number, names, shapes, dtypes.
 
     Args:
         state: as RetainEMA has it; its e may be sharded.
         names: of the parameters, where known.
-        ema: e of each parameter, or this process' part of it.
+        sets: of every retain set e of each parameter, or this process' part of it.
         shapes: of the parameters.
 
     Raises:
@@ -31,17 +34,39 @@ def check_state(
         raise ValueError(f"state_dict: expected the keys of RetainEMA.state_dict(), missing {sorted(missing)}")
     if state["format"] != FORMAT:
         raise ValueError(f"state_dict: expected format {FORMAT}, got {state['format']}; upgrade gru_fast")
-    saved = state["ema"]
-    if len(saved) != len(ema) or len(state["seen"]) != len(ema):
-        raise ValueError(f"state_dict: expected {len(ema)} parameters, got {len(saved)}: of another model?")
+    saved, count = state["ema"], len(shapes)
+    if len(saved) != count * len(sets) or len(state["seen"]) != len(saved):
+        if len(saved) % count == 0 and len(state["seen"]) == len(saved) and saved:
+            raise ValueError(f"state_dict: expected {len(sets)} retain sets, got {len(saved) // count}")
+        of_sets = "" if len(sets) == 1 else f" in each of {len(sets)} sets"
+        raise ValueError(f"state_dict: expected {count} parameters{of_sets}, got {len(saved)}: of another model?")
     if names is not None and state["names"] is not None and list(state["names"]) != list(names):
         row = next(i for i, (a, b) in enumerate(zip(names, state["names"], strict=True)) if a != b)
         raise ValueError(f'state_dict: expected parameter {row} to be "{names[row]}", got "{state["names"][row]}"')
-    for row, (ours, theirs, shape) in enumerate(zip(ema, saved, shapes, strict=True)):
-        label = f"state_dict: ema[{row}]" + ("" if names is None else f' "{names[row]}"')
-        if theirs.shape != shape:
-            raise ValueError(f"{label}: expected shape {tuple(shape)}, got {tuple(theirs.shape)}")
-        if ours.dtype != theirs.dtype:
+    ours = [e for tensors in sets for e in tensors]
+    for place, (own, theirs) in enumerate(zip(ours, saved, strict=True)):
+        label = _label("ema", place, names, count)
+        _check_shape(label, theirs, shapes[place % count])
+        if own.dtype != theirs.dtype:
             raise TypeError(
-                f"{label}: expected {ours.dtype}, got {theirs.dtype}; give RetainEMA the dtype of the saved run"
+                f"{label}: expected {own.dtype}, got {theirs.dtype}; give RetainEMA the dtype of the saved run"
             )
+    _check_kept(state.get("kept", []), names, shapes)
+
+
+def _check_kept(kept: Sequence[Sequence[Tensor]], names: Sequence[str] | None, shapes: Sequence[torch.Size]) -> None:
+    count = len(shapes)
+    for at, gradient in enumerate(kept):
+        if len(gradient) != count:
+            raise ValueError(f"state_dict: kept[{at}]: expected {count} parameters, got {len(gradient)}")
+        for place, theirs in enumerate(gradient):
+            _check_shape(_label(f"kept[{at}]", place, names, count), theirs, shapes[place])
+
+
+def _label(what: str, place: int, names: Sequence[str] | None, count: int) -> str:
+    return f"state_dict: {what}[{place}]" + ("" if names is None else f' "{names[place % count]}"')
+
+
+def _check_shape(label: str, tensor: Tensor, shape: torch.Size) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{label}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")

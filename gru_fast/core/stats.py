@@ -12,6 +12,8 @@ from gru_fast.core.load import core
 
 NUM_STATS: int = core.NUM_STATS
 NUM_GROUP_STATS: int = core.NUM_GROUP_STATS
+NUM_SET_STATS: int = core.NUM_SET_STATS
+MAX_VECTORS: int = core.MAX_VECTORS
 
 # The inputs of the decision come first. Of several devices or processes they add up, WRITTEN after apply.
 (
@@ -24,6 +26,17 @@ OUTCOME = slice(WRITTEN, GRAD_NONFINITE + 1)  # all that apply and finish write
 # Of a group of parameters, as GroupStats in csrc/groups.h: DOT to GRAD_NORM_SQ, and
 GROUP_ALPHA, GROUP_BETA, GROUP_CONFLICT, GROUP_OWN_NORM_SQ = range(3, 7)
 GROUP_SUMS = slice(DOT, GRAD_NORM_SQ + 1)
+
+# Of several vectors, as SetStats in csrc/sets.h: the fields above, and
+SET_DOTS = slice(NUM_STATS, NUM_STATS + MAX_VECTORS)
+SET_GRAM = slice(SET_DOTS.stop, SET_DOTS.stop + MAX_VECTORS * (MAX_VECTORS + 1) // 2)
+SET_BETAS = slice(SET_GRAM.stop, SET_GRAM.stop + MAX_VECTORS)
+SET_SIZE_SQ, SET_MEASURES = SET_BETAS.stop, SET_BETAS.stop + 1
+
+
+def pair_at(i: int, j: int) -> int:
+    """Where in ``SET_GRAM`` the pair i <= j is."""
+    return j * (j + 1) // 2 + i
 
 
 def of_nothing(device: torch.device | str = "cpu") -> Tensor:

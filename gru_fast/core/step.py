@@ -143,14 +143,9 @@ class StepInProgress:
         """
         average = self._average
         grads = average.gradients()
-        given = self.retain if retain_grads is None else retain_grads
-        retain = None if given is None else average.sharded.parts(given, "retain_grads")
-        if average.is_kept and (given is not None or self.gamma is not None):
-            average.note(self._folded if given is None else given)
-        self._add_share(grads, given, retain)
+        retain, is_current = self.taken(grads, retain_grads)
         if not average.is_kept:
             return self._work_against_r(grads, [None] * len(grads) if retain is None else retain, groups)
-        is_current = list(self._folded) if self.gamma is not None else given is None
         rows = Rows(
             grads, retain, average.tensors, is_current,
             names=average.names, rounding_keys=average.rounding_keys, known_ema=average.known, **_of(groups),
@@ -158,6 +153,21 @@ class StepInProgress:
         work = Work(rows, average.devices, average.rounding, average.sharded.shards, self.refused, average.make_grad)
         chosen = average.effective(grads)
         return work if chosen is None else _selected(work, chosen)
+
+    def taken(
+        self, grads: list[Tensor | None], retain_grads: list[Tensor | None] | None = None
+    ) -> tuple[list[Tensor | None] | None, bool | list[bool]]:
+        """r of this step, what of it lies here, and whether e holds it already, of all rows or of each.
+
+        g, in ``grads``, gets its share of it. ``retain_grads`` as of :meth:`work`.
+        """
+        average = self._average
+        given = self.retain if retain_grads is None else retain_grads
+        retain = None if given is None else average.sharded.parts(given, "retain_grads")
+        if average.is_kept and (given is not None or self.gamma is not None):
+            average.note(self._folded if given is None else given)
+        self._add_share(grads, given, retain)
+        return retain, list(self._folded) if self.gamma is not None else given is None
 
     def _work_against_r(self, grads: list[Tensor | None], retain: list[Tensor | None], groups: Grouping | None) -> Work:
         """The same where x is r itself, which is only read; a missing one counts as zeros."""

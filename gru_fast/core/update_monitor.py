@@ -42,6 +42,7 @@ def measure_update(optimizer: Optimizer, ema: RetainEMA, step: Rectification) ->
     check_can_measure(optimizer)
     if not isinstance(ema, RetainEMA):
         raise TypeError(f"ema: expected a RetainEMA, whose e is still there after the step, got {type(ema).__name__}")
+    ema.expect_one("ema")
     average = ema.average
     stats = step.stats.clone()
     stats[fields.ALPHA], stats[fields.BETA], stats[fields.RESCALE] = 1.0, 0.0, 1.0  # g is what it is to be

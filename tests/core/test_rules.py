@@ -23,7 +23,7 @@ from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.backends.reference import ReferencePasses
 from gru_fast.core.load import core
 from gru_fast.core.rules import RULES, rule_of, settle
-from gru_fast.rules import BLUR, GU, HAMU, CAGrad, PCGrad, Rule
+from gru_fast.rules import BLUR, GEM, GU, HAMU, CAGrad, PCGrad, Rule, Subspace
 
 Passes = Callable[..., Any]
 Vector = NDArray[np.float64]
@@ -76,6 +76,9 @@ DEFINITIONS: list[tuple[Rule, Callable[[Vector, Vector], Vector]]] = [
     (GU(w_f=0.125), lambda g, x: 0.125 * off(g, x) + x),
     (rule_of("ngdiff"), lambda g, x: g / np.linalg.norm(g) + x / np.linalg.norm(x)),
     (rule_of("mgda"), mgda),
+    (rule_of("gem"), gru),
+    (GEM(margin=0.5), lambda g, x: g if g @ x >= 0 else g + max(0.5, -(g @ x) / (x @ x)) * x),
+    (Subspace(w_r=0.5), lambda g, x: off(g, x) + 0.5 * x),
 ]
 OPTIMA = [CAGrad(), CAGrad(c=1.5), HAMU(), HAMU(q=30.0), HAMU(q=5.0, radius=4.0), HAMU(form="u", q=20.0)]
 EVERY = [rule for rule, _ in DEFINITIONS] + OPTIMA
@@ -123,7 +126,7 @@ def test_a_step_is_what_the_rule_says(
 
 # ---- what each promises ----------------------------------------------------------------------------------------------
 
-FOR_X = {"gru", "a_gem", "pcgrad", "gdr", "upgrad", "mgda", "ngdiff", "gu"}  # <., x> >= 0
+FOR_X = {"gru", "a_gem", "gem", "subspace", "pcgrad", "gdr", "upgrad", "mgda", "ngdiff", "gu"}  # <., x> >= 0
 FOR_G = {"gdr", "upgrad", "mgda", "ngdiff", "blur"}  # <., g> >= 0
 
 
@@ -345,7 +348,7 @@ def test_options_beside_an_instance_are_refused() -> None:
 # ---- through the whole road -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [name for name in RULES if name not in {"gru", "a_gem"}])
+@pytest.mark.parametrize("rule", [name for name in RULES if name not in {"gru", "a_gem", "gem"}])
 @pytest.mark.parametrize("kept", ["RetainEMA", "list"])
 @pytest.mark.parametrize("how", ["collect", "stream"])
 def test_nan_in_r_gives_a_step_up_that_needs_all_of_r(how: str, kept: str, rule: str) -> None:

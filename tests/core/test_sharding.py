@@ -67,6 +67,16 @@ def test_every_layout_follows_one_process(processes: Processes, layout: str, wor
     assert all(entry["clipped"] == (tau is not None) for entry in seen)
 
 
+@pytest.mark.parametrize(("layout", "world"), [("mixed with plain", 3), ("experts", 4), ("hsdp with plain", 4)])
+@pytest.mark.parametrize("partial", [False, True])
+def test_several_retain_sets(processes: Processes, layout: str, world: int, partial: bool) -> None:
+    expected = layouts.rectified(None, how="sets")
+    found = processes.run(layouts.rectified, world, layout, torch.float32, None, 2.0, "sets", partial)
+    assert_alike(found)
+    assert_follows(found[0], expected)
+    assert [stats[10] for stats in expected.stats] == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(("layout", "world"), [("mixed with plain", 3), ("experts", 4), ("hsdp", 4)])
 @pytest.mark.parametrize("how", ["list", "measure", "direct", "tensors", "sago", "sago direct"])
 def test_plain_sequences_and_measure(processes: Processes, layout: str, world: int, how: str) -> None:

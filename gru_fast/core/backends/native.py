@@ -13,7 +13,8 @@ from torch import Tensor
 from gru_fast.core.backends.adamw import AdamWArgs, AdamWRows, Pass
 from gru_fast.core.backends.passes import Groups, Rows, StepArgs
 from gru_fast.core.load import core
-from gru_fast.core.stats import NUM_STATS
+from gru_fast.core.rules import SeveralRule
+from gru_fast.core.stats import NUM_SET_STATS, NUM_STATS
 
 HAS_CUDA: bool = core.HAS_CUDA
 TensorList = core.TensorList
@@ -223,6 +224,40 @@ class NativeBlend:
     def run(self) -> None:
         """Writes params."""
         self._tabled.table.run(self._x_weight, self._y_weight, self._tabled.threads)
+        self._tabled.write_back()
+
+
+class NativeSets:
+    """A step's rows beside several vectors on one device; see :class:`~gru_fast.core.backends.sets.SetPasses`."""
+
+    def __init__(
+        self, grads: list[Tensor | None], vectors: list[list[Tensor]], names: Sequence[str] | None = None
+    ) -> None:
+        count = len(vectors)
+
+        def make(**lists: Any) -> Any:
+            return core.SetTable(lists["grads"], [lists[str(j)] for j in range(count)], names)
+
+        lists: dict[str, _List | None] = {"grads": grads, **{str(j): x for j, x in enumerate(vectors)}}
+        self._tabled = _Tabled(make, lists, ("grads",))
+        self._table = self._tabled.table
+        device = vectors[0][0].device
+        self.stats, self._scratch = self._tabled.work_in(
+            device, torch.empty(NUM_SET_STATS, dtype=torch.float64, device=device)
+        )
+        self._threads = self._tabled.threads
+
+    def reduce(self) -> None:
+        self._table.reduce(self.stats, self._scratch, self._threads)
+
+    def decide(self, rule: SeveralRule, tau: float) -> None:
+        self._table.decide(self.stats, self._scratch, tau, rule.name, rule.options)
+
+    def apply(self) -> None:
+        self._table.apply(self.stats, self._scratch, self._threads)
+
+    def finish(self, tau: float) -> None:
+        self._table.finish(self.stats, self._scratch, tau, self._threads)
         self._tabled.write_back()
 
 

@@ -227,8 +227,9 @@ def _reduce(work: Work, args: StepArgs, parts: list[Part]) -> list[Part]:
     """The first pass over every part; each part's sums are those of all."""
     several = _several(work, parts)
     if args.all_or_nothing and several:  # no part may write when another one cannot
-        veto = _count_nonfinite(parts, work.shards)
-        parts = [_part(_with_veto(part, veto), part.device, part.counted_in) for part in parts]
+        given = [t for part in parts for t in (*part.rows.grads, *(part.rows.retain or []))]
+        veto = count_nonfinite(given, parts[0].device, work.shards)
+        parts = [_part(with_veto(part.rows, part.device, veto), part.device, part.counted_in) for part in parts]
     last_of = {part.device: part for part in parts}
     for part in parts:
         step = work.rounding.get(part.device)
@@ -262,27 +263,26 @@ def _with_row(rows: Rows, retain: Tensor | None, ema: Tensor) -> Rows:
     )
 
 
-def _with_veto(part: Part, veto: Tensor) -> Rows:
+def with_veto(rows: Rows, device: torch.device, veto: Tensor) -> Rows:
     """A row more, whose retain gradient is NaN where any part or process has NaN or Inf: an all-or-nothing step then
-    leaves every tensor of this part as it is, without the host knowing.
+    leaves every tensor of these rows as it is, without the host knowing.
     """
-    spoilt = torch.zeros(1, device=part.device).masked_fill_((veto > 0).to(part.device), math.nan)
-    return _with_row(part.rows, spoilt, torch.zeros(1, device=part.device))
+    spoilt = torch.zeros(1, device=device).masked_fill_((veto > 0).to(device), math.nan)
+    return _with_row(rows, spoilt, torch.zeros(1, device=device))
 
 
-def _count_nonfinite(parts: Sequence[Part], shards: Shards | None) -> Tensor:
-    """How many gradients of all parts and processes hold NaN or Inf, float64 of shape (1,)."""
-    counts = [_nonfinite_gradients(part.rows, part.device) for part in parts]
-    count = _total(counts, parts[0].device).reshape(1)
+def count_nonfinite(gradients: Iterable[Tensor | None], device: torch.device, shards: Shards | None) -> Tensor:
+    """How many gradients, in all processes, hold NaN or Inf, float64 of shape (1,) on ``device``."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in gradients:
+        if tensor is not None and tensor.numel() > 0:
+            by_device.setdefault(tensor.device, []).append(tensor)
+    counts = [torch.zeros((), dtype=torch.float64, device=device)]
+    for tensors in by_device.values():
+        largest = torch.stack([norm.double() for norm in torch._foreach_norm(tensors, math.inf)])
+        counts.append((~largest.isfinite()).sum(dtype=torch.float64))
+    count = _total(counts, device).reshape(1)
     return count if shards is None else shards.add_up({}, count)
-
-
-def _nonfinite_gradients(rows: Rows, device: torch.device) -> Tensor:
-    gradients = [t for t in (*rows.grads, *(rows.retain or [])) if t is not None and t.numel() > 0]
-    if not gradients:
-        return torch.zeros((), dtype=torch.float64, device=device)
-    largest = torch.stack([norm.double() for norm in torch._foreach_norm(gradients, math.inf)])
-    return (~largest.isfinite()).sum(dtype=torch.float64)
 
 
 # ---- adding up -------------------------------------------------------------------------------------------------------

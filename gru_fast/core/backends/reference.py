@@ -21,7 +21,7 @@ from gru_fast.core.stats import NUM_STATS
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TILE = 65536  # elements that share a rounding key
 _BLOCK = 1 << 20  # elements summed at a time
-_READ_ONLY = ("retain_grads", "total", "own", "origin", "x", "y")  # lists that may hold expanded tensors
+_READ_ONLY = ("retain_grads", "sets", "total", "own", "origin", "x", "y")  # lists that may hold expanded tensors
 
 
 def rectified_gradient(grad: Tensor, ema: Tensor, tau: float = math.inf) -> Tensor:
@@ -246,7 +246,7 @@ class ReferencePasses:
         if rescale != 1.0:
             for grad in self._grads:
                 if grad is not None:
-                    _scale_towards_zero_(grad, rescale)
+                    scale_towards_zero_(grad, rescale)
         self.stats[fields.ALPHA : fields.GRAD_NONFINITE + 1] = torch.tensor(outcome, dtype=torch.float64)
 
     def step(self, args: StepArgs, rounding_step: Tensor | None) -> None:
@@ -264,7 +264,7 @@ def _count_on(rounding_step: Tensor | None) -> None:
         rounding_step += 1
 
 
-def _scale_towards_zero_(grad: Tensor, factor: float) -> None:
+def scale_towards_zero_(grad: Tensor, factor: float) -> None:
     """``grad *= factor``; 16-bit results are truncated, so that the norm cannot end above what was asked for."""
     exact = grad.to(torch.float32) * factor
     if grad.dtype != torch.float32:

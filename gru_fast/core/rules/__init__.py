@@ -23,16 +23,19 @@ from gru_fast.core.rules.decision import (
     GroupDecision,
     decide,
     decide_groups,
+    decide_sets,
     is_shut,
     settle,
     settled,
 )
 from gru_fast.core.rules.gates import SAGO
 from gru_fast.core.rules.projections import AGEM, BLUR, GDR, GRU, GU, PCGrad, UPGrad
+from gru_fast.core.rules.several import GEM, SetDots, SeveralRule, Spread, Subspace
 
 # By the value of RuleId in csrc/pipeline.h.
 RULES: dict[str, type[Rule]] = {
-    rule.name: rule for rule in (GRU, GDR, AGEM, PCGrad, UPGrad, BLUR, GU, NGDiff, MGDA, CAGrad, HAMU, SAGO)
+    rule.name: rule
+    for rule in (GRU, GDR, AGEM, PCGrad, UPGrad, BLUR, GU, NGDiff, MGDA, CAGrad, HAMU, SAGO, GEM, Subspace)
 }
 
 
@@ -64,7 +67,7 @@ def rule_of(rule: str | Rule, options: Mapping[str, Any] | None = None) -> Rule:
 
 
 __all__ = [
-    "AGEM", "BLUR", "DEGENERATE", "GDR", "GRU", "GU", "HAMU", "MGDA", "RULES", "SAGO", "CAGrad", "Combination",
-    "Decision", "Dots", "GroupDecision", "NGDiff", "PCGrad", "Rule", "UPGrad", "decide", "decide_groups", "is_shut",
-    "rule_of", "settle", "settled",
+    "AGEM", "BLUR", "DEGENERATE", "GDR", "GEM", "GRU", "GU", "HAMU", "MGDA", "RULES", "SAGO", "CAGrad", "Combination",
+    "Decision", "Dots", "GroupDecision", "NGDiff", "PCGrad", "Rule", "SetDots", "SeveralRule", "Spread", "Subspace",
+    "UPGrad", "decide", "decide_groups", "decide_sets", "is_shut", "rule_of", "settle", "settled",
 ]  # fmt: skip

@@ -54,6 +54,7 @@ class Rule:
     title: ClassVar[str]  # for listings and tables
     against: ClassVar[str] = "retain"  # "ema": e; "retain": r itself
     elementwise: ClassVar[bool] = False  # decides element by element, by a pass of its own, and not by sums
+    several: ClassVar[bool] = False  # also takes several vectors: several.py
     adds_x: ClassVar[bool] = True  # also without a conflict: give the step up where NaN or Inf kept some of r out of e
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gru_fast.core.rules.base import CANCELLATION, Dots, Rule
+from gru_fast.core.rules.several import SetDots, SeveralRule
 from gru_fast.core.stats import ALPHA, BETA, DOT, EMA_NORM_SQ, GRAD_NORM_SQ, RETAIN_NONFINITE, VETOED, WRITTEN
 
 DEGENERATE = 2.0**-20  # a result below this share of its terms is rounding noise: cos(g, e) = -1
@@ -101,6 +102,28 @@ def decide_groups(
         out.alpha = group.alpha if group.alpha != 1.0 else out.alpha
         out.beta = group.beta if group.beta != 0.0 else out.beta
     return out, found
+
+
+def decide_sets(rule: SeveralRule, dots: SetDots, stats: Sequence[float], tau: float) -> tuple[Decision, list[float]]:
+    """The rule beside several vectors: what apply does, and beta of each; the Decision's own is the largest of them."""
+    betas = [0.0] * len(dots.h)
+    out = Decision(norm_sq=dots.u, size_sq=dots.u)
+    out.nonfinite = not all(map(math.isfinite, (dots.u, *dots.h, *(x for row in dots.gram for x in row))))
+    if out.nonfinite or stats[VETOED] > 0.0:
+        return out, betas
+    out.conflict = dots.conflict
+    if stats[RETAIN_NONFINITE] > 0.0 and rule.adds_x:
+        return out, betas
+    wanted = rule.spread(dots)
+    betas = wanted.betas
+    out.beta = max(betas, key=abs)
+    out.norm_sq, out.size_sq, out.measure = wanted.norm_sq, wanted.size_sq, wanted.cancels
+    norm = math.sqrt(out.norm_sq)
+    if not out.measure and norm > tau:
+        factor = tau / norm
+        out.clipped, out.norm_sq = True, tau * tau
+        out.alpha, out.beta, betas = factor, out.beta * factor, [beta * factor for beta in betas]
+    return out, betas
 
 
 def settle_elements(rule: Rule, stats: Sequence[float], tau: float) -> list[float]:
