@@ -40,7 +40,7 @@ def check_files(folder: Path) -> None:
     """
     if (folder / "config.json").is_file():
         _check_config(folder / "config.json")
-    for file in _weights(folder):
+    for file in weight_files(folder):
         _check_weights(file)
 
 
@@ -73,7 +73,7 @@ def _json(file: Path) -> Any:
         raise ValueError(f"model: {error}") from None
 
 
-def _weights(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights; of an index its shards."""
     for name in _INDEX:
         index = folder / name

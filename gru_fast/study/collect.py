@@ -15,7 +15,7 @@ from gru_fast.study import results
 from gru_fast.study.plan import Plan, Planned, attacks_of, calibration_of, mixture_of
 from gru_fast.study.recipe import Recipe
 from gru_fast.study.results import Attacked, Calibrated, Point, Sample, StudyResults, StudyRun
-from gru_fast.study.task import commands_of
+from gru_fast.study.task import MOVED, commands_of
 
 _BOTH_TOPICS = "WMDP Bio, Cyber"  # mean of the two accuracies
 _SETS = ("forget", "retain", "real_authors", "world_facts")  # of TOFU, whose records hold what a model has written
@@ -66,11 +66,14 @@ def _run(plan: Plan, planned: Planned, status: Mapping[str, Status], module: Any
     summary = runs.read_json(evaluation / "summary.json")
     found = runs.read_run(folder) if runs.is_run(folder) else runs.Run(folder, {})
     scores = _scores(plan.recipe, module, summary)
+    moved = runs.read_json(folder / MOVED) if (folder / MOVED).is_file() else {}
     return replace(
         run,
         scores=scores,
         summary={name: value for name, value in summary.items() if name != "settings"},
-        points=[*_points(folder, found, module), Point(*_end(found), scores)] if run.kind == results.UNLEARNED else [],
+        points=[*_points(folder, found, module, moved), Point(*_end(found), scores, moved.get("end"))]
+        if run.kind == results.UNLEARNED
+        else [],
         steps=_steps(found.log),
         samples=list(_samples(evaluation, plan.recipe.samples)),
         calibrated=list(_calibrated(folder / "calibration" / "calibration.json", module)),
@@ -115,13 +118,15 @@ def _commands(plan: Plan, job: Status) -> list[str]:
     return list(job.facts.get("commands") or commands_of(job.spec["steps"], plan.recipe.launch))
 
 
-def _points(folder: Path, run: runs.Run, module: Any) -> list[Point]:
+def _points(folder: Path, run: runs.Run, module: Any, moved: Mapping[str, float | None]) -> list[Point]:
     """The evaluations of checkpoints, in order."""
     epochs = {row["step"]: float(row["epoch"]) for row in run.log if "step" in row and "epoch" in row}
     found = []
     for file in folder.glob("along/checkpoint-*/summary.json"):
-        step = int(file.parent.name.rpartition("-")[2])
-        found.append(Point(round(epochs.get(step, 0.0), 3), step, dict(module.columns(runs.read_json(file)))))
+        name = file.parent.name
+        step = int(name.rpartition("-")[2])
+        scores = dict(module.columns(runs.read_json(file)))
+        found.append(Point(round(epochs.get(step, 0.0), 3), step, scores, moved.get(name)))
     return sorted(found, key=lambda point: point.step)
 
 

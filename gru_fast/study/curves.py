@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gru_fast.report.figures import FAINT, GRU, PLAIN, REFERENCE, WIDE, panels, smooth, spread
@@ -73,24 +73,12 @@ def angles(results: StudyResults, split: str) -> Any:
 
 def over_epochs(results: StudyResults, split: str) -> Any:
     """Retention (above) and removal (below) along each run, and those of the original and the retrained model."""
-    methods = by_method(_compared(results, split), lambda run: len(run.points) > 1)
-    if not methods:
-        return None
-    figure, grid = wrapped(len(methods), 2)
-    headings = (results.retention, results.removal)
-    for (title, runs), axes in zip(methods.items(), grid, strict=True):
-        for axis, heading in zip(axes, headings, strict=True):
-            for variant, members in by_variant(runs).items():
-                _epochs(axis, members, heading, COLORS[variant])
-            references(axis, results, split, heading)
-        axes[0].set_title(title)
-        axes[1].set_xlabel("epoch")
-    for row, heading in enumerate(headings):
-        _same_limits([axes[row] for axes in grid])
-        for axes in grid[::PER_ROW]:
-            axes[row].set_ylabel(heading)
-    key(figure, [*_variants_of(methods), *reference_lines()])
-    return figure
+    return _along(results, split, lambda run: len(run.points) > 1, _epochs, "epoch")
+
+
+def over_distance(results: StudyResults, split: str) -> Any:
+    """The same over how far the weights have moved from where the run began: removal at equal distance, not time."""
+    return _along(results, split, _has_distances, _distances, "weights moved by, %")
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
@@ -184,6 +172,34 @@ def _compared(results: StudyResults, split: str) -> list[StudyRun]:
     ]
 
 
+def _along(
+    results: StudyResults,
+    split: str,
+    wanted: Callable[[StudyRun], bool],
+    draw: Callable[[Any, Sequence[StudyRun], str, str], None],
+    label: str,
+) -> Any:
+    """A panel a method and score, in which ``draw(axis, runs, heading, color)`` draws the runs of a variant."""
+    methods = by_method(_compared(results, split), wanted)
+    if not methods:
+        return None
+    figure, grid = wrapped(len(methods), 2)
+    headings = (results.retention, results.removal)
+    for (title, runs), axes in zip(methods.items(), grid, strict=True):
+        for axis, heading in zip(axes, headings, strict=True):
+            for variant, members in by_variant(runs).items():
+                draw(axis, members, heading, COLORS[variant])
+            references(axis, results, split, heading)
+        axes[0].set_title(title)
+        axes[1].set_xlabel(label)
+    for row, heading in enumerate(headings):
+        _same_limits([axes[row] for axes in grid])
+        for axes in grid[::PER_ROW]:
+            axes[row].set_ylabel(heading)
+    key(figure, [*_variants_of(methods), *reference_lines()])
+    return figure
+
+
 def _steps(axis: Any, series: Sequence[Series], color: str, style: str = "-") -> None:
     """Every seed faint, their mean strong; with one seed, it alone."""
     length = max(map(len, series), default=0)
@@ -212,6 +228,18 @@ def _epochs(axis: Any, runs: Sequence[StudyRun], heading: str, color: str) -> No
             axis.plot([x for x, _ in known], [y for _, y in known], color=color, **_SEED)
     epochs = sorted(at)
     axis.plot(epochs, [math.fsum(at[x]) / len(at[x]) for x in epochs], color=color, marker="o", markersize=4, **_MEAN)
+
+
+def _has_distances(run: StudyRun) -> bool:
+    return sum(finite(point.moved) is not None for point in run.points) > 1
+
+
+def _distances(axis: Any, runs: Sequence[StudyRun], heading: str, color: str) -> None:
+    """A line a run: seeds move differently far."""
+    for run in runs:
+        points = [(finite(point.moved), finite(point.scores.get(heading))) for point in run.points]
+        known = [(100 * x, y) for x, y in points if x is not None and y is not None]
+        axis.plot([x for x, _ in known], [y for _, y in known], color=color, marker="o", markersize=4, linewidth=1.4)
 
 
 def _one_scale(axes: Sequence[Any]) -> None:

@@ -3,6 +3,7 @@
 steps-SPLIT          retain loss and cosine over steps (the paper's Figure 1)
 plane-SPLIT          removal against retention, an arrow from each method to itself with GRU (4)
 epochs-SPLIT         retention and removal along the epochs (5, 6)
+distance-SPLIT       the same over how far the weights have moved
 angles-SPLIT         angle to the retain gradient before and after rectification (7)
 changes              what GRU changes, with intervals, a row a method and split
 sensitivity-SPLIT    both scores over gamma and over tau
@@ -38,6 +39,7 @@ from gru_fast.study.curves import (
     line,
     mark,
     mean,
+    over_distance,
     over_epochs,
     over_steps,
     reference_lines,
@@ -339,6 +341,7 @@ _FIGURES: dict[str, Callable[[StudyResults, str], Any]] = {
     "steps": over_steps,
     "plane": plane,
     "epochs": over_epochs,
+    "distance": over_distance,
     "angles": angles,
     "changes": changes,
     "sensitivity": sensitivity,

@@ -301,6 +301,7 @@ class Plan:
             argv = self._evaluate(CHECKPOINT, f"{folder}/along/{CHECKPOINT}", run.split, retain_logs=logs)["argv"]
             steps.append({"do": "along", "run": folder, "argv": argv})
         steps.append(self._evaluate(folder, evaluation, run.split, retain_logs=logs))
+        steps.append({"do": "moved", "run": folder, "start": self._target(seed)})
         if not self._is_in(recipe.calibration, run) and not self._is_in(recipe.attacks, run):
             steps += self._deletion(folder)
         return _Work(run.name, steps, self._needs(run.split, seed), [Planned(run, run.name, evaluation)])

@@ -48,11 +48,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Point:
-    """The evaluation of a run on its way, after ``epoch`` epochs and ``step`` steps."""
+    """The evaluation of a run on its way, after ``epoch`` epochs and ``step`` steps.
+
+    moved: how far from its start, see :func:`gru_fast.models.distance.distance`; None where it is not known.
+    """
 
     epoch: float
     step: int
     scores: Mapping[str, float | None]
+    moved: float | None = None
 
 
 @dataclass(frozen=True)

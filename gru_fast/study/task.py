@@ -7,6 +7,7 @@ A step is a mapping; ``do`` says which:
               launch, if something starts it: it says how many processes share the rows of a step
     print     argv, file: one whose output is kept in a file
     along     argv, run: one for every checkpoint of a run; "{checkpoint}" in it is its folder, then its name
+    moved     run, start: how far the run, and each of its checkpoints, is from the model that it started from
     toy       the data and the untrained model of a toy
     delete    run: its weights
 
@@ -29,6 +30,8 @@ from gru_fast.runs.folder import delete_weights
 from gru_fast.runs.records import Job
 
 CHECKPOINT = "{checkpoint}"
+MOVED = "moved.json"  # of a run: distances from its start, its own and those of checkpoints by name
+_BESIDE = ("moved", "delete")  # steps that are no commands, and change no number of another
 
 Launch = Mapping[str, str]  # of a recipe: command -> what starts it, in the place of gru-fast
 
@@ -100,7 +103,7 @@ def _typed(argv: Sequence[str], launch: Launch) -> str:
 
 def commands_of(steps: Sequence[Mapping[str, Any]], launch: Launch) -> list[str]:
     """The commands of a job that has not been done, as one would type them."""
-    return [_shown(step, launch) for step in steps if step["do"] != "delete"]
+    return [_shown(step, launch) for step in steps if step["do"] not in _BESIDE]
 
 
 def _shown(step: Mapping[str, Any], launch: Launch) -> str:
@@ -120,10 +123,10 @@ def _shown(step: Mapping[str, Any], launch: Launch) -> str:
 def settings_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the steps of a job are given, by name: the same whatever the order of their options.
 
-    Whether weights are deleted in the end is left out: it changes no number.
+    What changes no number of another step is left out.
     """
     found: dict[str, Any] = {}
-    for index, step in enumerate(step for step in steps if step["do"] != "delete"):
+    for index, step in enumerate(step for step in steps if step["do"] not in _BESIDE):
         of = {name: value for name, value in step.items() if name != "argv"}
         name = ""
         for text in step.get("argv", []):
@@ -193,6 +196,16 @@ def _along(step: Mapping[str, Any], runner: _Runner) -> None:
             runner.run([text.replace(CHECKPOINT, checkpoint.name) for text in argv])
 
 
+def _moved(step: Mapping[str, Any], runner: _Runner) -> None:
+    from gru_fast.models.distance import distance
+    from gru_fast.runs.files import write_json
+
+    run, start = Path(step["run"]), Path(step["start"])
+    if not (run / MOVED).is_file():  # a job that goes on may have deleted the weights
+        folders = {"end": run, **{path.name: path for path in sorted(run.glob("checkpoint-*"))}}
+        write_json(run / MOVED, {name: distance(start, path) for name, path in folders.items()})
+
+
 def _toy(step: Mapping[str, Any], runner: _Runner) -> None:
     from gru_fast.study import toy
 
@@ -211,6 +224,7 @@ _STEPS: Mapping[str, Callable[[Mapping[str, Any], _Runner], None]] = {
     "train": _train,
     "print": _print,
     "along": _along,
+    "moved": _moved,
     "toy": _toy,
     "delete": _delete,
 }

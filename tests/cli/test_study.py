@@ -166,6 +166,9 @@ def check_results(found: results.StudyResults, out: Path) -> None:
     assert (gru.config["gamma"], gru.gamma, gru.tau) == (0.5, 0.5, None)
     assert [(point.epoch, point.step) for point in gru.points] == [(1.0, 1), (2.0, 2)]
     assert gru.points[-1].scores == gru.scores
+    moved = [point.moved for point in gru.points]
+    assert all(0 < distance < 0.5 for distance in moved)
+    assert len({*moved}) == 2
     assert all(len(values) == 2 for values in gru.steps.values())
     assert gru.steps["cos"][0] == pytest.approx(runs.read_run(out / gru.folder).log[0]["cos"], rel=1e-4)
     assert [(sample.set, sample.question) for sample in gru.samples[:3]] == [

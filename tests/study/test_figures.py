@@ -84,6 +84,20 @@ def test_epochs() -> None:
     assert lines(removal, COLORS[PLAIN], 2.0) == [([0, 1], [-0.5, -0.25])]
 
 
+def test_distances() -> None:
+    """A line a run, in percent; a point whose distance is not known is left out, and so is a run of one point."""
+
+    def along(seed: int, *moved: float | None) -> Any:
+        points = [Point(float(i), i, {"MU": 0.5 - i / 4, "FQ (ln p)": float(i)}, x) for i, x in enumerate(moved)]
+        return run("GA", 0.5, -1.0, seed=seed, points=points)
+
+    runs = [along(1, 0.0, 0.125, None), along(2, 0.0, 0.25, 0.5), along(3, 0.5)]
+    retention, removal = curves.over_distance(study(runs), SPLIT).axes
+    assert lines(retention, COLORS[PLAIN]) == [([0.0, 12.5], [0.5, 0.25]), ([0.0, 25.0, 50.0], [0.5, 0.25, 0.0])]
+    assert lines(removal, COLORS[PLAIN]) == [([0.0, 12.5], [0.0, 1.0]), ([0.0, 25.0, 50.0], [0.0, 1.0, 2.0])]
+    assert curves.over_distance(study([along(1, 0.5), along(2, None, None)]), SPLIT) is None
+
+
 def test_changes_are_a_row_a_group_with_its_interval() -> None:
     """GA: MU +0.25 and 0; all three: 0.5 / 3. Of two seeds no mean is filled: they are too few to say."""
     retention, removal = figures.changes(small()).axes

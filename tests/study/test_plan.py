@@ -136,7 +136,7 @@ def test_along_saves_after_every_epoch() -> None:
     args = options(found["forget05-seed3-ga-gru"], "unlearn")
     assert (args.save_strategy, args.save_only_model) == ("epoch", "true")
     assert [step["do"] for step in found["forget05-seed3-ga-gru"].spec["steps"]] == [
-        "train", "along", "command", "delete",
+        "train", "along", "command", "moved", "delete",
     ]  # fmt: skip
     assert options(found["forget05-seed3-gd-gru"], "unlearn").save_strategy == "no"
 
