@@ -277,11 +277,6 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
                 "fp16: not with sharded parameters (FSDP2, tensor parallel), where each process would find overflows "
                 "in its own shards alone; use bf16"
             )
-        if options.stream and self.args.world_size > 1 and not has_shards:
-            raise ValueError(
-                "stream: not with DistributedDataParallel, which averages a gradient over the processes only after e "
-                "would have taken it in; leave it off, or use FSDP2"
-            )
         raise_all(
             steps_in_backward(self.args) + splits_sequences(getattr(self.accelerator, "parallelism_config", None))
         )
