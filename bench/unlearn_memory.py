@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 MODES = ("plain", "collect", "stream")
-_RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def resident(field: str) -> int:
@@ -163,7 +163,7 @@ def main() -> int:
             stdout=subprocess.PIPE,
             text=True,
             check=True,
-            env={**os.environ, **_RETURN_MEMORY},
+            env={**os.environ, **RETURN_MEMORY},
         )
         row = json.loads(done.stdout.splitlines()[-1])
         rows.append(row)

@@ -25,6 +25,7 @@ from gru_fast.cli import main
 from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.data.pairs import UnlearnDataset
 from gru_fast.unlearn import UnlearnTrainer
+from gru_fast.unlearn.engines.ddp import MeanOverProcesses
 from gru_fast.unlearn.engines.fsdp import sharded_modules
 
 ROWS_A_STEP = 4  # of all processes and micro-batches together
@@ -155,6 +156,30 @@ def trained(
             if "loss" in entry
         ]
         return logs, weights(unlearned), [whole(e, e) for e in trainer.retain_ema.tensors]
+
+
+def means() -> bool:
+    """Buckets of two, the last of one; by hand."""
+    rank = dist.get_rank()
+    params = [torch.zeros(2), torch.zeros(()), torch.zeros(3), torch.zeros(1, dtype=torch.float64), torch.zeros(1)]
+    grads = [torch.full_like(param, 1.0 + row + 10 * rank) for row, param in enumerate(params)]
+    mean = MeanOverProcesses(params, bucket_bytes=8)
+    order = [2, 4, 0, 3, 1] if rank else [3, 0, 4, 1]  # in process 0 row 2 has none
+    found = [pair for row in order for pair in mean.put(row, grads[row])]
+    assert not any(row in {0, 1, 2} for row, _ in found) or rank
+    found += mean.rest()
+    wanted = {0: 6.0, 1: 7.0, 2: 13.0 / 2, 3: 9.0, 4: 10.0}
+    assert [row for row, _ in found] == [4, 3, 2, 1, 0]
+    for row, value in found:
+        assert value.shape == params[row].shape
+        assert value.dtype == params[row].dtype
+        assert bool((value == wanted[row]).all()), (row, value)
+    assert float(grads[0][0]) == 1.0 + 10 * rank  # as it was
+    try:
+        mean.put(0, grads[0])
+    except RuntimeError as error:
+        return "came twice in one exchange" in str(error)
+    return False
 
 
 def resumed(folder: Path, state_dict: str, mesh: dict[str, int] | None = None, **settings: Any) -> list[bool]:

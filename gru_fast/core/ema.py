@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gru_fast.core.average import Average
 from gru_fast.core.checks import check_gamma, check_share
+from gru_fast.core.folding import Exchange
 from gru_fast.core.saved_state import FORMAT, check_state
 from gru_fast.core.sharded.shards import global_like, is_sharded, local, take_over
 from gru_fast.core.stats import MAX_VECTORS
@@ -152,7 +153,15 @@ class RetainEMA:
             yield self
 
     @contextmanager
-    def stream(self, gamma: float, scale: Any = None, *, share: float = 0.0, set: int = 0) -> Iterator[RetainEMA]:  # noqa: A002
+    def stream(
+        self,
+        gamma: float,
+        scale: Any = None,
+        *,
+        share: float = 0.0,
+        set: int = 0,  # noqa: A002
+        exchange: Exchange | None = None,
+    ) -> Iterator[RetainEMA]:
         """As :meth:`collect`, but each retain gradient goes into e as backward produces it, and is freed at once.
 
         The retain gradient never exists as a whole: peak memory is parameters + e + one set of gradients. Over several
@@ -161,13 +170,16 @@ class RetainEMA:
         What has been folded in cannot be taken back: NaN and Inf are refused element by element, also with a ``scale``
         (unlike :meth:`collect`, where such a step is all or nothing), and an exception inside leaves a step begun,
         which ``rectify_`` or :meth:`discard` ends. For float16 with a loss scaler prefer :meth:`collect`. Works with
-        FSDP2, which has reduced a gradient over the processes when it comes here; not with DistributedDataParallel,
-        which does so later.
+        FSDP2, which has reduced a gradient over the processes when it comes here. DistributedDataParallel does so
+        later: within its ``no_sync()``, with an ``exchange`` that does it here.
 
         ``share``: as for :meth:`collect`, but it may differ between micro-batches, and g has its share (of the gradient
         as backward gives it, scaled or not) when the block is left. ``set``: as for :meth:`collect`.
+
+        ``exchange``: brings the gradients of the processes together, such as
+        :class:`gru_fast.unlearn.engines.ddp.MeanOverProcesses`; a new one for each block, of one backward pass.
         """
-        with self._pending_of(set, "stream").streaming(check_gamma(gamma), scale, check_share(share)):
+        with self._pending_of(set, "stream").streaming(check_gamma(gamma), scale, check_share(share), exchange):
             yield self
 
     @contextmanager

@@ -6,7 +6,9 @@ enough for a call: up to a number of them, and to a size beside which the call n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +24,18 @@ from gru_fast.core.stats import RETAIN_NONFINITE
 MOST_ROWS = 64
 MOST_BYTES = {"cpu": 4 << 20}
 MOST_BYTES_ELSEWHERE = 64 << 20
+
+
+class Exchange(Protocol):
+    """Brings the gradients of several processes together before e takes them in; of one ``stream()`` block."""
+
+    def put(self, row: int, grad: Tensor) -> Iterable[tuple[int, Tensor]]:
+        """Takes the gradient of a row; gives the rows that are complete now, with what e is to take in."""
+        ...
+
+    def rest(self) -> Iterable[tuple[int, Tensor]]:
+        """What is still to be given when backward is over."""
+        ...
 
 
 @dataclass
@@ -55,6 +69,7 @@ class Folding:
         args: gamma and scale of the step.
         share: how much of the gradient goes to the one in ``held``.
         held: the gradients that ``.grad`` will have after the block; written where there is a share.
+        exchange: what brings gradients together over processes first. The share is of this process's own.
     """
 
     def __init__(
@@ -65,7 +80,9 @@ class Folding:
         args: StepArgs,
         share: float,
         held: list[Tensor | None],
+        exchange: Exchange | None = None,
     ) -> None:
+        self._exchange = exchange
         self._average, self._folded, self._refused = average, folded, refused
         self._row_of, self._shards = average.row_of, average.sharded.shards is not None
         self._devices = [e.device for e in average.tensors]
@@ -86,7 +103,11 @@ class Folding:
         if self._shards:
             self.num_sharded += is_sharded(param)
             given = self._average.sharded.placed(given, row, "retain_grads")
-        self._put(row, local(given) if self._shards else given)
+        retain = local(given) if self._shards else given
+        if self._exchange is None:
+            self._put(row, retain)
+        else:
+            self._put_all(self._exchange.put(row, retain))
         if self._share != 0.0:
             self._give_share(row, given)
 
@@ -116,9 +137,15 @@ class Folding:
         if len(bucket.rows) == MOST_ROWS or bucket.nbytes >= MOST_BYTES.get(device.type, MOST_BYTES_ELSEWHERE):
             self._fold(device)
 
+    def _put_all(self, complete: Iterable[tuple[int, Tensor]]) -> None:
+        for row, retain in complete:
+            self._put(row, retain)
+
     @torch.no_grad()
     def flush(self) -> None:
         """Nothing waits any more, and what comes next on a device finds e complete."""
+        if self._exchange is not None:
+            self._put_all(self._exchange.rest())
         for device in list(self._waiting):
             self._fold(device)
         for stream in self._streams:

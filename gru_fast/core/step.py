@@ -14,7 +14,7 @@ from gru_fast.core.backends.parts import Work
 from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.buckets import HeldGradients, kept
 from gru_fast.core.checks import check_loss_scale
-from gru_fast.core.folding import Folding
+from gru_fast.core.folding import Exchange, Folding
 from gru_fast.core.granularity import Grouping
 from gru_fast.core.sharded.shards import local
 
@@ -80,7 +80,7 @@ class StepInProgress:
             held.put_back()
 
     @contextmanager
-    def streaming(self, gamma: float, scale: Any, share: float) -> Iterator[None]:
+    def streaming(self, gamma: float, scale: Any, share: float, exchange: Exchange | None = None) -> Iterator[None]:
         """Inside, every gradient goes into e as backward gives it; outside, ``.grad`` is what it was."""
         if self.gamma is not None and self.gamma != gamma:
             raise ValueError(f"gamma: expected {self.gamma} as earlier in this step, got {gamma}")
@@ -93,7 +93,7 @@ class StepInProgress:
             self.refused = {device: torch.zeros((), dtype=torch.float64, device=device) for device in average.devices}
         held = [param.grad for param in average.params]
         args = StepArgs(1.0 - gamma, gamma / self.scale, seed=average.seed)
-        fold = Folding(average, self._folded, self.refused or {}, args, share, held)
+        fold = Folding(average, self._folded, self.refused or {}, args, share, held, exchange)
         for param in average.params:
             param.grad = None
         hooks = [param.register_post_accumulate_grad_hook(fold) for param in average.params]
@@ -247,7 +247,8 @@ def _check_nothing_came_back(params: Sequence[Tensor]) -> None:
     if any(param.grad is not None for param in params):
         raise RuntimeError(
             "stream(): expected each gradient once, but something put gradients back after e had taken them in, as "
-            "DistributedDataParallel does, which averages them later: use collect(), or FSDP2 (fully_shard)"
+            "DistributedDataParallel does, which averages them later: use collect(), or stream() within its no_sync() "
+            "with exchange=MeanOverProcesses(...) of gru_fast.unlearn.engines.ddp"
         )
 
 

@@ -55,6 +55,16 @@ def base_of(folder: Path, base_model: str | None = None) -> str:
     return str(base)
 
 
+def is_zero_factor(name: str) -> bool:
+    """Whether a parameter of this name is the factor of LoRA that peft starts at zero: B, in embeddings A."""
+    return "lora_B." in name or "lora_embedding_A." in name
+
+
+def is_drawn_factor(name: str) -> bool:
+    """Whether it is the other one, which is drawn at random."""
+    return "lora_A." in name or "lora_embedding_B." in name
+
+
 def with_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: list[str] | None) -> Any:
     """The model with a new adapter on it, drawn with torch's generator.
 

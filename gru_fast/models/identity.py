@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gru_fast.core.sharded.shards import whole
+from gru_fast.models.adapters import is_drawn_factor, is_zero_factor
 
 _SAMPLES = 64  # elements of each parameter that a fingerprint looks at
 
@@ -42,11 +43,10 @@ def has_new_adapters(model: nn.Module) -> bool:
             if param.requires_grad:
                 return False
             continue
-        # peft starts from B = 0, and from A = 0 in embeddings; other kinds (DoRA's magnitudes) are not looked into.
-        if "lora_B." in name or "lora_embedding_A." in name:
+        if is_zero_factor(name):
             if bool(whole(param.detach()).any()):
                 return False
-        elif not ("lora_A." in name or "lora_embedding_B." in name):
+        elif not is_drawn_factor(name):  # other kinds (DoRA's magnitudes) are not looked into
             return False
     return True
 

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 from gru_fast.data.sequences import Encoded, SequenceCollator
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.unlearn.config import errors_of_training, raise_all
+from gru_fast.unlearn.lora_start import LoraStart
 from gru_fast.unlearn.lost_steps import LostSteps
 from gru_fast.unlearn.resuming import WholeCheckpoints
 
@@ -113,4 +114,6 @@ def finetune_trainer(
         processing_class=tokenizer,
     )
     trainer.add_callback(LostSteps(trainer.log))
+    accelerator = trainer.accelerator
+    trainer.add_callback(LoraStart(accelerator.reduce, lambda: bool(accelerator.optimizer_step_was_skipped)))
     return trainer

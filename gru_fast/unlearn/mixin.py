@@ -23,6 +23,7 @@ from gru_fast.models.four_bit import check_trainable, is_four_bit
 from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward
 from gru_fast.unlearn.engines.fsdp import exchange_gradients, sharded_modules
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
+from gru_fast.unlearn.lora_start import LoraShare, LoraStart
 from gru_fast.unlearn.own_optimizer import OwnOptimizer
 from gru_fast.unlearn.resuming import WholeCheckpoints
 from gru_fast.unlearn.retain_gradients import RetainGradients
@@ -72,7 +73,9 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     ``retain_loss``, ``cos``, ``cos_after``, ``angle_before``, ``angle_after`` (degrees), ``norm_before``,
     ``norm_after``, ``norm_ema``, ``conflict`` and ``clipped`` (share of the steps), and the counts so far ``skipped``
     and ``degenerate``. ``cos_retain`` is cos(e, r) before e takes r in: how well the average foretells the next retain
-    gradient (not with ``stream``, where r is never there as a whole). With ``rectify_update`` or ``monitor_update``
+    gradient (not with ``stream``, where r is never there as a whole). With LoRA ``lora_a_share``, the part of |g|^2
+    that is of A: 0 in the first step, where B is zero and the cosines speak of B alone; and a run whose B stays zero is
+    stopped (:class:`~gru_fast.unlearn.lora_start.LoraStart`). With ``rectify_update`` or ``monitor_update``
     also ``update_cos``, between the optimizer's step and e, ``update_cos_after`` and ``update_conflict`` (share of the
     steps that would have raised the retain loss). A value that does not exist (no angle without a norm) is left out.
 
@@ -102,7 +105,9 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         self._agreements: list[Rectification] = []  # since the last log: e beside each r
         self._last_step: Rectification | None = None
         self._noted: dict[str, list[Tensor]] = {}
+        self._lora_share: LoraShare | None = None
         self._check_supported()
+        self.add_callback(LoraStart(self._sum_over_processes, self._step_was_skipped))
         self.add_callback(_GRUCallback(self._begin_training, self._end_training))
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
@@ -148,6 +153,8 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         self._step_share = None
         if isinstance(ema, RetainEMA) and not options.stream and ema.step > 0:
             self._agreements.append(agreement(ema))
+        if self._lora_share:
+            self.note("lora_a_share", self._lora_share.of_gradient())
         with self._unscaled(params):
             if not options.rectify:
                 step = measure(params, ema, options.ema_gamma)
@@ -200,6 +207,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     def _begin_training(self) -> None:
         self._give_up_step()  # of a run that was interrupted
         self._forget_logs()
+        self._lora_share = LoraShare(self.model)  # now a model for FSDP2 is sharded
 
     def _end_training(self) -> None:
         counts = self.gru_counts
@@ -210,6 +218,14 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         self._step_share = None
         if self._ema is not None:
             self._ema.discard()
+
+    def _sum_over_processes(self, counts: Tensor) -> Tensor:
+        return self.accelerator.reduce(counts, reduction="sum")
+
+    def _step_was_skipped(self) -> bool:
+        step = self._last_step
+        by_rule = self.gru_options.rectify and step is not None and (step.nonfinite or step.degenerate)
+        return by_rule or bool(self.accelerator.optimizer_step_was_skipped)
 
     def _why_stopped(self, what: str) -> str:
         counts, step = self.gru_counts, self._last_step
@@ -260,11 +276,6 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
             raise ValueError(
                 "fp16: not with sharded parameters (FSDP2, tensor parallel), where each process would find overflows "
                 "in its own shards alone; use bf16"
-            )
-        if options.stream and self.args.world_size > 1 and not has_shards:
-            raise ValueError(
-                "stream: not with DistributedDataParallel, which averages a gradient over the processes only after e "
-                "would have taken it in; leave it off, or use FSDP2"
             )
         raise_all(
             steps_in_backward(self.args) + splits_sequences(getattr(self.accelerator, "parallelism_config", None))

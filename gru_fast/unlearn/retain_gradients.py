@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gru_fast.core.ema import RetainEMA
 from gru_fast.core.rectify import measure
 from gru_fast.core.retain_gradient import RetainGradient
 from gru_fast.unlearn.any_trainer import AnyTrainer
 from gru_fast.unlearn.config import GRUOptions
-from gru_fast.unlearn.engines.ddp import exchanging
+from gru_fast.unlearn.engines.ddp import MeanOverProcesses, exchanging
 from gru_fast.unlearn.warm_up import batches_of
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
@@ -95,33 +96,61 @@ class RetainGradients(AnyTrainer):
         """r of a micro-batch, into the step in progress; what g will have of it is then ``gru_share``."""
         pieces = self.retain_micro_batches(inputs)
         self.gru_share = self._agreed_share(self.retain_share_of(inputs))
-        with self._taking_in(self.gru_options.ema_gamma, self.gru_share):
-            self.gru_retain_loss = self._retain_backward(model, pieces)
+        self.gru_retain_loss = self._retain_backward(model, pieces, self.gru_options.ema_gamma, self.gru_share)
         self.note("retain_loss", self.gru_retain_loss)
 
-    def _taking_in(self, gamma: float, share: float = 0.0) -> AbstractContextManager[Any]:
-        """Inside, backward gives retain gradients."""
-        ema, scaler = self.retain_ema, self.accelerator.scaler
-        if self.gru_options.stream and isinstance(ema, RetainEMA):
-            return ema.stream(gamma, scaler, share=share)
-        return ema.collect(scaler, share=share)
+    def _retain_backward(
+        self, model: nn.Module, pieces: _Pieces, gamma: float, share: float = 0.0, count: int | None = None
+    ) -> Tensor:
+        """Runs the retain loss of the pieces backward one by one, as :meth:`mean_backward` does; returns it.
 
-    def _retain_backward(self, model: nn.Module, pieces: _Pieces, count: int | None = None) -> Tensor:
-        """Runs the retain loss of the pieces backward one by one, as :meth:`mean_backward` does; returns it."""
+        Args:
+            gamma: of the average that takes the gradients in. ``share``: see ``gru_share``.
+        """
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # optimizers with two sets of weights
             self.optimizer.train()
+        if not pieces:
+            raise RuntimeError("retain_micro_batches: expected at least one piece of a batch, got none")
+        apart = self._is_exchanged_as_it_comes(model)
+        total: Tensor | None = None
+        for group in [[piece] for piece in pieces] if apart else [pieces]:
+            with self._taking_in(model, gamma, share):
+                loss = self._backward_of(model, group, len(pieces) > 1, count)
+            total = loss if total is None else total + loss
+        assert total is not None
+        return total
+
+    def _backward_of(self, model: nn.Module, pieces: _Pieces, has_parts: bool, count: int | None) -> Tensor:
         total: Tensor | None = None
         for place, (share, piece) in enumerate(pieces, 1):
             with nullcontext() if place == len(pieces) else self.until_the_last(model):
                 with self.compute_loss_context_manager():
                     loss = self.retain_loss_of(model, piece).mean()  # a mean over devices under DataParallel
-                    loss = loss if len(pieces) == 1 else loss * share
+                    loss = loss * share if has_parts else loss
                 self.mean_backward(loss, count)
             total = loss.detach() if total is None else total + loss.detach()
-        if total is None:
-            raise RuntimeError("retain_micro_batches: expected at least one piece of a batch, got none")
+        assert total is not None
         return total
+
+    @contextmanager
+    def _taking_in(self, model: nn.Module, gamma: float, share: float) -> Iterator[None]:
+        """Inside, backward gives retain gradients."""
+        ema, scaler = self.retain_ema, self.accelerator.scaler
+        if not (self.gru_options.stream and isinstance(ema, RetainEMA)):
+            with ema.collect(scaler, share=share):
+                yield
+        elif isinstance(model, DistributedDataParallel):
+            mean = MeanOverProcesses(ema.params, model.process_group)
+            with model.no_sync(), ema.stream(gamma, scaler, share=share, exchange=mean):
+                yield
+        else:
+            with ema.stream(gamma, scaler, share=share):
+                yield
+
+    def _is_exchanged_as_it_comes(self, model: nn.Module) -> bool:
+        """Whether each backward pass must be taken in by itself: DDP's, streamed."""
+        return self.gru_options.stream and isinstance(model, DistributedDataParallel)
 
     def until_the_last(self, model: nn.Module) -> AbstractContextManager[Any]:
         """For losses that meet in .grad: processes exchange it once, with the last; not so FSDP2, which has shards."""
@@ -134,8 +163,8 @@ class RetainGradients(AnyTrainer):
             with exchanging(model):  # this may be a micro-batch of which accelerate puts the exchange off
                 for place, batch in enumerate(self.warm_up_batches(count), 1):
                     pieces = self.retain_micro_batches(self._prepare_inputs(batch))
-                    with nullcontext() if place == count else self.until_the_last(model), self._taking_in(1.0):
-                        self._retain_backward(model, pieces, count)
+                    with nullcontext() if place == count else self.until_the_last(model):
+                        self._retain_backward(model, pieces, 1.0, count=count)
             if not measure(ema.params, ema, 1.0).nonfinite:
                 return
             if scaler is None or scaler.get_scale() <= 1.0:

@@ -44,17 +44,21 @@ def assert_follows(processes: Processes, folder: Path, world: int = 2, fsdp2: bo
         assert float((a - b).norm()) <= 2e-5 * float(b.norm()) + 1e-8
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("method", ["ga", "npo_gd", "npo_kl"])
-def test_ddp(processes: Processes, tmp_path: Path, method: str) -> None:
+def test_ddp(processes: Processes, tmp_path: Path, method: str, stream: bool) -> None:
     """Also with reference log-probabilities, a share of r in g, and a reference model."""
-    assert_follows(processes, tmp_path, method=method)
+    assert_follows(processes, tmp_path, method=method, stream=stream)
 
 
-@pytest.mark.parametrize("fsdp2", [False, True], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("fsdp2", "stream"), [(False, False), (False, True), (True, False)], ids=["ddp", "ddp-stream", "fsdp2"]
+)
 def test_more_rows_to_keep_and_an_average_before_the_first_step(
-    processes: Processes, tmp_path: Path, fsdp2: bool
+    processes: Processes, tmp_path: Path, fsdp2: bool, stream: bool
 ) -> None:
-    assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", retain_batch_size=3, warm_up_retain=4, gamma=0.3)
+    more = {"retain_batch_size": 3, "warm_up_retain": 4, "gamma": 0.3, "stream": stream}
+    assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", **more)
 
 
 @pytest.mark.parametrize(("method", "fsdp2"), [("pdu", False), ("undial", True)], ids=["ddp", "fsdp2"])
@@ -65,6 +69,11 @@ def test_logits_of_the_vocabulary_and_a_dual_variable(
     options = {"retain_weight": 0.5, "eps": 3.0, "warm_up_epochs": 0} if is_pdu else {"beta": 3.0}
     settings = {"method_options": options, "learning_rate": 0.002, "rectify": not is_pdu}
     assert_follows(processes, tmp_path, fsdp2=fsdp2, method=method, **settings)
+
+
+def test_means_over_processes_in_one_order(processes: Processes) -> None:
+    """Whichever order gradients come in, and where one process has none."""
+    assert processes.run(launched.means, 2) == [True, True]
 
 
 def test_ddp_measures_too(processes: Processes, tmp_path: Path) -> None:
@@ -210,7 +219,6 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("fsdp2", "settings", "said"),
     [
-        (False, {"method": "ga", "stream": True}, "stream: not with DistributedDataParallel, which averages"),
         pytest.param(
             *(
                 False,
