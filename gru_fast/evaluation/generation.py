@@ -1,21 +1,33 @@
-"""What a model writes: continuations of prompts, greedy or drawn. The one place that generates."""
+"""What a model writes: continuations of prompts, greedy or drawn. The one place that generates.
+
+Rows that have ended leave the batch: when a quarter of its rows have, `generate` is stopped, its cache is cut to the
+rows that go on, and it is called again with that. Not every cache can be cut; it is tried out on each model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gru_fast.data.sequences import SequenceCollator
-from gru_fast.models.batching import Together, together
+from gru_fast.models.batching import ERRORS, Together, moved, together, tolerance
 from gru_fast.models.forward import Autocast, by_length, dtype_of, to_device
 from gru_fast.models.frozen import frozen
 from gru_fast.models.limits import padding_id
+
+_Run = Callable[..., Any]  # a batch, the most tokens to write, and what else transformers' generate takes
+_LEAVE_AT = 4  # one of so many rows has ended: then those leave
+_TRIED = 16  # tokens of a prompt with which it is tried out whether rows may leave
+
+# Model -> whether rows may leave a batch, the others getting what they get alone.
+_leaves: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -72,26 +84,101 @@ def generate(
     pad = padding_id(model, tokenizer)
     collate = SequenceCollator(pad, padding_side="left")
 
-    def run(some: Sequence[Sequence[int]], most: int, **settings: Any) -> Any:
-        batch = to_device(collate([{"input_ids": ids} for ids in some]), model)
+    def run(batch: Mapping[str, Tensor], most: int, *returned: str, **how: Any) -> Any:
+        config = _greedy(most, sorted(ends), pad, **dict.fromkeys(returned, True))
         with autocast():
-            return model.generate(**batch, generation_config=_greedy(most, sorted(ends), pad), **settings)
+            return model.generate(**batch, generation_config=config, **how)
+
+    def padded(some: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        return to_device(collate([{"input_ids": ids} for ids in some]), model)
 
     writable = [i for i, limit in enumerate(limits) if limit > 0]
     with frozen(model):
-        choice = _together(
-            model, [prompts[i] for i in writable], max(limits, default=0), run, ends, batch_size, autocast
-        )
+        token = next(token for token in (*chain(*prompts[:1]), *range(len(ends) + 1)) if token not in ends)
+        trial = _Trial(model, run, padded, token, dtype_of(model, autocast))
+        choice, leaving = trial.outcome([prompts[i] for i in writable], max(limits, default=0), batch_size)
         for some in by_length([len(prompts[i]) for i in writable], batch_size, choice):
             rows = [writable[i] for i in some]
-            most = max(limits[i] for i in rows)
-            drawing = {} if draws is None else {"logits_processor": [_Drawing([draws[i] for i in rows], most)]}
-            output = run([prompts[i] for i in rows], most, **drawing)
-            written = output[:, max(len(prompts[i]) for i in rows) :].tolist()
+            drawing = None if draws is None else _Drawing([draws[i] for i in rows], max(limits[i] for i in rows))
+            of_rows = [limits[i] for i in rows]
+            written = _written(run, padded([prompts[i] for i in rows]), of_rows, ends, drawing, leaving=leaving)
             for i, ids in zip(rows, written, strict=True):
                 end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
                 texts[i] = tokenizer.decode(ids[: min(end, limits[i])], skip_special_tokens=True)
     return texts
+
+
+# ---- a batch ---------------------------------------------------------------------------------------------------------
+
+
+def _written(
+    run: _Run,
+    batch: Mapping[str, Tensor],
+    limits: Sequence[int],
+    ends: set[int],
+    drawing: _Drawing | None,
+    *,
+    leaving: bool,
+) -> list[list[int]]:
+    """What is written after each row of a batch, up to its end token or its limit, maybe with more behind that."""
+    left, step = list(range(len(limits))), 0
+    written: list[list[int]] = [[] for _ in limits]
+    cache: dict[str, Any] = {}
+    while left:
+        stop = _Stop([limits[i] - step for i in left], ends)
+        how: dict[str, Any] = {} if drawing is None else {"logits_processor": [drawing]}
+        if leaving:
+            how |= {"stopping_criteria": [stop]}
+        returned = ["return_dict_in_generate"] if leaving else []
+        output = run(batch, max(limits[i] - step for i in left), *returned, **how, **cache)
+        ids = output.sequences if leaving else output
+        new = ids[:, batch["input_ids"].shape[1] :].tolist()
+        for i, tokens in zip(left, new, strict=True):
+            written[i] += tokens
+        step += len(new[0])
+        kept = stop.going_on if leaving else []
+        left = [left[at] for at in kept]
+        if left:
+            batch, cache = _cut(output, batch, kept)
+            if drawing is not None:
+                drawing.keep(kept)
+    return written
+
+
+class _Stop:
+    """Stops a batch when a quarter of its rows has ended; for transformers' generate.
+
+    Args:
+        limits: of each row, tokens that it may still write.
+        ends: tokens that end a row.
+    """
+
+    def __init__(self, limits: Sequence[int], ends: set[int]) -> None:
+        self._limits, self._ends = torch.tensor(limits), torch.tensor(sorted(ends), dtype=torch.int64)
+        self._ended = torch.zeros(len(limits), dtype=torch.bool)
+        self._step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self._step += 1
+        self._ended |= torch.isin(input_ids[:, -1].cpu(), self._ends) | (self._limits <= self._step)
+        enough = int(self._ended.sum()) * _LEAVE_AT >= len(self._ended)
+        return torch.full_like(self._ended, enough, device=input_ids.device) | self._ended.to(input_ids.device)
+
+    @property
+    def going_on(self) -> list[int]:
+        """The rows that have not ended."""
+        return (~self._ended).nonzero()[:, 0].tolist()
+
+
+def _cut(output: Any, batch: Mapping[str, Tensor], kept: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What goes on of a batch and its cache: rows by their places."""
+    name = "cache" if "cache" in output else "past_key_values"  # the first from transformers 5.24 on
+    cache, index = output[name], torch.tensor(kept, device=output.sequences.device)
+    cache.reorder_cache(index)  # not batch_select_indices, which caches of recurrent layers have not
+    ids = output.sequences[index]
+    mask = batch["attention_mask"][index]
+    written = mask.new_ones(len(kept), ids.shape[1] - mask.shape[1])
+    return {"input_ids": ids, "attention_mask": torch.cat([mask, written], dim=1)}, {name: cache}
 
 
 class _Drawing:
@@ -102,6 +189,11 @@ class _Drawing:
         self.temperatures = torch.tensor([[draw.temperature] for draw in draws], dtype=torch.float64)
         self.shares = torch.tensor([[draw.top_p] for draw in draws], dtype=torch.float64)
         self.step = 0
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on for some rows of those that there are, by their places."""
+        for name in ("numbers", "temperatures", "shares"):
+            setattr(self, name, getattr(self, name)[list(rows)])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         device = scores.device
@@ -124,30 +216,67 @@ def _uniform(seed: int, count: int) -> Tensor:
     return torch.tensor([float(torch.rand((), generator=generator, dtype=torch.float64)) for _ in range(count)])
 
 
-def _together(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    limit: int,
-    run: Any,
-    ends: set[int],
-    batch_size: int,
-    autocast: Autocast,
-) -> Together:
-    """Which prompts may share a batch, by the logits of the first token written and of one that reads the cache."""
-    # The same token is written everywhere: where two are as probable, the batch decides by its rounding.
-    token = next(token for token in (*chain(*prompts[:1]), *range(len(ends) + 1)) if token not in ends)
-    # A prompt may be as long as the model can read, if one token is all that is to be written.
-    most, what = (2, "continued") if limit > 1 else (1, "continued by one token")
-
-    def sample(some: list[Sequence[int]]) -> list[Tensor]:
-        settings = {"output_logits": True, "return_dict_in_generate": True}
-        logits = run(some, most, **settings, prefix_allowed_tokens_fn=lambda row, ids: [token]).logits
-        return list(torch.stack(logits, dim=1))
-
-    return together(model, what, prompts, sample, batch_size=batch_size, dtype=dtype_of(model, autocast))
+# ---- which rows, and whether they may leave --------------------------------------------------------------------------
 
 
-def _greedy(max_new_tokens: int, ends: list[int], pad: int) -> Any:
+class _Trial:
+    """What a model is tried out for, with one token that is written everywhere.
+
+    Where two tokens are as probable, the batch would decide by its rounding.
+    """
+
+    def __init__(
+        self, model: Any, run: _Run, padded: Callable[..., dict[str, Tensor]], token: int, dtype: torch.dtype
+    ) -> None:
+        self._model, self._run, self._padded, self._dtype = model, run, padded, dtype
+        self._token = token
+
+    def outcome(self, prompts: Sequence[Sequence[int]], limit: int, batch_size: int) -> tuple[Together, bool]:
+        """Which prompts may share a batch, and whether rows may leave it."""
+        choice = self._together(prompts, limit, batch_size)
+        if limit == 1 or min(batch_size, len(prompts)) < 2 or choice is Together.NONE:
+            return choice, False
+        if self._model not in _leaves:
+            one = max(prompts, key=len)[-_TRIED:]
+            other = one[-max(1, len(one) // 4) :] if choice is Together.ANY else one[::-1]
+            _leaves[self._model] = self._goes_on_as_alone([one, other])
+        return choice, _leaves[self._model]
+
+    def _together(self, prompts: Sequence[Sequence[int]], limit: int, batch_size: int) -> Together:
+        """By the logits of the first token written and of one that reads the cache."""
+        # A prompt may be as long as the model can read, if one token is all that is to be written.
+        most, what = (2, "continued") if limit > 1 else (1, "continued by one token")
+
+        def sample(some: list[Sequence[int]]) -> list[Tensor]:
+            return list(torch.stack(self._write(self._padded(some), most).logits, dim=1))
+
+        return together(self._model, what, prompts, sample, batch_size=batch_size, dtype=self._dtype)
+
+    def _write(self, batch: Mapping[str, Tensor], most: int, **cache: Any) -> Any:
+        asked = ("return_dict_in_generate", "output_logits")
+        return self._run(batch, most, *asked, prefix_allowed_tokens_fn=lambda row, ids: [self._token], **cache)
+
+    def _goes_on_as_alone(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether each of two rows gets what it gets alone when the other has left."""
+        try:
+            for row, prompt in enumerate(prompts):
+                alone = self._write(self._padded([prompt]), 2).logits[-1]
+                batch = self._padded(prompts)
+                batch, cache = _cut(self._write(batch, 1), batch, [row])
+                # By its length generate knows which tokens are new; caches of recurrent layers alone have none.
+                if max(each.get_seq_length() for each in cache.values()) != batch["input_ids"].shape[1] - 1:
+                    return False
+                found = self._write(batch, 1, **cache).logits[-1]
+                if moved(found, alone) > tolerance(self._dtype):
+                    return False
+        except torch.OutOfMemoryError:
+            raise
+        except ERRORS:
+            return False
+        return True
+
+
+def _greedy(max_new_tokens: int, ends: list[int], pad: int, **returned: bool) -> Any:
     from transformers import GenerationConfig
 
     # Given explicitly, since what is left out comes from the model's own config: chat models ship penalties.
@@ -161,6 +290,7 @@ def _greedy(max_new_tokens: int, ends: list[int], pad: int) -> Any:
         use_cache=True,
         eos_token_id=ends or None,
         pad_token_id=pad,
+        **returned,
     )
 
 

@@ -162,6 +162,7 @@ class RowSet:
         work: some rows -> a JSON object for each, in the same order.
         lengths: of the rows, in tokens: the longest are done first.
         label: of the progress bar; by default the name.
+        indices: of the rows in their records, where that is not their place here: of a sample.
     """
 
     name: str
@@ -169,6 +170,11 @@ class RowSet:
     work: Callable[[list[Any]], list[dict[str, Any]]]
     lengths: Sequence[int]
     label: str | None = None
+    indices: Sequence[int] | None = None
+
+    def index(self, place: int) -> int:
+        """Of the row at a place."""
+        return place if self.indices is None else self.indices[place]
 
 
 def score_sets(
@@ -196,7 +202,7 @@ def score_sets(
         (of, left)
         for of in sets
         for group in by_length(of.lengths, batch_size)
-        if (left := [i for i in group if i not in done[of.name]])
+        if (left := [i for i in group if of.index(i) not in done[of.name]])
     ]
     own = batches[folder.rank :: folder.world]
     for of in sets:
@@ -208,7 +214,7 @@ def score_sets(
         with progress_bar(total, label, initial=initial, shown=progress and folder.rank == 0 and total > 0) as advance:
             for group in groups:
                 found = of.work([of.rows[i] for i in group])
-                folder.append(of.name, [{"index": i, **row} for i, row in zip(group, found, strict=True)])
+                folder.append(of.name, [{"index": of.index(i), **row} for i, row in zip(group, found, strict=True)])
                 advance(len(group))
     wait_for_all()
     on_first(lambda: _close(folder, sets))

@@ -27,11 +27,15 @@ _UTILITY_SETS = {"retain": "retain", "real_authors": "ra", "world_facts": "wf"} 
 
 def probability(records: Sequence[Record], *, of_choices: bool = False, where: str = "records") -> float:
     """Mean exp(-l); with ``of_choices`` (real authors, world facts) mean exp(-l) / (exp(-l) + sum_j exp(-lw_j))."""
+    return float(_probabilities(records, of_choices, where).mean())
+
+
+def _probabilities(records: Sequence[Record], of_choices: bool, where: str) -> Floats:
     answer = _column(records, "answer_loss", where)
     if not of_choices:
-        return float(np.exp(-answer).mean())
+        return np.exp(-answer)
     choices = np.column_stack([answer, _perturbed(records, where)])
-    return float(np.exp(-answer - _log_mean_exp(-choices)).mean()) / choices.shape[1]
+    return np.exp(-answer - _log_mean_exp(-choices)) / choices.shape[1]
 
 
 def rouge(records: Sequence[Record], *, where: str = "records") -> float:
@@ -55,8 +59,11 @@ def log_truth_ratios(records: Sequence[Record], kind: str = "geometric", *, wher
 
 def truth_ratio(records: Sequence[Record], kind: str = "geometric", *, where: str = "records") -> float:
     """Mean max(0, 1 - R): 1 where the model prefers the truth. For the sets of Model Utility."""
-    log_ratios = log_truth_ratios(records, kind, where=where)
-    return float(np.abs(np.expm1(np.minimum(log_ratios, 0.0))).mean())
+    return float(_truths(records, kind, where).mean())
+
+
+def _truths(records: Sequence[Record], kind: str, where: str) -> Floats:
+    return np.abs(np.expm1(np.minimum(log_truth_ratios(records, kind, where=where), 0.0)))
 
 
 def truth_ratio_min(records: Sequence[Record], kind: str = "geometric", *, where: str = "records") -> float:
@@ -89,6 +96,30 @@ def components(records: Records, kind: str = "geometric") -> dict[str, float]:
 def model_utility(records: Records, kind: str = "geometric") -> float:
     """Harmonic mean of the nine :func:`components`; 0 if any of them is. Higher is better."""
     return harmonic_mean(components(records, kind).values())
+
+
+def utility_interval(
+    records: Records, kind: str = "geometric", *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile bootstrap's interval of :func:`model_utility`: the rows of each set are drawn anew, as many as
+    there are, and a row counts with all three of its numbers. The same for the same records and seed.
+    """
+    generator = np.random.default_rng(seed)
+    found = []
+    for name in _UTILITY_SETS:
+        rows = rows_of(records, name, "Model Utility")
+        values = np.stack(
+            [
+                _probabilities(rows, name != "retain", name),
+                _column(rows, "rougeL_recall", name),
+                _truths(rows, kind, name),
+            ]
+        )
+        found.append(values[:, generator.integers(len(rows), size=(resamples, len(rows)))].mean(axis=2))
+    with np.errstate(divide="ignore"):  # 1 / 0 is Inf, and the harmonic mean then 0
+        drawn = len(_UTILITY_SETS) * 3 / (1.0 / np.concatenate(found)).sum(axis=0)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def harmonic_mean(values: Iterable[float]) -> float:

@@ -1,16 +1,17 @@
-"""Rows that begin with one prompt, run as one: the prompt once, after it every answer, each of which sees it alone.
+"""Rows that begin with one prompt, run as one: a tree of tokens, each of which sees those on its way from the root.
 
-A question of TOFU has an answer, its paraphrase and five wrong ones: run apart, its prompt is read seven times. Here
-the tokens of a prompt and of all its answers are one row, with positions that begin anew after the prompt for each
-answer and a mask that keeps answers apart. Not every model reads such a mask; it is tried out on each, as in
-batching.py, and a model that does not has its rows run one by one.
+A question of TOFU has an answer, its paraphrase and five wrong ones that change a few words of it: run apart, its
+prompt is read seven times, and so is the beginning of what they say. Here tokens that several rows have in common, all
+before them being the same too, are run once: the rows are one row, with positions by depth in the tree and a mask that
+keeps branches apart. Not every model reads such a mask; it is tried out on each, as in batching.py, and a model that
+does not has its rows run one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,34 +29,51 @@ from gru_fast.models.scores import Places
 _tried: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pack:
-    """Rows with one prompt.
+    """Rows with one prompt, as a tree whose nodes are tokens: rows share theirs up to where they differ.
 
     Args:
-        prompt: the tokens before the first that is scored; at least one.
-        answers: of each row the tokens after the prompt.
-        labels: of each row theirs, -100 where nothing is scored.
+        prompt: how many tokens come before the first that is scored; at least one.
+        ids: token of each node. The last token of a row predicts nothing and is no node.
+        branches: (begin, end, after): nodes of one row alone when it was added, and the node they follow; -1: none.
         rows: where the rows stand in the list they are from.
+        paths: of each row its nodes in order.
+        places: (node, token), each once, of which log p is wanted.
+        labels: of each row the places of its label tokens.
     """
 
-    prompt: tuple[int, ...]
-    answers: list[Sequence[int]]
-    labels: list[Sequence[int]]
-    rows: list[int]
+    prompt: int
+    ids: list[int] = field(default_factory=list)
+    branches: list[tuple[int, int, int]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    paths: list[list[int]] = field(default_factory=list)
+    places: dict[tuple[int, int], int] = field(default_factory=dict)
+    labels: list[list[int]] = field(default_factory=list)
+    _after: dict[tuple[int, int], int] = field(default_factory=dict)  # node (-1: none), token -> the node after it
 
     def __len__(self) -> int:
-        """Tokens that are run: the last of an answer predicts nothing."""
-        return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
+        """Tokens that are run."""
+        return len(self.ids)
 
-    @property
-    def starts(self) -> list[int]:
-        """Where each answer begins."""
-        found, at = [], len(self.prompt)
-        for answer in self.answers:
-            found.append(at)
-            at += len(answer) - 1
-        return found
+    def add(self, row: int, ids: Sequence[int], labels: Sequence[int]) -> None:
+        """Adds a row by its number, its tokens and their labels, -100 where nothing is scored."""
+        path: list[int] = []
+        begin, after = len(self.ids), -1
+        for token in ids[:-1]:
+            node = path[-1] if path else -1
+            found = self._after.setdefault((node, token), len(self.ids))
+            if found == len(self.ids):
+                if found == begin:
+                    after = node
+                self.ids.append(token)
+            path.append(found)
+        if len(self.ids) > begin:
+            self.branches.append((begin, len(self.ids), after))
+        scored = [(node, label) for node, label in zip(path, labels[1:], strict=True) if label != IGNORE_INDEX]
+        self.rows.append(row)
+        self.paths.append(path)
+        self.labels.append([self.places.setdefault(place, len(self.places)) for place in scored])
 
 
 def log_probs_of_labels(
@@ -94,10 +112,7 @@ def packed(rows: Sequence[Encoded]) -> list[Pack]:
         first = next((i for i in range(1, len(ids)) if labels[i] != IGNORE_INDEX), None)
         if first is None:
             raise ValueError(f"rows[{index}]: none of its {len(ids)} tokens is scored")
-        pack = found.setdefault(prompt := tuple(ids[:first]), Pack(prompt, [], [], []))
-        pack.answers.append(ids[first:])
-        pack.labels.append(labels[first:])
-        pack.rows.append(index)
+        found.setdefault(tuple(ids[:first]), Pack(first)).add(index, ids, labels)
     return list(found.values())
 
 
@@ -114,20 +129,18 @@ def _of_packs(
     found: list[Tensor] = [torch.empty(0)] * count
     with frozen(model):
         for some in _batches(packs, batch_size):
-            places = [_places(pack, line) for line, pack in enumerate(some)]
-            at = Places(*(torch.cat([getattr(one, name) for one in places]) for name in ("rows", "columns", "tokens")))
             with autocast():
-                log_probs = log_probs_after(model, _batch(some, pad_token_id, model, autocast), at).float().cpu()
-            rows = [row for pack in some for row in pack.rows]
-            sizes = [sum(label != IGNORE_INDEX for label in labels) for pack in some for labels in pack.labels]
-            for row, values in zip(rows, log_probs.split(sizes), strict=True):
-                found[row] = values
-            advance(len(rows))
+                log_probs = log_probs_after(model, _batch(some, pad_token_id, model, autocast), _places(some))
+            of_packs = log_probs.float().cpu().split([len(pack.places) for pack in some])
+            for pack, values in zip(some, of_packs, strict=True):
+                for row, labels in zip(pack.rows, pack.labels, strict=True):
+                    found[row] = values[labels]
+                advance(len(pack.rows))
     return found
 
 
 def _batches(packs: Sequence[Pack], batch_size: int) -> Iterator[list[Pack]]:
-    """Packs of similar length, longest first, of at most ``batch_size`` answers together, or one pack."""
+    """Packs of similar length, longest first, of at most ``batch_size`` rows together, or one pack."""
     some: list[Pack] = []
     for pack in sorted(packs, key=len, reverse=True):
         if some and sum(len(one.rows) for one in some) + len(pack.rows) > batch_size:
@@ -138,15 +151,11 @@ def _batches(packs: Sequence[Pack], batch_size: int) -> Iterator[list[Pack]]:
         yield some
 
 
-def _places(pack: Pack, line: int) -> Places:
-    """Where the label tokens of a pack are predicted: the first of each answer at the prompt's last token."""
-    columns, tokens = [], []
-    for start, labels in zip(pack.starts, pack.labels, strict=True):
-        for place, label in enumerate(labels):
-            if label != IGNORE_INDEX:
-                columns.append(start + place - 1 if place else len(pack.prompt) - 1)
-                tokens.append(label)
-    return Places(torch.full((len(columns),), line), torch.tensor(columns), torch.tensor(tokens))
+def _places(packs: Sequence[Pack]) -> Places:
+    """Where something is predicted, pack after pack."""
+    lines = [line for line, pack in enumerate(packs) for _ in pack.places]
+    nodes, tokens = zip(*(place for pack in packs for place in pack.places), strict=True)
+    return Places(*map(torch.tensor, (lines, nodes, tokens)))
 
 
 def _batch(packs: Sequence[Pack], pad_token_id: int, model: nn.Module, autocast: Autocast) -> dict[str, Tensor]:
@@ -154,19 +163,16 @@ def _batch(packs: Sequence[Pack], pad_token_id: int, model: nn.Module, autocast:
     size = max(map(len, packs))
     ids = torch.full((len(packs), size), pad_token_id)
     positions = torch.zeros(len(packs), size, dtype=torch.int64)
-    owners = torch.full((len(packs), size), -1)  # 0: the prompt, 1, 2, ...: an answer, -1: padding
+    seen = torch.eye(size, dtype=torch.bool).repeat(len(packs), 1, 1)  # padding sees itself: not nothing, which is NaN
     for line, pack in enumerate(packs):
-        prompt = len(pack.prompt)
-        ids[line, :prompt] = torch.tensor(pack.prompt)
-        positions[line, :prompt] = torch.arange(prompt)
-        owners[line, :prompt] = 0
-        for owner, (start, answer) in enumerate(zip(pack.starts, pack.answers, strict=True), start=1):
-            end = start + len(answer) - 1
-            ids[line, start:end] = torch.tensor(answer[:-1], dtype=torch.int64)
-            positions[line, start:end] = torch.arange(prompt, prompt + end - start)
-            owners[line, start:end] = owner
-    seen = (owners[:, None, :] == 0) | (owners[:, None, :] == owners[:, :, None])
-    seen &= torch.ones(size, size, dtype=torch.bool).tril()
+        ids[line, : len(pack)] = torch.tensor(pack.ids)
+        for begin, end, after in pack.branches:
+            first = 0
+            if after >= 0:
+                seen[line, begin:end, :begin] = seen[line, after, :begin]
+                first = int(positions[line, after]) + 1
+            seen[line, begin:end, begin:end] = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()
+            positions[line, begin:end] = torch.arange(first, first + end - begin)
     dtype = dtype_of(model, autocast)
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
     return to_device({"input_ids": ids, "position_ids": positions, "attention_mask": mask}, model)
@@ -186,34 +192,35 @@ def _reads_packs(model: nn.Module, longest: Pack, pad_token_id: int, autocast: A
 
 
 def _as_alone(model: nn.Module, pack: Pack, pad_token_id: int, autocast: Autocast) -> bool:
-    """A pack of two answers, the longest and another, against each alone; and beside a shorter pack, with padding."""
-    order = sorted(range(len(pack.rows)), key=lambda i: len(pack.answers[i]), reverse=True)
-    some = [order[0], order[-1]] if len(order) > 1 else [order[0]] * 2
-    both = Pack(pack.prompt, [pack.answers[i] for i in some], [pack.labels[i] for i in some], some)
-    last = Pack(both.prompt, both.answers[1:], both.labels[1:], some[1:])
+    """The longest row and the same with another first token after the prompt, as one pack, against each alone.
 
-    def run(packs: Sequence[Pack]) -> Tensor:
-        with autocast():
-            return logits_of(model, _batch(packs, pad_token_id, model, autocast))
+    And the second beside that pack, with padding.
+    """
+    path = max(pack.paths, key=len)
+    one = [*(pack.ids[node] for node in path), pad_token_id]  # the last token is not read
+    other = [*one[: pack.prompt], 0 if one[pack.prompt] else 1, *one[pack.prompt + 1 :]]
+    both, last = Pack(pack.prompt), Pack(pack.prompt)
+    for to, rows in ((both, (one, other)), (last, (other,))):
+        for index, ids in enumerate(rows):
+            to.add(index, ids, ids)
 
-    def alone(answer: Sequence[int]) -> Tensor:
-        ids = torch.tensor([[*pack.prompt, *answer[:-1]]])
+    def alone(row: Sequence[int]) -> Tensor:
+        ids = torch.tensor([row[:-1]])
         with autocast():
             batch: Mapping[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            return logits_of(model, to_device(batch, model))[0, len(pack.prompt) - 1 :]
-
-    def of(logits: Tensor, one: Pack, answer: int) -> Tensor:
-        start = one.starts[answer]
-        return logits[[len(one.prompt) - 1, *range(start, start + len(one.answers[answer]) - 1)]]
+            return logits_of(model, to_device(batch, model))[0, pack.prompt - 1 :]
 
     try:
         with frozen(model):
-            expected = [alone(answer) for answer in both.answers]
-            found = run([both, last])
-            pairs = [(of(found[0], both, 0), expected[0]), (of(found[0], both, 1), expected[1])]
-            pairs.append((of(found[1], last, 0), expected[1]))
+            expected = [alone(one), alone(other)]
+            with autocast():
+                found = logits_of(model, _batch([both, last], pad_token_id, model, autocast))
+            answers = [found[0, both.paths[0]], found[0, both.paths[1]], found[1, last.paths[0]]]
             most = tolerance(dtype_of(model, autocast))
-            return all(moved(sampled(ours), sampled(theirs)) <= most for ours, theirs in pairs)
+            return all(
+                moved(sampled(ours[pack.prompt - 1 :]), sampled(theirs)) <= most
+                for ours, theirs in zip(answers, [*expected, expected[1]], strict=True)
+            )
     except torch.OutOfMemoryError:
         raise
     except ERRORS:

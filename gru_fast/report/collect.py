@@ -72,6 +72,11 @@ class Entry:
         return self.summary.get("split") or self.summary.get("corpus") or self.run.config.get("split")
 
     @property
+    def is_quick(self) -> bool:
+        """Whether a part of the rows was scored, for a look."""
+        return bool(self.summary.get("settings", {}).get("quick"))
+
+    @property
     def plane(self) -> tuple[float, float] | None:
         """(retention, removal), where both are known."""
         if not self.summary:
@@ -196,7 +201,8 @@ def _against(entry: Entry, retain: str | Path) -> Entry:
     kind = entry.summary.get("settings", {}).get("truth_ratio", "geometric")
     quality, note = None, entry.note
     try:
-        quality = forget_quality(records, read_log(retain, entry.split), kind).to_json()
+        theirs = read_log(retain, entry.split)
+        quality = forget_quality(records, theirs, kind, matching_rows=entry.is_quick).to_json()
     except (FileNotFoundError, ValueError):  # of another split, or with other rows
         note = "; ".join(filter(None, [note, f"Forget Quality: not the questions of {retain}"]))
     summary = {**entry.summary, "forget_quality": quality}

@@ -70,7 +70,7 @@ SECONDS_PER_STEP = Column("s/step", result("seconds_per_step"), "{:.3g}".format)
 _METHOD = Column("method", lambda entry: entry.title, number=False)
 _GRU = Column("GRU", lambda entry: ("yes" if entry.rectified else "no") if entry.is_unlearned else "", number=False)
 _HOW = [Column(name, gru_option(name), "{:g}".format) for name in ("gamma", "tau")]
-_SPLIT = Column("split", lambda entry: entry.split, number=False)
+_SPLIT = Column("split", lambda entry: f"{entry.split} (quick)" if entry.is_quick else entry.split, number=False)
 _SKIPPED = Column("skipped", lambda entry: entry.not_applied if entry.is_unlearned else None)
 _RUN = Column("run", lambda entry: os.path.relpath(entry.run.folder), number=False)
 

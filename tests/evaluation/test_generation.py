@@ -12,6 +12,7 @@ from sharp import END, Words, sequences
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from gru_fast.evaluation import generation
 from gru_fast.evaluation.generation import Draw, generate
 
 
@@ -143,11 +144,35 @@ def test_answers_do_not_depend_on_the_batch(name: str) -> None:
         warnings.simplefilter("always")
         for batch_size in (1, 3, 8):
             assert generate(model, Words(), prompts, 8, batch_size=batch_size) == by_hand, batch_size
+    # rwkv is run row by row; what is kept of a recurrent model does not say how much it has read.
+    can_leave = {"rwkv": None, "minimax": False, "xlstm": False, "mamba": False}
+    assert generation._leaves.get(model) == can_leave.get(name, True)
     messages = [str(each.message) for each in said if "in one batch" in str(each.message)]
     assert len(messages) == (expected is not None)
     for message in messages:
         assert f"{type(model).__name__}: rows of up to 21 tokens that are continued" in message
         assert str(expected) in message
+
+
+def test_rows_that_have_ended_leave_the_batch(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: of 8 rows two are done after 3 tokens, of 6 two after 7, and four go on to their limit of 12."""
+    prompts = [[3, 4], [5, 6, 7], [8], [9, 10], [11], [12, 13], [14], [15, 16, 17]]
+    limits = [1, 12, 3, 12, 5, 12, 12, 7]
+    sizes: list[int] = []
+    generate(model, Words(), prompts, limits, batch_size=8)  # the trials
+    hook = model.register_forward_pre_hook(
+        lambda _, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    try:
+        found = generate(model, Words(), prompts, limits, batch_size=8)
+        left, sizes[:] = list(sizes), []
+        monkeypatch.setitem(generation._leaves, model, False)
+        assert generate(model, Words(), prompts, limits, batch_size=8) == found
+    finally:
+        hook.remove()
+    assert found == [" ".join(map(str, greedy_by_hand(model, *one))) for one in zip(prompts, limits, strict=True)]
+    assert sizes == [8] * 12
+    assert left == [8] * 3 + [6] * 4 + [4] * 5
 
 
 def test_a_prompt_may_fill_all_positions_where_one_token_is_to_be_written() -> None:

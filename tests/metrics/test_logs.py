@@ -233,6 +233,13 @@ def test_a_run_with_several_evaluations_needs_a_split(tmp_path: Path) -> None:
         read_log(tmp_path, "forget01")
 
 
+def test_a_third_of_the_rows_serves_where_not_all_were_scored(tmp_path: Path) -> None:
+    write_ours(tmp_path / "eval" / "tofu-forget05-quick" / "records", records(1))
+    assert len(read_log(tmp_path, "forget05")["forget"]) == len(read_log(tmp_path)["forget"]) == 1
+    write_ours(tmp_path / "eval" / "tofu-forget05" / "records", records(3))
+    assert len(read_log(tmp_path, "forget05")["forget"]) == len(read_log(tmp_path)["forget"]) == 3
+
+
 def test_a_line_that_is_cut_off_is_named(tmp_path: Path) -> None:
     folder = write_ours(tmp_path / "records", records())
     with (folder / "retain.jsonl").open("a") as file:

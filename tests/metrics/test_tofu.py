@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,31 @@ def test_one_zero_component_makes_model_utility_zero() -> None:
     records["retain"] = [row(paraphrase_loss=9.0)]  # two of them: no infinity of either sign
     assert str(tofu.components(records)["retain_truth_ratio"]) == "0.0"
     assert tofu.model_utility(records) == 0.0
+
+
+def test_the_interval_of_model_utility_is_that_of_sets_drawn_anew() -> None:
+    """Against the measure itself, of records drawn one by one."""
+    draw = random.Random(0)
+
+    def some(index: int) -> Record:
+        wrong = (draw.uniform(1, 4), draw.uniform(1, 4))
+        return row(index, answer_loss=draw.uniform(0, 2), perturbed_losses=wrong, rougeL_recall=draw.uniform(0.2, 1))
+
+    records = {name: [some(i) for i in range(30)] for name in all_sets()}
+    found = tofu.utility_interval(records)
+    assert found == tofu.utility_interval(records)
+    anew = [
+        tofu.model_utility({name: draw.choices(rows, k=len(rows)) for name, rows in records.items()})
+        for _ in range(1000)
+    ]
+    low, high = np.quantile(anew, [0.025, 0.975])
+    width = high - low
+    assert found == (pytest.approx(low, abs=width / 10), pytest.approx(high, abs=width / 10))
+    assert found[0] < tofu.model_utility(records) < found[1]
+
+
+def test_an_interval_of_rows_that_are_zero() -> None:
+    assert tofu.utility_interval(all_sets(rougeL_recall=0.0)) == (0.0, 0.0)
 
 
 def test_a_collapsed_model_gives_numbers_without_overflow() -> None:

@@ -46,23 +46,38 @@ def alone(model: nn.Module, one: Encoded) -> torch.Tensor:
 
 
 def test_packs_by_hand() -> None:
+    """The tree of four rows: 5 6 7 8, then 9 10 11 | 9 30 ... 34 | nothing | 44 10 11 45."""
     found = packed(ROWS)
-    assert [(pack.prompt, pack.rows) for pack in found] == [
-        ((5, 6, 7, 8), [0, 2, 3, 5]),
-        ((5, 6, 7), [1]),
-        ((40,), [4]),
+    assert [(pack.prompt, pack.rows, len(pack)) for pack in found] == [
+        (4, [0, 2, 3, 5], 4 + 3 + 5 + 0 + 4),
+        (3, [1], 3 + 2),
+        (1, [4], 1 + 1),
     ]
-    assert [len(pack) for pack in found] == [4 + 3 + 6 + 0 + 4, 3 + 2, 1 + 1]
-    assert found[0].starts == [4, 7, 13, 13]
+    first = found[0]
+    assert first.branches == [(0, 7, -1), (7, 12, 4), (12, 16, 3)]
+    assert first.paths == [[*range(7)], [*range(5), *range(7, 12)], [0, 1, 2, 3], [0, 1, 2, 3, *range(12, 16)]]
     batch = packs._batch(found[:2], 0, tiny.llama(), torch.no_grad)
-    assert batch["input_ids"][0].tolist() == [5, 6, 7, 8, 9, 10, 11, 9, 30, 31, 32, 33, 34, 44, 10, 11, 45]
-    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8, 9, 4, 5, 6, 7]
-    seen = batch["attention_mask"][0, 0] == 0
-    assert seen[14].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 13, 14]
-    assert seen[2].nonzero()[:, 0].tolist() == [0, 1, 2]
-    at = packs._places(found[0], 0)
-    assert at.columns.tolist() == [3, 4, 5, 6, 3, 9, 10, 11, 12, 3, 3, 13, 14, 15, 16]
-    assert at.tokens.tolist() == [9, 10, 11, 2, 9, 32, 33, 34, 2, 2, 44, 10, 11, 45, 2]
+    assert batch["input_ids"].tolist() == [
+        [5, 6, 7, 8, 9, 10, 11, 30, 31, 32, 33, 34, 44, 10, 11, 45],
+        [5, 6, 7, 20, 21, *[0] * 11],
+    ]
+    assert batch["position_ids"][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 4, 5, 6, 7]
+    seen = batch["attention_mask"][:, 0] == 0
+    assert seen[0, 8].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 7, 8]
+    assert seen[0, 13].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 12, 13]
+    assert seen[0, 2].nonzero()[:, 0].tolist() == [0, 1, 2]
+    assert seen[1, 4].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert seen[1, 9].nonzero()[:, 0].tolist() == [9]
+    # 9 after the prompt is wanted by two rows and asked once; 30 and 31 are not scored.
+    assert list(first.places) == [
+        (3, 9), (4, 10), (5, 11), (6, 2), (8, 32), (9, 33), (10, 34), (11, 2), (3, 2),
+        (3, 44), (12, 10), (13, 11), (14, 45), (15, 2),
+    ]  # fmt: skip
+    assert first.labels == [[0, 1, 2, 3], [0, 4, 5, 6, 7], [8], [9, 10, 11, 12, 13]]
+    at = packs._places(found[:2])
+    assert at.rows.tolist() == [0] * 14 + [1] * 3
+    assert at.columns.tolist() == [node for node, _ in first.places] + [2, 3, 4]
+    assert at.tokens.tolist() == [token for _, token in first.places] + [20, 21, 2]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,7 +125,7 @@ def test_a_longer_pack_is_tried_again() -> None:
     log_probs_of_labels(model, ROWS[:4], batch_size=4, pad_token_id=0)
     log_probs_of_labels(model, ROWS, batch_size=4, pad_token_id=0)
     log_probs_of_labels(model, ROWS[:3], batch_size=4, pad_token_id=0)
-    assert packs._tried[model] == {13: True, 17: True}
+    assert packs._tried[model] == {12: True, 16: True}
 
 
 def test_bfloat16() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def test_text(entries: list[Entry]) -> None:
     assert (blank, note) == ("", "runs/ga: not evaluated: gru-fast eval tofu --model runs/ga")
     ends = {row[: head.index("MU") + 2][-6:].strip() for row in rows}
     assert ends == {"0.6123", "-", "0.5000", "0.5100"}  # under the right end of their heading
+
+
+def test_an_evaluation_of_some_rows_is_marked(tmp_path: Path) -> None:
+    run = evaluated(finetuned(tmp_path / "run", "retain95"), 0.5, 0.0)
+    [file] = run.glob("eval/*/summary.json")
+    write_json(file, json.loads(file.read_text()) | {"settings": {"quick": True}})
+    assert " forget05 (quick) " in table.text(collect([run]))
 
 
 def test_columns_that_nobody_fills_are_left_out(tmp_path: Path) -> None:

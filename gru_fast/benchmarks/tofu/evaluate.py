@@ -33,7 +33,7 @@ from gru_fast.evaluation.record_folder import RowSet, check_settings
 from gru_fast.evaluation.subject import Subject, check_whole
 from gru_fast.metrics import aggregate
 from gru_fast.metrics import tofu as metrics
-from gru_fast.metrics.logs import read_log
+from gru_fast.metrics.logs import QUICK, read_log
 from gru_fast.metrics.records import Record, Records
 from gru_fast.metrics.rouge import warn_of_dropped
 from gru_fast.models.forward import Autocast
@@ -42,6 +42,7 @@ from gru_fast.runs.processes import on_first
 
 HELP = "Model Utility and Forget Quality of a model on TOFU, or of published logs"
 MAX_LENGTH = 200
+QUICK_STEP = 3  # of so many rows one: TOFU has 20 of each author, one after the other
 
 
 @dataclass
@@ -84,6 +85,12 @@ class TofuEvalOptions(extra.ExtraOptions):
         },
     )
     max_rows: int = field(default=MAX_ROWS, metadata={"help": "the first rows of each set; 0 for all"})
+    quick: bool = field(
+        default=False,
+        metadata={
+            "help": "every third row of those, in a folder of its own: for a look, with an interval, not for a table"
+        },
+    )
     max_length: int = field(
         default=MAX_LENGTH, metadata={"help": "tokens of question and answer, also when the model writes the answer"}
     )
@@ -106,6 +113,10 @@ class TofuEvalOptions(extra.ExtraOptions):
             problems.append(f'write_log: expected one of {", ".join(LOG_FORMATS)}, got "{self.write_log}"')
         if self.metrics and self.from_logs is not None:
             problems.append("metrics: a log does not hold what they need; give --model instead of from_logs")
+        if self.quick and self.from_logs is not None:
+            problems.append("quick: a log has been scored already; leave it out, or give --model instead of from_logs")
+        if self.quick and self.metrics:
+            problems.append("quick: expected no metrics beside it, which read all rows; leave one of them out")
         problems += self.problems_of_metrics()
         if problems:
             raise ValueError("; ".join(problems))
@@ -141,7 +152,7 @@ def title(options: TofuEvalOptions) -> str:
     """Name of the evaluation, and of its folder in that of the model."""
     if options.split is None:
         raise ValueError(f"split: the model's folder does not say what was to be forgotten; give {', '.join(SPLITS)}")
-    return f"tofu-{options.split}"
+    return f"tofu-{options.split}{QUICK if options.quick else ''}"
 
 
 def run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
@@ -202,7 +213,8 @@ def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
 
 def wanted(options: TofuEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
-    return {"split": options.split, "data": options.data or HUB, "model_options": asked, **_limits(options)}
+    limits = {"quick": None, **_limits(options)}  # else what a third of the rows came to would answer for all
+    return {"split": options.split, "data": options.data or HUB, "model_options": asked, **limits}
 
 
 def _limits(options: TofuEvalOptions) -> dict[str, Any]:
@@ -210,7 +222,13 @@ def _limits(options: TofuEvalOptions) -> dict[str, Any]:
         "max_length": options.max_length,
         "max_new_tokens": options.max_new_tokens,
         "max_rows": options.max_rows or None,
+        **_if_quick(options.quick),
     }
+
+
+def _if_quick(quick: bool) -> dict[str, Any]:
+    """Of the settings; nothing where all rows count, as in evaluations from before there was a choice."""
+    return {"quick": True} if quick else {}
 
 
 def report(summary: Mapping[str, Any]) -> str:
@@ -218,8 +236,13 @@ def report(summary: Mapping[str, Any]) -> str:
     rows = summary["num_rows"]
     of = f" {summary['split']}" if summary["split"] else ""
     lines = [f"TOFU{of}: {', '.join(f'{count} {name}' for name, count in rows.items())} rows"]
+    interval = summary.get("model_utility_interval")
+    if interval:
+        lines[0] += " (quick: every third; the p of so few rows is larger than that of all)"
     utility, quality = summary["model_utility"], summary["forget_quality"]
-    lines.append(f"Model Utility   {_number(utility)}" + ("" if utility is not None else "  (sets are missing)"))
+    said = "" if utility is not None else "  (sets are missing)"
+    said = "  95% of bootstrap samples in {:.4f} to {:.4f}".format(*interval) if interval else said
+    lines.append(f"Model Utility   {_number(utility)}{said}")
     if quality is None:
         lines.append(f"Forget Quality  {_number(None)}  (give --retain-logs: the retrained model's run or log)")
     else:
@@ -295,6 +318,7 @@ def evaluate(
     max_length: int = MAX_LENGTH,
     max_new_tokens: int | None = None,
     max_rows: int | None = MAX_ROWS,
+    quick: bool = False,
     truth_ratio: str = "geometric",
     matching_rows: bool = False,
     autocast: Autocast = nullcontext,
@@ -320,6 +344,9 @@ def evaluate(
             Quality; None: it is null in the summary.
         batch_size: rows at a time; each has up to 7 sequences, of which as many are run together.
         max_length, max_new_tokens, max_rows: see above.
+        quick: every third of those rows, so that all authors are asked about; Forget Quality compares them with the
+            same rows of ``retain_logs``. The summary then has ``model_utility_interval``, see
+            :func:`gru_fast.metrics.tofu.utility_interval`, and its settings ``quick``.
         truth_ratio, matching_rows: see :mod:`gru_fast.metrics.tofu`.
         overwrite: score anew even if there are records, of these or of other settings.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
@@ -331,11 +358,14 @@ def evaluate(
     """
     check_whole(model)
     output_dir = Path(output_dir)
+    if not overwrite:
+        check_settings(output_dir / "records", {"quick": quick or None})  # said of its own, before rows that differ
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
     scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
+    step = QUICK_STEP if quick else 1
     sets = {
-        name: encode(tokenizer, template, rows, max_length, max_new_tokens, name)
+        name: encode(tokenizer, template, rows[::step], max_length, max_new_tokens, name)
         for name, rows in load_eval_sets(split, data, max_rows).items()
     }
     for name, examples in sets.items():
@@ -344,8 +374,8 @@ def evaluate(
     # What Forget Quality would refuse after the work is refused before it.
     retained = read_log(retain_logs, split) if isinstance(retain_logs, (str, Path)) else retain_logs
     if retained is not None and retained.get("forget"):
-        questions = [Record(index, example.question) for index, example in enumerate(sets["forget"])]
-        metrics.match_rows(questions, retained["forget"], matching_rows)
+        questions = [Record(index * step, example.question) for index, example in enumerate(sets["forget"])]
+        metrics.match_rows(questions, retained["forget"], matching_rows or quick)
     settings = {
         "split": split,
         "template": template.name,
@@ -353,10 +383,17 @@ def evaluate(
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
         "max_rows": max_rows,
+        **_if_quick(quick),
         "rows": {name: content(examples) for name, examples in sets.items()},
     }
     asked = [
-        RowSet(name, examples, partial(score, scorer), [one.length for one in examples])
+        RowSet(
+            name,
+            examples,
+            partial(score, scorer),
+            [one.length for one in examples],
+            indices=[index * step for index in range(len(examples))],
+        )
         for name, examples in sets.items()
     ]
     how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}

@@ -68,6 +68,11 @@ def write_log_as(log_format: str, records: Records | None, summary: Mapping[str,
     write_unified(records, folder, None if quality is None else quality["p"], summary.get("extra"))
 
 
+def _of_quick(records: Records, truth_ratio: str) -> dict[str, Any]:
+    """What a summary of a third of the rows says beside its numbers."""
+    return {"model_utility_interval": list(metrics.utility_interval(records, truth_ratio))}
+
+
 def finish(
     output_dir: Path,
     retain_logs: str | Path | Records | None,
@@ -84,7 +89,10 @@ def finish(
     records, file = read_records(output_dir / "records"), output_dir / SUMMARY_FILE
     before = read_json(file) if seconds is None and file.is_file() else {}
     retained = read_log(retain_logs, settings["split"]) if isinstance(retain_logs, (str, Path)) else retain_logs
-    numbers = summarize(records, retained, truth_ratio, matching_rows=matching_rows)
+    quick = bool(settings.get("quick"))
+    # The retrained model's log may hold all rows: those that were scored are compared.
+    numbers = summarize(records, retained, truth_ratio, matching_rows=matching_rows or quick)
+    numbers |= _of_quick(records, truth_ratio) if quick else {}
     source = str(retain_logs) if isinstance(retain_logs, (str, Path)) else None
     if retained is None and before.get("settings", {}).get("truth_ratio") == truth_ratio:
         numbers["forget_quality"], source = before["forget_quality"], before["settings"]["retain_logs"]

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_llama, word_tokenizer
 
-from gru_fast.benchmarks.tofu.evaluate import evaluate
+from gru_fast.benchmarks.tofu.evaluate import TofuEvalOptions, evaluate, report, title, wanted
 from gru_fast.benchmarks.tofu.summary import resummarize, summarize
 from gru_fast.data.templates import TEMPLATES, encode, encode_prompt
 from gru_fast.evaluation.summaries import finished
@@ -267,6 +267,53 @@ def test_the_first_rows_of_each_set_count(
 ) -> None:
     summary = evaluate(make_model(), tokenizer, PHI, "forget05", data, tmp_path, max_rows=4, **OPTIONS)
     assert summary["num_rows"] == {"forget": 4, "retain": 3, "real_authors": 2, "world_facts": 2}
+
+
+def test_a_quick_evaluation_is_of_every_third_row(
+    tmp_path: Path, data: Path, tokenizer: Any, make_model: Callable[..., Any]
+) -> None:
+    model = make_model()
+    evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "all", **OPTIONS)
+    how: dict[str, Any] = {"retain_logs": tmp_path / "all", "quick": True, **OPTIONS}
+    summary = evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "quick", **how)
+    assert summary["num_rows"] == {"forget": 2, "retain": 1, "real_authors": 1, "world_facts": 1}
+    whole, some = read_log(tmp_path / "all"), read_log(tmp_path / "quick")
+    assert [row.index for row in some["forget"]] == [0, 3]
+    for name in SETS:
+        for row in some[name]:
+            same = whole[name][row.index]
+            assert (row.question, row.generation) == (same.question, same.generation)
+            assert row.answer_loss == pytest.approx(same.answer_loss, rel=1e-5)
+    # The same rows of the retrained model, here the same model; one row a set: drawn anew it stays as it is.
+    assert (summary["forget_quality"]["n"], summary["forget_quality"]["p"]) == (2, 1.0)
+    assert summary["model_utility_interval"] == pytest.approx([summary["model_utility"]] * 2)
+    assert resummarize(tmp_path / "quick", tmp_path / "all")["forget_quality"]["n"] == 2
+    assert title(TofuEvalOptions(split="forget05", quick=True)) == "tofu-forget05-quick"
+    shown = report(summary)
+    assert "1 world_facts rows (quick: every third;" in shown
+    assert f"95% of bootstrap samples in {summary['model_utility']:.4f} to " in shown
+    with pytest.raises(ValueError, match="holds records with quick True, this evaluation has None"):
+        evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "quick", **OPTIONS)
+    # Nor does it answer for all rows, or all rows for it.
+    for quick, folder in ((True, "quick"), (False, "all")):
+        asked = wanted(
+            TofuEvalOptions(split="forget05", data=str(data), max_length=OPTIONS["max_length"], quick=quick), {}
+        )
+        del asked["model_options"]
+        assert finished(tmp_path / folder, asked)
+        assert not finished(tmp_path / folder, {**asked, "quick": None if quick else True})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"from_logs": "log.json"}, "quick: a log has been scored already"),
+        ({"metrics": ["extraction_strength"]}, "quick: expected no metrics beside it"),
+    ],
+)
+def test_what_a_quick_evaluation_cannot_do(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TofuEvalOptions(split="forget05", quick=True, **given)
 
 
 def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(
