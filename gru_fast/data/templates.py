@@ -156,12 +156,13 @@ def encode_rows(tokenizer: Any, template: Template, pairs: Sequence[tuple[str, s
     return rows
 
 
-def encode_prompt(tokenizer: Any, template: Template, question: str) -> list[int]:
+def encode_prompt(tokenizer: Any, template: Template, question: str, begun: str = "") -> list[int]:
     """Token ids after which a model generates: the prompt, with BOS if the tokenizer adds one; no answer tag, no EOS.
 
-    As in the original code, the model writes the answer tag itself (the unified framework gives it).
+    As in the original code, the model writes the answer tag itself (the unified framework gives it). ``begun``: how its
+    answer begins, which it is given.
     """
-    return _token_ids(tokenizer, template, [template.prompt(tokenizer, question)])[0]
+    return _token_ids(tokenizer, template, [template.prompt(tokenizer, question) + begun])[0]
 
 
 def ensure_pad_token(tokenizer: Any) -> int:

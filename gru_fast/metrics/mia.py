@@ -20,6 +20,7 @@ from gru_fast.metrics.scores import TextRecord, attack, but_last, need
 Floats = NDArray[np.float64]
 
 MIN_K = 0.4  # share of tokens, as in MUSE and in the unified framework (the papers of Min-K: 0.2)
+_SPREAD = ("vocab_means", "vocab_variances")
 _LEAST_VARIANCE = 1e-6  # of log p over the vocabulary: a distribution on one token has none
 
 
@@ -112,8 +113,7 @@ def min_k_score(record: TextRecord) -> float:
     "mia_min_k_plus_plus",
     "membership by Min-K%++: the same of log p standardised over the vocabulary",
     "log_probs",
-    "vocab_means",
-    "vocab_variances",
+    *_SPREAD,
 )
 def min_k_plus_plus_score(record: TextRecord) -> float:
     """:func:`min_k` of z_t = (log p(y_t) - mu_t) / sigma_t, Zhang et al. 2025 (arXiv 2404.02936).
@@ -121,11 +121,13 @@ def min_k_plus_plus_score(record: TextRecord) -> float:
     mu_t and sigma_t^2: mean and variance of log p(v | x, y_<t) for v drawn from that distribution; sigma_t^2 is at
     least 1e-6.
     """
-    log_probs, means, variances = (
-        np.asarray(but_last(need(record, field)), dtype=np.float64)
-        for field in ("log_probs", "vocab_means", "vocab_variances")
-    )
-    return min_k((log_probs - means) / np.sqrt(np.maximum(variances, _LEAST_VARIANCE)))
+    return min_k(standardized(*(but_last(need(record, field)) for field in ("log_probs", *_SPREAD))))
+
+
+def standardized(log_probs: ArrayLike, means: ArrayLike, variances: ArrayLike) -> Floats:
+    """(n,) z_t = (log p_t - mean_t) / sqrt(variance_t), the variance at least 1e-6: of Min-K%++."""
+    values, centers, spreads = (np.asarray(each, dtype=np.float64) for each in (log_probs, means, variances))
+    return (values - centers) / np.sqrt(np.maximum(spreads, _LEAST_VARIANCE))
 
 
 @attack("mia_zlib", "membership by loss over the zlib length of the text", "log_probs", "zlib_bytes")

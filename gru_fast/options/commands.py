@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gru_fast.benchmarks.tofu.rows import SUBSETS, TofuOptions
+from gru_fast.benchmarks.tofu.rows import SUBSETS, TofuOptions, split_problem
+from gru_fast.evaluation.instruction import INSTRUCTION, check_instruction
 
 DEFAULT_BENCHMARK = "tofu"
 
@@ -100,6 +102,46 @@ def write_retain() -> tuple[type, ...]:
     from gru_fast.models.load import ModelOptions
 
     return WriteOptions, ModelOptions
+
+
+@dataclass
+class AlternatesOptions:
+    """To which questions other answers are written, and how."""
+
+    output_dir: str = field(metadata={"help": "folder for them, for --alternates of unlearn"})
+    data: str = _same("data")
+    split: str = _same("split")
+    count: int = field(default=5, metadata={"help": "answers to a question"})
+    instruction: str = field(
+        default=INSTRUCTION, metadata={"help": "what the model is told, with {question} and {answer} in it"}
+    )
+    max_new_tokens: int = field(default=200, metadata={"help": "most tokens of an answer"})
+    temperature: float = field(default=1.0, metadata={"help": "that they are drawn at"})
+    seed: int = field(default=0, metadata={"help": "of all that is drawn"})
+    batch_size: int = field(default=16, metadata={"help": "answers drawn at a time"})
+    device: str | None = field(
+        default=None, metadata={"help": "cuda, cuda:1, cpu, ...; by default the accelerator, if there is one"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "write anew what was written before"})
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: expected at least 1, got {getattr(self, name)}"
+            for name in ("count", "max_new_tokens", "batch_size")
+            if getattr(self, name) < 1
+        ]
+        problems += [found for found in (split_problem(self.split), check_instruction(self.instruction)) if found]
+        if not 0 < self.temperature < math.inf:
+            problems.append(f"temperature: expected a number above 0, got {self.temperature}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def write_alternates() -> tuple[type, ...]:
+    """Options of what is written, and of the model that writes."""
+    from gru_fast.models.load import ModelOptions
+
+    return AlternatesOptions, ModelOptions
 
 
 def finetune() -> tuple[type, ...]:

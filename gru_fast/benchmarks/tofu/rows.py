@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru_fast.benchmarks.tofu.alternates import AlternateRows, read_alternates
 from gru_fast.data.rows import Row, find_folder, is_unicode, load_rows
 from gru_fast.data.templates import Template, encode, encode_rows
 from gru_fast.runs.files import read_lines
@@ -51,12 +52,21 @@ class TofuOptions:
             "help": '"I don\'t know" answers, one a line; by default idontknow.txt (or .jsonl) of the data folder'
         },
     )
+    alternates: str | None = field(
+        default=None,
+        metadata={
+            "help": 'other answers for dpo (AltPO) or idk, a question its own, in place of "I don\'t know": what '
+            "gru-fast write-alternates leaves"
+        },
+    )
     benchmark: str = field(default="tofu", metadata={"help": "what to forget from", "choices": ("tofu",)})
 
     def __post_init__(self) -> None:
         problems = []
         if problem := split_problem(self.split):
             problems.append(problem)
+        if self.alternates is not None and self.idk_file is not None:
+            problems.append("alternates: expected without idk_file, which gives other answers too; leave one out")
         if isinstance(self.max_length, bool) or not isinstance(self.max_length, int) or self.max_length < 2:
             problems.append(f"max_length: expected an integer of at least 2, got {self.max_length!r}")
         if problems:
@@ -170,6 +180,7 @@ def unlearning_data(
     seed: int = 0,
     parts: Collection[str] = ("forget", "retain"),
     idk_file: str | Path | None = None,
+    alternates: str | Path | None = None,
 ) -> UnlearnDataset:
     """The paired rows of an unlearning run: each row to forget with one to keep and, where asked for, an IDK answer.
 
@@ -180,6 +191,8 @@ def unlearning_data(
         parts: what the run needs: "forget" (always there), "retain" (a method with a retain term, or GRU), "idk".
             Others are not read.
         idk_file: see :func:`idk_answers`.
+        alternates: the "idk" part is made of these in place of IDK answers, see
+            :func:`gru_fast.benchmarks.tofu.alternates.read_alternates`.
     """
     from gru_fast.data.pairs import UnlearnDataset
 
@@ -188,20 +201,21 @@ def unlearning_data(
         raise ValueError(f'parts: expected some of {", ".join(_PARTS)}, got "{unknown[0]}"')
     retain_split = retain_of(split)
     # Before the rows are tokenized: a missing file is said at once.
-    answers = idk_answers(data, idk_file) if "idk" in parts else None
+    answers = idk_answers(data, idk_file) if "idk" in parts and alternates is None else None
     forget = load(split, data)
+    others = read_alternates(alternates, forget) if "idk" in parts and alternates is not None else None
     retain = load(retain_split, data) if "retain" in parts else None
 
     def encoded(rows: list[Row]) -> list[Encoded]:
         return encode_rows(tokenizer, template, [(row["question"], row["answer"]) for row in rows], max_length)
 
     questions = [row["question"] for row in forget]
-    return UnlearnDataset(
-        encoded(forget),
-        None if retain is None else encoded(retain),
-        None if answers is None else IdkRows(tokenizer, template, questions, answers, max_length),
-        seed=seed,
-    )
+    idk: AlternateRows | IdkRows | None = None
+    if others is not None:
+        idk = AlternateRows(tokenizer, template, questions, others, max_length)
+    elif answers is not None:
+        idk = IdkRows(tokenizer, template, questions, answers, max_length)
+    return UnlearnDataset(encoded(forget), None if retain is None else encoded(retain), idk, seed=seed)
 
 
 def finetuning_data(
@@ -253,9 +267,8 @@ def unlearning(
     options: TofuOptions, tokenizer: Any, template: Template, parts: Collection[str], seed: int
 ) -> UnlearnDataset:
     """The data of a run."""
-    return unlearning_data(
-        tokenizer, template, options.split, options.data, options.max_length, seed, parts, options.idk_file
-    )
+    how: dict[str, Any] = {"idk_file": options.idk_file, "alternates": options.alternates}
+    return unlearning_data(tokenizer, template, options.split, options.data, options.max_length, seed, parts, **how)
 
 
 def wordings(options: TofuOptions) -> dict[str, list[Row]]:

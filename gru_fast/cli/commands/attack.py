@@ -114,7 +114,7 @@ def _fill(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     name = values["benchmark"]
     found: dict[str, Any] = {}
     if config.get("benchmark", name) == name:
-        known = {part.name for part in dataclasses.fields(benchmark.Options)} - {"idk_file"}
+        known = {part.name for part in dataclasses.fields(benchmark.Options)} - {"idk_file", "alternates"}
         of_run = benchmarks.evaluation(name).defaults_of_run(config)
         found |= {key: value for key, value in {**of_run, **config}.items() if key in known}
     found |= template_of_run(config, values.get("template"))

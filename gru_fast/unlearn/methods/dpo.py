@@ -23,8 +23,9 @@ class DPO(Method):
     in the paper's tables.
 
     AltPO (arXiv 2409.13474) is this objective with plausible other answers, written by the model itself, in place of
-    "I don't know"; beta 0.1, several answers a question, drawn anew in every epoch. Give those to
-    ``UnlearnDataset(..., idk=lambda i, draw: alternates[i][draw % len(alternates[i])])``.
+    "I don't know"; beta 0.1, several answers a question, drawn anew in every epoch (the unified framework's code makes
+    a row of each instead, so that an epoch is as many times longer). ``gru-fast write-alternates`` writes them,
+    ``--alternates`` gives them.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("forget", "idk", "retain")
