@@ -73,7 +73,9 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     and ``degenerate``. ``cos_retain`` is cos(e, r) before e takes r in: how well the average foretells the next retain
     gradient (not with ``stream``, where r is never there as a whole). With ``rectify_update`` or ``monitor_update``
     also ``update_cos``, between the optimizer's step and e, ``update_cos_after`` and ``update_conflict`` (share of the
-    steps that would have raised the retain loss). A value that does not exist (no angle without a norm) is left out.
+    steps that would have raised the retain loss). With ``retain_sets`` the mean of the sets' averages stands for e, and
+    ``retain_loss_NAME``, ``cos_NAME_set`` and ``cos_NAME_set_after`` say it of each ("retain" is the first). A value
+    that does not exist (no angle without a norm) is left out.
 
     Trainer's own clipping comes after GRU's: leave it to ``tau`` with ``max_grad_norm=0`` in ``TrainingArguments``,
     where it is 1 (``UnlearnConfig`` has it off).
@@ -145,7 +147,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         options, ema = self.gru_options, self.retain_ema
         params = [param for param in self.model.parameters() if param.requires_grad]
         self._step_share = None
-        if isinstance(ema, RetainEMA) and not options.stream and ema.step > 0:
+        if isinstance(ema, RetainEMA) and not options.stream and ema.step > 0 and not ema.has_several:
             self._agreements.append(agreement(ema))
         with self._unscaled(params):
             if not options.rectify:
@@ -311,6 +313,10 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         wanted = (*_AVERAGED, *(_OF_THE_UPDATE if has_update else ()))
         found = {name: [float(getattr(step, name)) for step in self._steps] for name in wanted}
         found["cos_retain"] = [step.cos for step in self._agreements]
+        for place, part in enumerate(("retain", *(self.gru_options.retain_sets or ()))):
+            of_set = [entries[place] for step in self._steps if (entries := step.sets())]
+            found[f"cos_{part}_set"] = [entry.cos for entry in of_set]
+            found[f"cos_{part}_set_after"] = [entry.cos_after for entry in of_set]
         for name, values in found.items():
             finite = [value for value in values if math.isfinite(value)]
             if finite:

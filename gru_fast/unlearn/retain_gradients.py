@@ -84,7 +84,8 @@ class RetainGradients(AnyTrainer):
             params = self.accelerator.unwrap_model(self.model).named_parameters()
             options = self.gru_options
             if options.keeps_average:
-                self._ema = RetainEMA(params, options.ema_torch_dtype, seed=self.args.seed)
+                sets = 1 + len(options.retain_sets or [])
+                self._ema = RetainEMA(params, options.ema_torch_dtype, seed=self.args.seed, sets=sets)
             else:
                 self._ema = RetainGradient(params)
         return self._ema
@@ -98,13 +99,22 @@ class RetainGradients(AnyTrainer):
         with self._taking_in(self.gru_options.ema_gamma, self.gru_share):
             self.gru_retain_loss = self._retain_backward(model, pieces)
         self.note("retain_loss", self.gru_retain_loss)
+        for place, part in enumerate(self.gru_options.retain_sets or [], 1):
+            if not isinstance(inputs, Mapping) or inputs.get(part) is None:
+                got = ", ".join(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+                raise ValueError(f'batch: expected a part "{part}", which retain_sets names, got {got}')
+            with self._taking_in(self.gru_options.ema_gamma, place=place):
+                loss = self._retain_backward(model, [(1.0, {**inputs, "retain": inputs[part]})])
+            self.note(f"retain_loss_{part}", loss)
 
-    def _taking_in(self, gamma: float, share: float = 0.0) -> AbstractContextManager[Any]:
-        """Inside, backward gives retain gradients."""
+    def _taking_in(self, gamma: float, share: float = 0.0, place: int = 0) -> AbstractContextManager[Any]:
+        """Inside, backward gives retain gradients of one of the sets."""
         ema, scaler = self.retain_ema, self.accelerator.scaler
-        if self.gru_options.stream and isinstance(ema, RetainEMA):
-            return ema.stream(gamma, scaler, share=share)
-        return ema.collect(scaler, share=share)
+        if not isinstance(ema, RetainEMA):
+            return ema.collect(scaler, share=share)
+        if self.gru_options.stream:
+            return ema.stream(gamma, scaler, share=share, set=place)
+        return ema.collect(scaler, share=share, set=place)
 
     def _retain_backward(self, model: nn.Module, pieces: _Pieces, count: int | None = None) -> Tensor:
         """Runs the retain loss of the pieces backward one by one, as :meth:`mean_backward` does; returns it."""
