@@ -120,6 +120,11 @@ class GRUOptions:
         "log whether AdamW's step raises the retain loss to first order (update_cos, update_conflict), changing "
         "nothing: one more pass over gradients, weights and moments. rectify_update logs the same by itself",
     )
+    monitor_retain: bool = setting(
+        False,
+        "log cos_retain, the cosine of the moving average and the retain gradient that comes in: how well it foretells "
+        "it. One more pass over both in every step",
+    )
     max_skipped_steps: int = setting(
         10, "stop with an explanation after more than so many skipped steps in a row (NaN, Inf or nothing left)"
     )
@@ -214,10 +219,21 @@ class GRUOptions:
             errors.append(f"ema_dtype: expected one of none, {', '.join(EMA_DTYPES)}, got {self.ema_dtype!r}")
         if self.stream and not self.follows_retain:
             errors.append("stream: expected rectify or monitor beside it, since nothing else has a retain gradient")
-        errors += self._update_errors() + self._set_errors()
+        errors += self._update_errors() + self._monitor_errors() + self._set_errors()
         errors += _whole_number_errors("max_skipped_steps", self.max_skipped_steps, 0)
         errors += _whole_number_errors("warm_up_retain", self.warm_up_retain, 0) or self._warm_up_errors()
         return errors
+
+    def _monitor_errors(self) -> list[str]:
+        if not self.monitor_retain:
+            return []
+        if not self.follows_retain or not self.keeps_average or self.ema_gamma == 1.0:
+            return [
+                "monitor_retain: expected rectify or monitor, against an average (gamma below 1): nothing foretells"
+            ]
+        if self.stream:
+            return ["monitor_retain: expected without stream, where the retain gradient is never there as a whole"]
+        return []
 
     def _set_errors(self) -> list[str]:
         if self.retain_sets is None:
@@ -235,7 +251,7 @@ class GRUOptions:
             )
         if self.rectify and self.rectifier in RULES and not RULES[self.rectifier].several:
             errors.append(f"rectifier: expected gem or subspace with retain_sets, got {self.rectifier}")
-        wanted = {"granularity": "global", "warm_up_retain": 0, "monitor_update": False}
+        wanted = {"granularity": "global", "warm_up_retain": 0, "monitor_update": False, "monitor_retain": False}
         errors += [
             f"{name}: expected {value} with retain_sets, got {getattr(self, name)}"
             for name, value in wanted.items()
