@@ -25,6 +25,8 @@ SOURCES = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 DEFAULT_ARCHS = ["80", "90", "100", "120"]
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-Wall,-Wextra,-fPIC", "--Werror=all-warnings", "-Xptxas=-v"]
 
+OF_ONE_THREAD = ("decide_kernel",)  # whose small matrices may lie in local memory: nobody waits for bandwidth there
+
 ENTRY = re.compile(r"ptxas info\s*: Compiling entry function '(\S+)' for 'sm_(\w+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"ptxas info\s*: Used (\d+) registers(.*)")
@@ -47,7 +49,7 @@ class Kernel:
 
     @property
     def is_bad(self) -> bool:
-        return self.spills > 0 or self.stack > 0
+        return self.spills > 0 or (self.stack > 0 and not any(name in self.name for name in OF_ONE_THREAD))
 
 
 def compile_report(source: Path, archs: list[str]) -> tuple[int, str]:

@@ -134,8 +134,15 @@ def trained(
     """
     with launched(fsdp2) as world, ExitStack() as stack:
         takers = world // (at_load or {}).get("tp_size", 1) if world > 1 else 1
-        defaults = {"optim": "sgd", "learning_rate": 0.05, "per_device_train_batch_size": 1, "rectify": True}
-        settings = {**defaults, "gradient_accumulation_steps": ROWS_A_STEP // takers, **settings}
+        defaults: dict[str, Any] = {
+            "optim": "sgd",
+            "learning_rate": 0.05,
+            "per_device_train_batch_size": 1,
+            "rectify": True,
+        }
+        watched = settings.keys().isdisjoint({"stream", "rectify", "rectifier", "rectify_against"})
+        defaults |= {"gradient_accumulation_steps": ROWS_A_STEP // takers, "monitor_retain": watched}
+        settings = {**defaults, **settings}
         if mesh and world > 1:
             settings["parallelism_config"] = ParallelismConfig(**mesh)
         if "warm_up_retain" in settings:  # batches of each process

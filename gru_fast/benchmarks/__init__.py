@@ -7,6 +7,7 @@ SPLITS, retain_of(split)       what can be forgotten, and what is kept beside it
 title(options) -> str          names what is forgotten, for a run's folder
 default_lengths(options)       {option: tokens} of lengths that were not chosen: a model may have fewer positions
 unlearning(options, tokenizer, template, parts, seed) -> UnlearnDataset
+RETAIN_SETS                    optional: further parts of ``unlearning``, retain sets of their own
 wordings(options)              optional, for attacks: questions to forget in other words, {name: [{question, asked}]}
 
 NAME/evaluate.py is `gru-fast eval NAME`. It has

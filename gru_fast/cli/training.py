@@ -52,7 +52,7 @@ def print_rows(args: argparse.Namespace, data: Any, tokenizer: Any, rank: int) -
         raise ValueError(f"--print-rows: expected at least 1, got {args.print_rows}")
     from gru_fast.data.own import showing
 
-    parts = {"forget": data.forget, "retain": data.retain}
+    parts = {"forget": data.forget, "retain": data.retain, **data.sets}
     rows = [
         (f"{part} {index + 1} of {len(found)}" + _document_of(found[index]), found[index])
         for part, found in parts.items()

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 from gru_fast.data.limits import Limits
 from gru_fast.data.sequences import Encoded, LazyRows, ScoredEncoded, SequenceCollator, check_row, check_rows
 
+_PARTS = ("forget", "retain", "idk")
+
 
 class References(Protocol):
     """Log p of sequences under the model before unlearning: :class:`gru_fast.unlearn.ReferenceLogProbs`."""
@@ -38,9 +40,12 @@ class UnlearnDataset(Dataset[dict[str, Any]]):
             it takes the remainder modulo the number of answers. It must be a pure function, and picklable if workers
             are spawned.
         seed: of the draws.
+        sets: further rows to keep, by the name of their part: retain sets of their own, for ``retain_sets`` of
+            :class:`gru_fast.unlearn.GRUOptions`. Each item has a row of each, drawn as those of ``retain`` are.
 
     Raises:
-        ValueError: an empty part, a row whose labels do not fit its ids, or a row without a scored label.
+        ValueError: an empty part, a set named as another part, a row whose labels do not fit its ids, or a row without
+            a scored label.
 
     >>> row = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
     >>> dataset = UnlearnDataset([row], retain=[row, row])
@@ -55,10 +60,16 @@ class UnlearnDataset(Dataset[dict[str, Any]]):
         idk: Callable[[int, int], Encoded] | None = None,
         *,
         seed: int = 0,
+        sets: Mapping[str, Sequence[Encoded]] | None = None,
     ) -> None:
         check_rows("forget", forget)
         if retain is not None:
             check_rows("retain", retain)
+        self.sets = dict(sets or {})
+        for name, rows in self.sets.items():
+            if name in _PARTS:
+                raise ValueError(f'sets: expected other names than {", ".join(_PARTS)}, got "{name}"')
+            check_rows(name, rows)
         self.forget = forget
         self.retain = retain
         self.idk = idk
@@ -71,9 +82,9 @@ class UnlearnDataset(Dataset[dict[str, Any]]):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What an item holds: "forget", and "retain" and "idk" where given."""
+        """What an item holds: "forget", "retain" and "idk" where given, and the further sets."""
         optional = {"retain": self.retain, "idk": self.idk}
-        return ("forget", *(name for name, source in optional.items() if source is not None))
+        return ("forget", *(name for name, source in optional.items() if source is not None), *self.sets)
 
     @property
     def epoch(self) -> int:
@@ -110,7 +121,7 @@ class UnlearnDataset(Dataset[dict[str, Any]]):
             ValueError: naming the row, see :meth:`gru_fast.data.limits.Limits.check`.
         """
         self.limits = limits
-        for part, rows in (("forget", self.forget), ("retain", self.retain)):
+        for part, rows in (("forget", self.forget), ("retain", self.retain), *self.sets.items()):
             if isinstance(rows, LazyRows) and rows.max_length is not None:
                 # Only if some could be too long are they tokenized for it, up to the first that is.
                 if limits.positions is not None and rows.max_length > limits.positions:
@@ -131,6 +142,8 @@ class UnlearnDataset(Dataset[dict[str, Any]]):
             # A 64-bit draw times n, shifted down, is uniform to n / 2**64.
             drawn = self._draw(part if draw == 0 else f"{part}+{draw}", index, epoch)
             return self._of(part, self.retain, drawn * len(self.retain) >> 64)
+        if part in self.sets:
+            return self._of(part, self.sets[part], self._draw(part, index, epoch) * len(self.sets[part]) >> 64)
         if part == "idk" and self.idk is not None:
             row = self.idk(index, self._draw(part, index, epoch) >> 1)
             check_row(f"idk({index}, ...)", row)
@@ -173,6 +186,7 @@ class UnlearnDataset(Dataset[dict[str, Any]]):
 
     def __repr__(self) -> str:
         retain = f", {len(self.retain)} to retain" if self.retain is not None else ""
+        retain += "".join(f", {len(rows)} of {name}" for name, rows in self.sets.items())
         idk = ", idk answers" if self.idk is not None else ""
         return f"{type(self).__name__}({len(self)} rows to forget{retain}{idk}, seed {self.seed})"
 

@@ -23,6 +23,7 @@ from gru_fast.core.adamw_options import METRICS
 from gru_fast.core.checks import check_gamma, check_tau
 from gru_fast.core.granularity import GRANULARITIES
 from gru_fast.core.rules import RULES, Rule, rule_of
+from gru_fast.core.stats import MAX_VECTORS
 from gru_fast.unlearn import methods
 from gru_fast.unlearn.methods import Method
 from gru_fast.unlearn.references import KL_POSITIONS
@@ -68,6 +69,13 @@ class GRUOptions:
         "and gamma has no effect. By default as the rule was published: ema for gru, retain for all others",
         (None, *AGAINST),
     )
+    retain_sets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "parts of a batch, beside retain, that are retain sets too, for the rectifiers gem and subspace. "
+            "TOFU has real_authors and world_facts, which its evaluation asks too"
+        },
+    )
     granularity: str = setting(
         "global",
         "what the rectifier decides for: all parameters as one vector, each tensor, or each layer by itself; finer "
@@ -112,6 +120,11 @@ class GRUOptions:
         "log whether AdamW's step raises the retain loss to first order (update_cos, update_conflict), changing "
         "nothing: one more pass over gradients, weights and moments. rectify_update logs the same by itself",
     )
+    monitor_retain: bool = setting(
+        False,
+        "log cos_retain, the cosine of the moving average and the retain gradient that comes in: how well it foretells "
+        "it. One more pass over both in every step",
+    )
     max_skipped_steps: int = setting(
         10, "stop with an explanation after more than so many skipped steps in a row (NaN, Inf or nothing left)"
     )
@@ -137,7 +150,7 @@ class GRUOptions:
     @property
     def keeps_average(self) -> bool:
         """Whether there is an e. With ``stream`` there is, also where it is r."""
-        return self.against == "ema" or self.stream or not self.rectify
+        return self.against == "ema" or self.stream or not self.rectify or bool(self.retain_sets)
 
     @property
     def ema_gamma(self) -> float:
@@ -206,9 +219,44 @@ class GRUOptions:
             errors.append(f"ema_dtype: expected one of none, {', '.join(EMA_DTYPES)}, got {self.ema_dtype!r}")
         if self.stream and not self.follows_retain:
             errors.append("stream: expected rectify or monitor beside it, since nothing else has a retain gradient")
-        errors += self._update_errors()
+        errors += self._update_errors() + self._monitor_errors() + self._set_errors()
         errors += _whole_number_errors("max_skipped_steps", self.max_skipped_steps, 0)
         errors += _whole_number_errors("warm_up_retain", self.warm_up_retain, 0) or self._warm_up_errors()
+        return errors
+
+    def _monitor_errors(self) -> list[str]:
+        if not self.monitor_retain:
+            return []
+        if not self.follows_retain or not self.keeps_average or self.ema_gamma == 1.0:
+            return [
+                "monitor_retain: expected rectify or monitor, against an average (gamma below 1): nothing foretells"
+            ]
+        if self.stream:
+            return ["monitor_retain: expected without stream, where the retain gradient is never there as a whole"]
+        return []
+
+    def _set_errors(self) -> list[str]:
+        if self.retain_sets is None:
+            return []
+        sets = self.retain_sets
+        named = isinstance(sets, list) and all(isinstance(name, str) for name in sets)
+        if not named or not 0 < len(sets) < MAX_VECTORS or len({"forget", "retain", "idk", *sets}) < len(sets) + 3:
+            return [
+                f"retain_sets: expected 1 to {MAX_VECTORS - 1} different names of parts beside retain, got {sets!r}"
+            ]
+        errors = []
+        if not self.follows_retain:
+            errors.append(
+                "retain_sets: expected rectify or monitor beside it, since nothing else has a retain gradient"
+            )
+        if self.rectify and self.rectifier in RULES and not RULES[self.rectifier].several:
+            errors.append(f"rectifier: expected gem or subspace with retain_sets, got {self.rectifier}")
+        wanted = {"granularity": "global", "warm_up_retain": 0, "monitor_update": False, "monitor_retain": False}
+        errors += [
+            f"{name}: expected {value} with retain_sets, got {getattr(self, name)}"
+            for name, value in wanted.items()
+            if getattr(self, name) != value
+        ]
         return errors
 
     def _warm_up_errors(self) -> list[str]:

@@ -72,12 +72,15 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     stay (with a float16 loss scaler, it lowers its scale). Logged with the training loss, as means since the last log:
     ``retain_loss``, ``cos``, ``cos_after``, ``angle_before``, ``angle_after`` (degrees), ``norm_before``,
     ``norm_after``, ``norm_ema``, ``conflict`` and ``clipped`` (share of the steps), and the counts so far ``skipped``
-    and ``degenerate``. ``cos_retain`` is cos(e, r) before e takes r in: how well the average foretells the next retain
-    gradient (not with ``stream``, where r is never there as a whole). With LoRA ``lora_a_share``, the part of |g|^2
-    that is of A: 0 in the first step, where B is zero and the cosines speak of B alone; and a run whose B stays zero is
-    stopped (:class:`~gru_fast.unlearn.lora_start.LoraStart`). With ``rectify_update`` or ``monitor_update``
-    also ``update_cos``, between the optimizer's step and e, ``update_cos_after`` and ``update_conflict`` (share of the
-    steps that would have raised the retain loss). A value that does not exist (no angle without a norm) is left out.
+    and ``degenerate``. With ``monitor_retain`` also ``cos_retain``, cos(e, r) before e takes r in: how well the average
+    foretells the next retain gradient (not with ``stream``, where r is never there as a whole). With LoRA
+    ``lora_a_share``, the part of |g|^2 that is of A: 0 in the first step, where B is zero and the cosines speak of B
+    alone; and a run whose B stays zero is stopped (:class:`~gru_fast.unlearn.lora_start.LoraStart`). With
+    ``rectify_update`` or ``monitor_update`` also ``update_cos``, between the optimizer's step and e,
+    ``update_cos_after`` and ``update_conflict`` (share of the steps that would have raised the retain loss). With
+    ``retain_sets`` the mean of the sets' averages stands for e, and ``retain_loss_NAME``, ``cos_NAME_set`` and
+    ``cos_NAME_set_after`` say it of each ("retain" is the first). A value that does not exist (no angle without a norm)
+    is left out.
 
     Trainer's own clipping comes after GRU's: leave it to ``tau`` with ``max_grad_norm=0`` in ``TrainingArguments``,
     where it is 1 (``UnlearnConfig`` has it off).
@@ -151,7 +154,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         options, ema = self.gru_options, self.retain_ema
         params = [param for param in self.model.parameters() if param.requires_grad]
         self._step_share = None
-        if isinstance(ema, RetainEMA) and not options.stream and ema.step > 0:
+        if options.monitor_retain and isinstance(ema, RetainEMA) and ema.step > 0:
             self._agreements.append(agreement(ema))
         if self._lora_share:
             self.note("lora_a_share", self._lora_share.of_gradient())
@@ -330,6 +333,10 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         wanted = (*_AVERAGED, *(_OF_THE_UPDATE if has_update else ()))
         found = {name: [float(getattr(step, name)) for step in self._steps] for name in wanted}
         found["cos_retain"] = [step.cos for step in self._agreements]
+        for place, part in enumerate(("retain", *(self.gru_options.retain_sets or ()))):
+            of_set = [entries[place] for step in self._steps if (entries := step.sets())]
+            found[f"cos_{part}_set"] = [entry.cos for entry in of_set]
+            found[f"cos_{part}_set_after"] = [entry.cos_after for entry in of_set]
         for name, values in found.items():
             finite = [value for value in values if math.isfinite(value)]
             if finite:

@@ -85,7 +85,8 @@ class RetainGradients(AnyTrainer):
             params = self.accelerator.unwrap_model(self.model).named_parameters()
             options = self.gru_options
             if options.keeps_average:
-                self._ema = RetainEMA(params, options.ema_torch_dtype, seed=self.args.seed)
+                sets = 1 + len(options.retain_sets or [])
+                self._ema = RetainEMA(params, options.ema_torch_dtype, seed=self.args.seed, sets=sets)
             else:
                 self._ema = RetainGradient(params)
         return self._ema
@@ -98,14 +99,27 @@ class RetainGradients(AnyTrainer):
         self.gru_share = self._agreed_share(self.retain_share_of(inputs))
         self.gru_retain_loss = self._retain_backward(model, pieces, self.gru_options.ema_gamma, self.gru_share)
         self.note("retain_loss", self.gru_retain_loss)
+        for place, part in enumerate(self.gru_options.retain_sets or [], 1):
+            if not isinstance(inputs, Mapping) or inputs.get(part) is None:
+                got = ", ".join(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+                raise ValueError(f'batch: expected a part "{part}", which retain_sets names, got {got}')
+            own: _Pieces = [(1.0, {**inputs, "retain": inputs[part]})]
+            loss = self._retain_backward(model, own, self.gru_options.ema_gamma, place=place)
+            self.note(f"retain_loss_{part}", loss)
 
     def _retain_backward(
-        self, model: nn.Module, pieces: _Pieces, gamma: float, share: float = 0.0, count: int | None = None
+        self,
+        model: nn.Module,
+        pieces: _Pieces,
+        gamma: float,
+        share: float = 0.0,
+        place: int = 0,
+        count: int | None = None,
     ) -> Tensor:
         """Runs the retain loss of the pieces backward one by one, as :meth:`mean_backward` does; returns it.
 
         Args:
-            gamma: of the average that takes the gradients in. ``share``: see ``gru_share``.
+            gamma: of the average that takes the gradients in, that of the set ``place``. ``share``: see ``gru_share``.
         """
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # optimizers with two sets of weights
@@ -115,7 +129,7 @@ class RetainGradients(AnyTrainer):
         apart = self._is_exchanged_as_it_comes(model)
         total: Tensor | None = None
         for group in [[piece] for piece in pieces] if apart else [pieces]:
-            with self._taking_in(model, gamma, share):
+            with self._taking_in(model, gamma, share, place):
                 loss = self._backward_of(model, group, len(pieces) > 1, count)
             total = loss if total is None else total + loss
         assert total is not None
@@ -134,18 +148,21 @@ class RetainGradients(AnyTrainer):
         return total
 
     @contextmanager
-    def _taking_in(self, model: nn.Module, gamma: float, share: float) -> Iterator[None]:
-        """Inside, backward gives retain gradients."""
+    def _taking_in(self, model: nn.Module, gamma: float, share: float, place: int) -> Iterator[None]:
+        """Inside, backward gives retain gradients of one of the sets."""
         ema, scaler = self.retain_ema, self.accelerator.scaler
-        if not (self.gru_options.stream and isinstance(ema, RetainEMA)):
+        if not isinstance(ema, RetainEMA):
             with ema.collect(scaler, share=share):
+                yield
+        elif not self.gru_options.stream:
+            with ema.collect(scaler, share=share, set=place):
                 yield
         elif isinstance(model, DistributedDataParallel):
             mean = MeanOverProcesses(ema.params, model.process_group)
-            with model.no_sync(), ema.stream(gamma, scaler, share=share, exchange=mean):
+            with model.no_sync(), ema.stream(gamma, scaler, share=share, set=place, exchange=mean):
                 yield
         else:
-            with ema.stream(gamma, scaler, share=share):
+            with ema.stream(gamma, scaler, share=share, set=place):
                 yield
 
     def _is_exchanged_as_it_comes(self, model: nn.Module) -> bool:

@@ -214,7 +214,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         needed = dict.fromkeys(self.method.parts)
         rectified = ""
         if name == "train_dataset" and self.gru_options.follows_retain:
-            needed["retain"] = None
+            needed |= dict.fromkeys(["retain", *(self.gru_options.retain_sets or [])])
             rectified = " with rectify" if self.gru_options.rectify else " with monitor"
         there = dataset.parts if isinstance(dataset, UnlearnDataset) else tuple(dataset[0])
         missing = [part for part in needed if part not in there]

@@ -22,10 +22,10 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from gru_fast.core.backends.native import NativePasses, NativeUnit
+from gru_fast.core.backends.native import NativePasses, NativeSets, NativeUnit
 from gru_fast.core.backends.passes import Rows, StepArgs
 from gru_fast.core.load import core
-from gru_fast.rules import BLUR, RULES, PCGrad, rule_of
+from gru_fast.rules import BLUR, GEM, RULES, PCGrad, Subspace, rule_of
 
 _F32, _BF16, _F16 = torch.float32, torch.bfloat16, torch.float16
 _KINDS = [(_F32, _F32), (_BF16, _F32), (_BF16, _BF16), (_F16, _F32), (_F16, _F16)]  # of g and r, of e
@@ -75,10 +75,11 @@ Lists = dict[str, list["Held | None"]]
 
 @dataclass
 class Case:
-    """One step of GRU (lists grad, retain, ema) or one unit of TRU (learned, origin, total, own, mean)."""
+    """One step of GRU (lists grad, retain, ema), against several vectors (grad, x0, x1, ...), or one unit of TRU
+    (learned, origin, total, own, mean)."""
 
     lists: Lists
-    how: str  # "step", "parts", "fold", "unit"
+    how: str  # "step", "parts", "fold", "sets", "unit"
     args: StepArgs
     rounding_step: int = 0
     current: bool | list[bool] = False
@@ -183,8 +184,26 @@ class Drawer:
         weight = rng.choice([1.0, 0.25, -2.0])
         return Case(lists, "unit", StepArgs(0.0, 0.0), unit=(weight, rng.random() < 0.5, rng.random() < 0.5))
 
+    def sets(self) -> Case:
+        rng = self.random
+        dtype, count = rng.choice([_F32, _BF16, _F16]), rng.randint(1, 8)
+        scales = [10.0 ** rng.choice([0, 0, -3, 2, -15]) for _ in range(count)]
+        dtypes = [rng.choice([dtype, _F32]) for _ in range(count)]
+        special = rng.choice([[]] * 8 + [[value] for value in _SPECIAL])
+        lists: Lists = {name: [] for name in ("grad", *(f"x{j}" for j in range(count)))}
+        for numel in self.sizes():
+            xs = [self.normal(numel) for _ in range(count)]
+            grad = self.held(self.normal(numel) - rng.choice([0.0, 0.5]) * sum(xs), dtype)  # type: ignore[arg-type]
+            self.spoil(grad, special, 0.1)
+            lists["grad"].append(grad if rng.random() > 0.1 else None)
+            for j, x in enumerate(xs):
+                lists[f"x{j}"].append(self.held(x * (scales[j] if dtypes[j] == _F32 else 1.0), dtypes[j]))
+        tau = rng.choice([math.inf, 1.0, 1e-3])
+        return Case(lists, "sets", StepArgs(0.0, 0.0, tau, rng.choice([GEM(), GEM(margin=0.1), Subspace(w_r=0.5)])))
+
     def case(self) -> Case:
-        return self.unit() if self.random.random() < 0.2 else self.step()
+        share = self.random.random()
+        return self.unit() if share < 0.2 else self.sets() if share < 0.35 else self.step()
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -200,6 +219,13 @@ def run(case: Case, emulated: bool) -> Outcome:
         unit.measure()
         unit.add(*case.unit)
         return _outcome(lists, unit.stats)
+    if case.how == "sets":
+        sets = NativeSets(tensors["grad"], [held for name, held in tensors.items() if name != "grad"])  # type: ignore[misc]
+        sets.reduce()
+        sets.decide(case.args.rule, case.args.tau)  # type: ignore[arg-type]
+        sets.apply()
+        sets.finish(case.args.tau)
+        return _outcome(lists, sets.stats)
     counter = torch.tensor([case.rounding_step])
     rows = Rows(tensors["grad"], tensors["retain"], tensors["ema"], case.current, rounding_keys=case.keys)
     passes = NativePasses(rows)
@@ -276,7 +302,7 @@ def _limits(cpu: Outcome, name: str, row: int) -> Tensor:
     tiny = 6e-8 if _at(cpu.lists, name, row).buffer.dtype == _F16 else 1e-38
     limits = rounding + _SUM_ERROR * largest + tiny
     size, size_e = cpu.stats["grad_norm_sq"], cpu.stats["ema_norm_sq"]
-    if name == "grad" and 0 < size < math.inf and 0 < size_e < math.inf:
+    if name == "grad" and "ema" in cpu.lists and 0 < size < math.inf and 0 < size_e < math.inf:
         # beta is off by _SUM_ERROR |g| / |e|
         limits += _SUM_ERROR * math.sqrt(size) / math.sqrt(size_e) * _at(cpu.lists, "ema", row).values.double().abs()
     return limits

@@ -49,6 +49,11 @@ def test_what_each_is_rectified_against() -> None:
         ({"granularity": "module"}, r"^granularity: expected one of global, tensor, layer, got 'module'$"),
         ({"rectifier": "sago", "granularity": "layer"}, r"^granularity: expected global with sago, which decides"),
         ({"rectify_against": "r"}, r"^rectify_against: expected one of none, ema, retain, got 'r'$"),
+        (
+            {"rectifier": "gdr", "monitor_retain": True},
+            r"^monitor_retain: expected rectify or monitor, against an average",
+        ),
+        ({"stream": True, "monitor_retain": True}, r"^monitor_retain: expected without stream, where the retain"),
         ({"rectifier": "gdr", "ema_dtype": "bfloat16"}, r"^ema_dtype: expected none, since gdr keeps no average here;"),
     ],
 )

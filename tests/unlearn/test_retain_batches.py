@@ -38,7 +38,8 @@ RUN: list[int] = []
 def trained(tmp_path: Path, data: Any = None, **settings: Any) -> UnlearnTrainer:
     BATCHES.clear()
     WARM_UP.clear()
-    config = tiny.config(tmp_path, **{**SGD, "rectify": True, "gamma": 0.3, **settings})
+    watched = settings.get("rectify", True) and not settings.get("stream")
+    config = tiny.config(tmp_path, **{**SGD, "rectify": True, "gamma": 0.3, "monitor_retain": watched, **settings})
     data = tiny.dataset() if data is None else data
     model = tiny.llama()
     RUN.clear()

@@ -7,6 +7,7 @@ evaluate.py  its evaluation; records.py what a model is asked, summary.py the nu
 from gru_fast.benchmarks.tofu.rows import (
     HUB,
     MAX_ROWS,
+    RETAIN_SETS,
     SPLITS,
     SUBSETS,
     IdkRows,
@@ -27,7 +28,7 @@ from gru_fast.benchmarks.tofu.rows import (
 )
 
 __all__ = [
-    "HUB", "MAX_ROWS", "SPLITS", "SUBSETS", "IdkRows", "Options", "TofuOptions", "default_lengths", "eval_sets",
-    "finetuning_data", "idk_answers", "load", "load_eval_sets", "retain_of", "split_problem", "title", "unlearning",
-    "unlearning_data", "wordings",
+    "HUB", "MAX_ROWS", "RETAIN_SETS", "SPLITS", "SUBSETS", "IdkRows", "Options", "TofuOptions", "default_lengths",
+    "eval_sets", "finetuning_data", "idk_answers", "load", "load_eval_sets", "retain_of", "split_problem", "title",
+    "unlearning", "unlearning_data", "wordings",
 ]  # fmt: skip

@@ -26,7 +26,8 @@ MAX_ROWS = 300  # of each set in the evaluation, as in the original code
 
 
 _SPLIT = re.compile(r"forget(\d\d)")
-_PARTS = ("forget", "retain", "idk")
+RETAIN_SETS = ("real_authors", "world_facts")  # beside the retain split, for --retain-sets
+_PARTS = ("forget", "retain", "idk", *RETAIN_SETS)
 _IDK_FILES = ("idontknow.txt", "idontknow.jsonl")
 _IDK_SOURCE = "data/idontknow.jsonl of github.com/locuslab/tofu"
 
@@ -188,8 +189,8 @@ def unlearning_data(
         split: what to forget; what is kept is :func:`retain_of` it.
         max_length: tokens of a row, see :func:`gru_fast.data.templates.encode_rows`.
         seed: of the pairing.
-        parts: what the run needs: "forget" (always there), "retain" (a method with a retain term, or GRU), "idk".
-            Others are not read.
+        parts: what the run needs: "forget" (always there), "retain" (a method with a retain term, or GRU), "idk", and
+            of ``RETAIN_SETS``, whose rows are those that the evaluation asks too. Others are not read.
         idk_file: see :func:`idk_answers`.
         alternates: the "idk" part is made of these in place of IDK answers, see
             :func:`gru_fast.benchmarks.tofu.alternates.read_alternates`.
@@ -205,6 +206,7 @@ def unlearning_data(
     forget = load(split, data)
     others = read_alternates(alternates, forget) if "idk" in parts and alternates is not None else None
     retain = load(retain_split, data) if "retain" in parts else None
+    sets = {part: load(eval_sets(split)[part], data) for part in parts if part in RETAIN_SETS}
 
     def encoded(rows: list[Row]) -> list[Encoded]:
         return encode_rows(tokenizer, template, [(row["question"], row["answer"]) for row in rows], max_length)
@@ -215,7 +217,13 @@ def unlearning_data(
         idk = AlternateRows(tokenizer, template, questions, others, max_length)
     elif answers is not None:
         idk = IdkRows(tokenizer, template, questions, answers, max_length)
-    return UnlearnDataset(encoded(forget), None if retain is None else encoded(retain), idk, seed=seed)
+    return UnlearnDataset(
+        encoded(forget),
+        None if retain is None else encoded(retain),
+        idk,
+        seed=seed,
+        sets={part: encoded(rows) for part, rows in sets.items()},
+    )
 
 
 def finetuning_data(

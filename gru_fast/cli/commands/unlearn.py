@@ -87,6 +87,11 @@ def fill(values: Mapping[str, Any]) -> dict[str, Any]:
 def _datasets(benchmark: Any, data: Any, config: Any, tokenizer: Any, template: Any) -> tuple[Any, Any]:
     """The rows to train on, and to evaluate on if asked for: there are no validation data, so the same, paired anew."""
     parts = {*config.make_method().parts, *(["retain"] if config.follows_retain else [])}
+    known = getattr(benchmark, "RETAIN_SETS", ())
+    for name in config.retain_sets or []:
+        if name not in known:
+            raise ValueError(f"retain_sets: {data.benchmark} has {', '.join(known) or 'none'}, got {name!r}")
+    parts |= {*(config.retain_sets or [])}
     seed = config.seed if config.data_seed is None else config.data_seed
     seeds = [seed] if config.eval_strategy == "no" else [seed, seed + 1]
     found = [benchmark.unlearning(data, tokenizer, template, sorted(parts), seed) for seed in seeds]
