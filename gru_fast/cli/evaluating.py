@@ -41,6 +41,15 @@ def load(model_options: ModelOptions, device: str | None) -> tuple[Any, Any, Any
     return model.to(place), tokenizer, template
 
 
+def config_of(model: str | None) -> dict[str, Any]:
+    """The configuration of the run of a model, that of `gru-fast forget` as one on own documents; empty without one."""
+    from gru_fast.benchmarks import own
+    from gru_fast.models import load
+
+    config = load.config_of(model) if model else {}
+    return own.config_of_run(config) or config
+
+
 def newest(model: str) -> float:
     """When the newest file of a model was written, in seconds since 1970; 0 for one on the hub."""
     from gru_fast.models.load import find

@@ -76,9 +76,15 @@ def take_saved_config(args: argparse.Namespace, is_begun: Callable[[Path], bool]
 
 
 def ready(
-    args: argparse.Namespace, classes: Sequence[type], fill: Callable[[dict[str, Any]], Mapping[str, Any]]
+    args: argparse.Namespace,
+    classes: Sequence[type],
+    fill: Callable[[dict[str, Any]], Mapping[str, Any]],
+    after: Callable[[tuple[Any, ...]], bool] = lambda instances: False,
 ) -> tuple[Any, ...] | None:
     """The options of a run that is to be trained now; None where they are only printed, or the run has finished.
+
+    Args:
+        after: does what is left to do with a run that has finished; returns whether there was something.
 
     Raises:
         ValueError, FileExistsError: options that cannot be, all at once; a folder that is not empty.
@@ -90,13 +96,15 @@ def ready(
         print(options.config_text(instances, args), end="")
         return None
     models.check_training(instances[0])
-    if already_done(args, instances):
+    if _already_done(args, instances):
+        if not after(instances) and instances[-1].process_index == 0:
+            print(f"{instances[-1].output_dir}: this run has finished; nothing to resume")
         return None
     take_one_device(instances[-1])
     return instances
 
 
-def already_done(args: argparse.Namespace, instances: Sequence[Any]) -> bool:
+def _already_done(args: argparse.Namespace, instances: Sequence[Any]) -> bool:
     """Looks at the output folder before anything is loaded; True if `--resume` finds a run that has finished.
 
     Raises:
@@ -110,10 +118,7 @@ def already_done(args: argparse.Namespace, instances: Sequence[Any]) -> bool:
     if args.overwrite_output_dir and Path(folder).resolve() in {model, *model.parents}:
         raise ValueError(f"--overwrite-output-dir would clear --model {model}; choose another --output-dir")
     runs.check_folder(folder, resume=args.resume, overwrite=args.overwrite_output_dir)
-    if not _has_finished(args, folder):
-        return False
-    print(f"{folder}: this run has finished; nothing to resume")
-    return True
+    return _has_finished(args, folder)
 
 
 def _has_finished(args: argparse.Namespace, folder: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast import runs
-from gru_fast.forget import charts, manifest, words
+from gru_fast.forget import attacked, charts, manifest, words
 from gru_fast.forget.exam import Findings
 from gru_fast.forget.level import Level, name_of
 from gru_fast.forget.measures import MEASURES, Extraction, Known, of_set, worst_by_document
@@ -86,7 +86,11 @@ def read(folder: str | Path) -> View:
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes the manifest, both reports, and run.json, by which the run is complete."""
+    """Writes the manifest, both reports, and run.json, by which the run is complete.
+
+    What attacks there are in the folder by now stand in them: a dossier is made anew with the manifest that it has.
+    """
+    content = {**content, "attacks": attacked.read(folder)}
     runs.write_json(folder / manifest.MANIFEST, content)
     view = read(folder)
     runs.write_text(folder / HTML, page(view))
@@ -154,7 +158,9 @@ def page(view: View) -> str:
         source=view.level.name,
         quality=words.quality(said),
         keep=said["options"]["keep"],
-        attacks=words.attacks(said),
+        membership=words.membership(said),
+        attacks=said.get("attacks", ()),
+        attacks_note=words.ATTACKS,
         charts=[(name, note, Markup(drawing), legend) for name, note, drawing, legend in _charts(view)],
         earlier=said["earlier"],
         files=_files(said),
@@ -283,13 +289,17 @@ def markdown(view: View) -> str:
     lines += [f"| *known above* | | {' | '.join(limits)} | | | |", ""]
     lines += ["## What is kept", "", "| text | perplexity before | after | share left |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {a:.4g} | {b:.4g} | {share:.1%} |" for name, a, b, share in words.quality(said)]
-    if found := words.attacks(said):
+    if found := words.membership(said):
         lines += ["", "## Membership inference", "", "AUC against --holdout; 0.5: not told apart.", ""]
         lines += [
             "| attack | before | after |",
             "|---|---:|---:|",
             *(f"| {n} | {a:.3f} | {b:.3f} |" for n, a, b in found),
         ]
+    if attacks := said.get("attacks"):
+        lines += ["", "## Does it come back?", "", words.ATTACKS, ""]
+        lines += ["| attack | most came back with | score | before | after | original | back |"]
+        lines += ["|---|---|---|---:|---:|---:|---:|", *map(_attack, attacks)]
     if texts := _texts(view):
         lines += ["", "## What the model writes", ""]
         for row in texts:
@@ -297,6 +307,14 @@ def markdown(view: View) -> str:
     if said["earlier"]:
         lines += ["", "## Earlier requests", "", *(f"- {each['run']}: {each['now']}" for each in said["earlier"])]
     return "\n".join(lines) + "\n"
+
+
+def _attack(found: Mapping[str, Any]) -> str:
+    worst = found["worst"]
+    if worst is None:
+        return f"| {found['attack']} | the original knows no more | - | - | - | - | - |"
+    numbers = " | ".join(f"{worst[name]:.3g}" for name in ("before", "after", "original"))
+    return f"| {found['attack']} | {_cell(worst['what'])} | {worst['score']} | {numbers} | {worst['back']:.0%} |"
 
 
 def _cells(row: Row) -> list[str]:

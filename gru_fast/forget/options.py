@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from gru_fast.unlearn import methods
 from gru_fast.unlearn.config import UnlearnConfig, raise_all, setting
@@ -75,6 +76,14 @@ class ForgetOptions:
     keep_delta: bool = setting(
         False, "keep the original's bits as difference to the new model, for gru-fast restore (delta.safetensors)"
     )
+    attack: bool = setting(False, "attack the result, as gru-fast attack does, and put what came back into the report")
+    attacks: list[str] | None = field(
+        default=None, metadata={"help": "with --attack: some of quantize, relearn, sample, extract; by default all"}
+    )
+    attack_options: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "with --attack: options of gru-fast attack, such as samples=4 relearn_steps=[1,10]"},
+    )
     dry_run: bool = setting(False, "say what is known at all, what would conflict, and what it would cost; then stop")
 
     def __post_init__(self) -> None:
@@ -102,6 +111,11 @@ class ForgetOptions:
                 problems.append(f"{name}: expected a whole number of at least {least}, got {getattr(self, name)}")
         if self.retain and len(self.retain) > 1 and {SELF, NONE} & {*self.retain}:
             problems.append(f"retain: expected files, or {SELF} or {NONE} alone, got {', '.join(self.retain)}")
+        problems += [
+            f"{name}: there is no attack without --attack; give it too, or leave this out"
+            for name in ("attacks", "attack_options")
+            if getattr(self, name) and not self.attack
+        ]
         raise_all(problems)
 
     @property

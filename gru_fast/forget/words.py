@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gru_fast.forget import attacked
+
+ATTACKS = (
+    "Back: the share of the way from the model to the original that the attack made, by the score that it raised most. "
+    "What the same attack would have done to a model that never saw the documents is not known here; a part of it may "
+    "be what the attack itself teaches. All scores are in the folder attacks."
+)
 _TITLES = {
     "removed": "Removed, by the measures below",
     "not removed": "Not removed",
@@ -23,7 +30,11 @@ def title(manifest: Mapping[str, Any]) -> str:
 
 
 def headline(manifest: Mapping[str, Any]) -> str:
-    """The verdict in one sentence."""
+    """The verdict in one sentence, and what came of attacks in another."""
+    return " ".join(filter(None, [_verdict(manifest), attacked.sentence(manifest.get("attacks", ()))]))
+
+
+def _verdict(manifest: Mapping[str, Any]) -> str:
     measures, count = manifest["measures"], len(manifest["measures"]["before"]["forget"])
     kept = f"{measures['kept']:.1%} of the probability per token of the texts to keep is left"
     if manifest["verdict"] == "unknown":
@@ -72,12 +83,22 @@ def guarantee(manifest: Mapping[str, Any]) -> list[str]:
             "it writes after its beginning, greedily. That is empirical and holds for these measures."
         ),
         (
-            "It does not say that the model is one that never saw the documents, nor that no attack brings them back: "
-            "not retraining on a part of them, other prompts, sampling many times, or quantization. It says nothing of "
-            "what follows from the documents, or repeats them in other words."
+            f"It does not say that the model is one that never saw the documents, nor that no attack brings them back: "
+            f"{_attacked(manifest)} It says nothing of what follows from the documents, or repeats them in other words."
         ),
     ]
     return said
+
+
+def _attacked(manifest: Mapping[str, Any]) -> str:
+    """Which attacks have been made, and which have not."""
+    made = [each["attack"] for each in manifest.get("attacks", ())]
+    if made:
+        return f"made were {', '.join(made)}, below, and the same with more effort, or others, may bring back more."
+    asked_for = manifest["options"].get("attack") and manifest["verdict"] != "unknown"
+    if asked_for:
+        return "those that were asked for are not done yet; the same command with --resume goes on."
+    return "not retraining on a part of them, other prompts, sampling many times, or quantization."
 
 
 def quality(manifest: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
@@ -87,7 +108,7 @@ def quality(manifest: Mapping[str, Any]) -> list[tuple[str, float, float, float]
     return [(names.get(name, name), value, after[name], value / after[name]) for name, value in before.items()]
 
 
-def attacks(manifest: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+def membership(manifest: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """A row a membership attack: name, AUC before and after."""
     before, after = (manifest["measures"][when]["membership"] for when in ("before", "after"))
     return [(name.removeprefix("mia_").replace("_", " "), value, after[name]) for name, value in before.items()]

@@ -69,7 +69,8 @@ class Entry:
     @property
     def split(self) -> str | None:
         """What was to be forgotten; of a fine-tuned model, the split or corpus that it was evaluated on."""
-        return self.summary.get("split") or self.summary.get("corpus") or self.run.config.get("split")
+        of_run = self.run.config.get("split") or (self.run.result or {}).get("split")
+        return self.summary.get("split") or self.summary.get("corpus") or of_run
 
     @property
     def is_quick(self) -> bool:
@@ -170,9 +171,9 @@ def _entries(run: Run) -> list[Entry]:
     note = ""
     if not run.complete:
         step = max((row.get("step", 0) for row in run.log), default=0)
-        command = "unlearn" if "method" in run.config else "finetune"
+        command = "forget" if _is_request(run) else "unlearn" if "method" in run.config else "finetune"
         note = f"not finished{f', step {step}' if step else ''}: gru-fast {command} --resume --output-dir {run.folder}"
-    elif not run.evaluations:
+    elif not run.evaluations and not _is_request(run):  # of a request its own report says what it came to
         benchmark = (run.result or {}).get("benchmark") or "tofu"
         note = f"not evaluated: gru-fast eval {benchmark} --model {run.folder}"
     found = [
@@ -182,6 +183,13 @@ def _entries(run: Run) -> list[Entry]:
     # Attacks do not need an evaluation that was made before.
     found += [Entry(run, attacks=of, note=note) for name, of in run.attacks.items() if name not in run.evaluations]
     return found or [Entry(run, note=note)]
+
+
+def _is_request(run: Run) -> bool:
+    """Whether it is a run of `gru-fast forget`."""
+    from gru_fast.benchmarks import own
+
+    return "benchmark" not in run.config and bool(own.config_of_run(run.config))
 
 
 def _scores(name: str, summary: Mapping[str, Any]) -> dict[str, float | None]:

@@ -71,6 +71,8 @@ _METHOD = Column("method", lambda entry: entry.title, number=False)
 _GRU = Column("GRU", lambda entry: ("yes" if entry.rectified else "no") if entry.is_unlearned else "", number=False)
 _HOW = [Column(name, gru_option(name), "{:g}".format) for name in ("gamma", "tau")]
 _SPLIT = Column("split", lambda entry: f"{entry.split} (quick)" if entry.is_quick else entry.split, number=False)
+_VERDICT = Column("verdict", result("verdict"), number=False)  # of gru-fast forget, as is
+_KEPT = Column("kept", result("kept"), "{:.1%}".format)
 _SKIPPED = Column("skipped", lambda entry: entry.not_applied if entry.is_unlearned else None)
 _RUN = Column("run", lambda entry: os.path.relpath(entry.run.folder), number=False)
 
@@ -82,7 +84,7 @@ def columns(entries: Sequence[Entry]) -> list[Column]:
     rectified = [entry for entry in entries if entry.rectified]
     how = [column for column in _HOW if len({column.value(entry) for entry in rectified}) > 1]
     attacked = dict.fromkeys(heading for entry in entries for heading in _backs(entry))
-    wanted = [_METHOD, _GRU, *how, _SPLIT, *map(score, headings), *map(_back, attacked)]
+    wanted = [_METHOD, _GRU, *how, _SPLIT, _VERDICT, _KEPT, *map(score, headings), *map(_back, attacked)]
     wanted += [SECONDS_PER_STEP, _SKIPPED, _RUN]
     return [column for column in wanted if any(column.value(entry) not in {None, ""} for entry in entries)]
 

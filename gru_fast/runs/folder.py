@@ -39,10 +39,11 @@ CONFIG, ENVIRONMENT, RESULT, STATE = "config.yaml", "environment.json", "run.jso
 _WEIGHTS = ("*.safetensors", "*.bin")
 _PACKAGES = ("gru_fast", "torch", "transformers", "accelerate", "tokenizers", "peft", "datasets", "numpy")
 
-# Options that may change when a run is resumed: where and how often something is written, and to whom it is shown.
+# Options that may change when a run is resumed: where and how often something is written, to whom it is shown, and how
+# the result is attacked.
 _FREE = (
     "output_dir", "run_name", "report_to", "disable_tqdm", "project", "push_to_hub", "skip_memory_metrics", "use_cpu",
-    "save_", "logging_", "log_", "hub_", "trackio_", "dataloader_num_workers", "dataloader_p",
+    "save_", "attack", "logging_", "log_", "hub_", "trackio_", "dataloader_num_workers", "dataloader_p",
 )  # fmt: skip
 
 

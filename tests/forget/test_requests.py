@@ -27,6 +27,7 @@ from gru_fast.unlearn.finetune import FinetuneConfig, finetune_trainer
 pytestmark = pytest.mark.slow
 KEEP = 0.55
 RUNS = ("first", "second", "third")
+ATTACKS = ["sample", "relearn", "--attack-options", "samples=1", "relearn_steps=[1]", "relearn_rates=[1e-3]"]
 FORGOTTEN = {"first": range(5), "second": (5, 6), "third": (7, 8)}
 
 
@@ -105,7 +106,7 @@ def requests(places: Path) -> Path:
     """Three requests, one after another."""
     model = places / "model"
     for name in RUNS:
-        flags = ["--no-text"] if name == "second" else []
+        flags = ["--no-text", "--attack", "--attacks", *ATTACKS] if name == "second" else []
         assert forget(places, model, places / name, list(FORGOTTEN[name]), *flags) == 0
         model = places / name
     return places
@@ -178,6 +179,41 @@ def test_without_text_nothing_of_the_documents_is_left(requests: Path) -> None:
             assert not [gram for gram in grams if gram in content], file.name
     assert read >= 8
     assert grams & {" ".join(words[i : i + 4]) for words in texts for i in range(5)}  # the search can find
+
+
+def test_attacks_stand_in_the_dossier(requests: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = requests / "second"
+    assert [each["attack"] for each in manifest.read(run)["attacks"]] == ["relearn", "sample"]
+    assert not [path for path in run.glob("attacks/*/*/*") if path.is_dir()]  # answers, of which no text is to be kept
+    again = ["forget", "--output-dir", str(run), "--resume"]
+    assert main([*again, "--attacks", "extract", "--attack-options", "ways=[prefix]", "prefixes=[0.5]"]) == 0
+    assert main(["attack", str(run), "--attacks", "quantize", "--formats", "int8", "--device", "cpu"]) == 0
+    said = manifest.read(run)
+    assert [each["attack"] for each in said["attacks"]] == ["quantize", "relearn", "sample", "extract"]
+    assert "Attacked (quantize, relearn, sample, extract), at most " in (run / "report.md").read_text()
+    assert manifest.read(requests / "first")["attacks"] == []
+    capsys.readouterr()
+    assert main(["forget", "--output-dir", str(requests / "first"), "--resume"]) == 0
+    assert "this run has finished; nothing to resume" in capsys.readouterr().out
+
+
+def test_a_request_is_calibrated_and_reported(
+    requests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run on own documents, by what is held out of the text to keep."""
+    out = tmp_path / "calibrated"
+    flags = ["--target", "0.9", "--resolution", "1", "--device", "cpu", "--save-models", "--output-dir", str(out)]
+    assert main(["calibrate", "--model", str(requests / "first"), *flags]) == 0
+    found = json.loads((out / "calibration.json").read_text())
+    assert (found["benchmark"], found["utility"]) == ("own", "Prob retain")
+    assert found["original"] == str(requests / "model")
+    assert found["original_row"]["EM forget"] > 0.9 > 0.6 > found["unlearned_row"]["EM forget"]
+    capsys.readouterr()
+    assert main(["report", str(requests / "first"), str(out)]) == 0
+    request, mixture = [line for line in capsys.readouterr().out.splitlines() if line.startswith("forget")]
+    assert "removed" in request
+    assert "5 documents" in request
+    assert "removed" not in mixture  # what was said of another model
 
 
 def test_the_model_is_verified(requests: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +326,9 @@ def test_rows_are_printed_as_they_would_be_trained(
         (["--method", "rmu"], "method: rmu changes a layer's states, not the probability of text; take another"),
         (["--method", "idk"], 'method: idk teaches "I do not know" as an answer'),
         (["--use-peft"], "keep_delta: with LoRA the adapter is the difference"),
+        (["--attacks", "sample"], "attacks: there is no attack without --attack; give it too"),
+        (["--attack", "--attack-options", "sample=2"], 'has no option "sample", did you mean "samples"?'),
+        (["--attack", "--attacks", "samples"], 'got "samples", did you mean "sample"?'),
         (["--eval-steps", "0"], "eval_steps: expected a whole number of at least 1, got 0"),
     ],
 )

@@ -82,11 +82,16 @@ def test_what_is_missing_is_said_with_the_command_that_mends_it(tmp_path: Path) 
     plain = unlearned(tmp_path / "a")
     stopped = save_run(tmp_path / "b", {"method": "npo", "split": "forget05"}, None, [{"step": 4, "loss": 1.0}])
     begun = save_run(tmp_path / "c", {"subset": "full"}, None)
+    asked = {"forget": ["leak/"], "method": "npo_gd", "rectify": True}
+    request = save_run(tmp_path / "d", asked, None)
+    save_run(tmp_path / "e", asked, {"benchmark": "own", "title": "forget", "split": "2 documents"})
     notes = {entry.run.folder: entry.note for entry in collect([tmp_path])}
     assert notes == {
         plain: f"not evaluated: gru-fast eval tofu --model {plain}",
         stopped: f"not finished, step 4: gru-fast unlearn --resume --output-dir {stopped}",
         begun: f"not finished: gru-fast finetune --resume --output-dir {begun}",
+        request: f"not finished: gru-fast forget --resume --output-dir {request}",
+        tmp_path / "e": "",  # its own report says what it came to
     }
     assert all(not entry.scores and entry.plane is None for entry in collect([tmp_path]))
 

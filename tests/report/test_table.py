@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from run_folders import evaluated, finetuned, unlearned
+from run_folders import evaluated, finetuned, save_run, unlearned
 
 from gru_fast.report import table
 from gru_fast.report.collect import Entry, collect
@@ -129,3 +129,13 @@ def test_decimals_of_a_column() -> None:
     entry = Entry(run=None)  # type: ignore[arg-type]
     for value, text in ((0.12345, "0.1235"), (-12.345, "-12.35"), (3, "3"), (None, "-")):
         assert table.Column("", lambda _, value=value: value).cells([entry]) == [text]
+
+
+def test_requests_stand_with_their_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = {"forget": ["leak/"], "method": "npo_gd", "rectify": True}
+    result = {"benchmark": "own", "title": "forget", "split": "2 documents", "verdict": "not removed", "kept": 0.9561}
+    save_run(Path("takedown"), asked, result)
+    head, _, row = table.text(collect(["takedown"])).splitlines()
+    assert head.split() == ["method", "GRU", "split", "verdict", "kept", "run"]
+    assert row.split("  ") == ["forget", "yes", "2 documents", "not removed", "95.6%", "takedown"]

@@ -118,8 +118,14 @@ def carried_out(attack: Any, options: Any, target: Target) -> dict[str, Any]:
 
 def worst(summary: Mapping[str, Any], key: str = "back") -> float | None:
     """The greatest share of the way back, over the scores that say what is known; None where none is known."""
-    shares = [row[key] for row in summary["findings"] if row["is_knowledge"] and row.get(key) is not None]
-    return max(shares, default=None)
+    found = worst_finding(summary, key)
+    return None if found is None else found[key]
+
+
+def worst_finding(summary: Mapping[str, Any], key: str = "back") -> dict[str, Any] | None:
+    """The finding with the greatest share of the way back, of the scores that say what is known."""
+    known = [row for row in summary["findings"] if row["is_knowledge"] and row.get(key) is not None]
+    return max(known, key=lambda row: row[key], default=None)
 
 
 def columns(summary: Mapping[str, Any]) -> dict[str, float | None]:

@@ -12,7 +12,8 @@ extract    beginnings of growing length, other wordings, "repeat the text", prom
 Beside each score stands the share of the way back to the original model that the attack got, and what the same attack
 does to the retrained model, which never knew: only more than that has come back. RUN says which benchmark it was, what
 it was to forget and what it started from; a model that is no run is told by the flags. Every row that was scored is
-kept at once: the same command goes on after a stop. `--dry-run` says what it will take.
+kept at once: the same command goes on after a stop. `--dry-run` says what it will take. The report of a run of
+`gru-fast forget` is made anew with what came of it.
 
 Several processes (torchrun) share the rows that are asked about.
 """
@@ -77,9 +78,33 @@ def run(args: argparse.Namespace) -> int:
             if rank == 0 and not args.json:
                 more = attacks.get(name).report(summaries[name])
                 print("\n".join(filter(None, [outcome.report(summaries[name]), more])) + "\n")
+        if summaries:
+            processes.on_first(lambda: _renew_dossier(Path(model.model), target.folder))
     if rank == 0 and args.json:
         print(json.dumps(summaries, indent=2))
     return 0
+
+
+def check(chosen: Mapping[str, Any]) -> None:
+    """Raises ValueError, with all that is wrong, for options of attacks that could not be."""
+    from gru_fast.options import commands
+    from gru_fast.options import flags as options
+    from gru_fast.runs.messages import nearest
+
+    *classes, _, _ = commands.attack()
+    known = {part.name for cls in classes for part in dataclasses.fields(cls)}
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise ValueError(f'gru-fast attack has no option "{unknown[0]}"{nearest(unknown[0], known)}')
+    options.resolve(argparse.Namespace(config=None, **chosen), *classes)
+
+
+def _renew_dossier(run: Path, attacks: Path) -> None:
+    """Where the attacks lie in a run of `gru-fast forget`, its reports say what came of them."""
+    from gru_fast.forget import attacked, dossier, manifest
+
+    if (run / manifest.MANIFEST).is_file() and attacks.resolve().parent == (run / attacked.FOLDER).resolve():
+        dossier.write(run, manifest.read(run))
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------
@@ -87,30 +112,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _benchmark_name(args: argparse.Namespace) -> str:
     """Of a flag, the config file, the run, or the default."""
+    from gru_fast.cli import evaluating
     from gru_fast.options import commands
     from gru_fast.options import flags as options
 
     content = options.read_config(args.config)[0] if args.config else {}
     given = getattr(args, "benchmark", content.get("benchmark"))
     model = getattr(args, "model", content.get("model"))
-    return str(given or _config_of(model).get("benchmark", commands.DEFAULT_BENCHMARK))
-
-
-def _config_of(model: str | None) -> dict[str, Any]:
-    """The configuration of the run of a model; that of `gru-fast forget` as one on own documents."""
-    from gru_fast.benchmarks import own
-    from gru_fast.models.load import config_of
-
-    config = config_of(model) if model else {}
-    return own.config_of_run(config) or config
+    return str(given or evaluating.config_of(model).get("benchmark", commands.DEFAULT_BENCHMARK))
 
 
 def _fill(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
     from gru_fast import benchmarks
+    from gru_fast.cli import evaluating
     from gru_fast.models.load import template_of_run
 
-    config = _config_of(values.get("model"))
+    config = evaluating.config_of(values.get("model"))
     name = values["benchmark"]
     found: dict[str, Any] = {}
     if config.get("benchmark", name) == name:

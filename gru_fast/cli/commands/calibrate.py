@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -137,20 +138,21 @@ def _benchmark_flags() -> type:
 
 def _chosen(args: argparse.Namespace) -> str:
     """Name of the benchmark: a flag's, the config file's, the run's, or the default."""
-    from gru_fast.models.load import config_of
+    from gru_fast.cli import evaluating
     from gru_fast.options import flags as options
 
     content = options.read_config(args.config)[0] if args.config else {}
     given = getattr(args, "benchmark", content.get("benchmark"))
     model = getattr(args, "model", content.get("model"))
-    return str(given or (config_of(model) if model else {}).get("benchmark", _DEFAULT))
+    return str(given or evaluating.config_of(model).get("benchmark", _DEFAULT))
 
 
 def _fill(evaluation: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
-    from gru_fast.models.load import config_of, template_of_run
+    from gru_fast.cli import evaluating
+    from gru_fast.models.load import template_of_run
 
-    config = config_of(values["model"]) if values.get("model") else {}
+    config = evaluating.config_of(values.get("model"))
     of_template = template_of_run(config, values.get("template"))
     found = {**evaluation.defaults_of_run(config), **of_template, "original": config.get("model")}
     return {name: value for name, value in found.items() if value is not None}
@@ -193,6 +195,12 @@ class _Work(ExitStack):
 
         points: dict[float, float] = {}
         original = points[0.0] = self.utility(0.0)
+        if math.isnan(original):
+            heading = next(iter(self.evaluation.PLANE))
+            raise ValueError(
+                f"{heading}: the evaluation has no number for it, of which a share could be kept; if there is no text "
+                "to keep, give --retain"
+            )
         if not original > 0:
             raise ValueError(f"original: its utility is {original:g}, of which no share can be kept")
         rows = []
@@ -306,9 +314,9 @@ class _Work(ExitStack):
         import shutil
 
         from gru_fast import runs
-        from gru_fast.models.load import config_of
+        from gru_fast.cli import evaluating
 
-        config, result = config_of(self.model.model), self._result_of_run()
+        config, result = evaluating.config_of(self.model.model), self._result_of_run()
         folder = self.folder / f"target-{row['target']:g}"
         model, tokenizer, template = self._load(row["alpha"])
         settings = {**config, "model": self.model.model, "original": self.how.original, "template": template.name}
@@ -333,7 +341,9 @@ class _Work(ExitStack):
         from gru_fast import runs
 
         folder = Path(self.model.model)
-        return dict(runs.read_run(folder).result or {}) if runs.is_run(folder) else {}
+        found = dict(runs.read_run(folder).result or {}) if runs.is_run(folder) else {}
+        # What gru-fast forget said of its model does not hold for a mixture.
+        return {name: value for name, value in found.items() if name not in {"verdict", "kept"}}
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:

@@ -4,12 +4,13 @@
     gru-fast forget --model MODEL --forget rows.jsonl --retain ours.jsonl --holdout similar.jsonl --keep 0.95
     gru-fast forget --model MODEL --forget leak/ --dry-run
     gru-fast forget --output-dir runs/takedown-1 --resume
+    gru-fast forget --model MODEL --forget leak/ --attack --attacks quantize relearn
 
 Without --retain the model writes the text itself by which it is kept. Training (NPO+GD with GRU) ends when the
 documents are known no better than text that the model has never seen (--holdout; without it, text of its own, a mild
 level), or when less than --keep of the quality would be left; then the strongest removal that keeps it is taken. The
-run folder has the model, report.html, report.md and manifest.json. gru-fast verify checks a model against it; gru-fast
-restore, after --keep-delta, takes it back.
+run folder has the model, report.html, report.md and manifest.json; with --attack also what attacks bring back of it.
+gru-fast verify checks a model against it; gru-fast restore, after --keep-delta, takes it back.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.runs.processes import on_first
 
     training.take_saved_config(args)
-    instances = training.ready(args, _classes(), fill)
+    instances = training.ready(args, _classes(), fill, after=_attack)
     if instances is None:
         return 0
     of_model, asked, config = instances
@@ -64,8 +65,44 @@ def run(args: argparse.Namespace) -> int:
     content = manifest.make(work, outcome)
     on_first(lambda: dossier.write(folder, content))
     work.finish()
-    work.say(dossier.last_word(folder))
+    del work, outcome, model  # attacks load it again
+    _attack(instances)
+    if config.process_index == 0:
+        print(dossier.last_word(folder))
     return 0
+
+
+def _attack(instances: tuple[Any, ...]) -> bool:
+    """With --attack, attacks the result; what is done of it is found again. Whether there is something to attack."""
+    from gru_fast.cli.commands import attack
+    from gru_fast.forget import attacked, manifest
+    from gru_fast.forget.run import UNKNOWN
+    from gru_fast.runs.processes import on_first
+
+    of_model, asked, config = instances
+    folder = Path(config.output_dir)
+    if not asked.attack or manifest.read(folder)["verdict"] == UNKNOWN:
+        return False
+    own = {name: getattr(of_model, name) for name in ("dtype", "attn_implementation", "trust_remote_code")}
+    flags = {"config": None, "print_config": False, "dry_run": False, "json": False, "model": str(folder)}
+    attack.run(argparse.Namespace(**own, **flags, **_of_attacks(asked, config)))
+    if not asked.text:
+        on_first(lambda: attacked.forget_texts(folder))
+    return True
+
+
+def _of_attacks(asked: Any, config: Any) -> dict[str, Any]:
+    """The options of the attacks: those that were given, and what follows from the run's."""
+    from gru_fast.forget.options import NONE
+
+    found: dict[str, Any] = {"batch_size": asked.eval_batch_size}
+    if config.use_cpu:
+        found["device"] = "cpu"
+    if asked.retain == [NONE]:
+        found["relearn_on"] = ["forget"]  # there is no text to keep that could be near, or harmless
+    if asked.attacks:
+        found["attacks"] = asked.attacks
+    return {**found, **(asked.attack_options or {})}
 
 
 def _forecast(instances: Any, documents: Any, model: Any, tokenizer: Any, template: Any) -> str:
@@ -104,8 +141,11 @@ def _classes() -> tuple[type, ...]:
 
 def _check(of_model: Any, asked: Any, config: Any) -> None:
     """Refuses options that do not go together."""
+    from gru_fast.cli.commands import attack
     from gru_fast.forget.options import NONE
 
+    if asked.attack:
+        attack.check(_of_attacks(asked, config))
     if asked.keep_delta and of_model.use_peft:
         raise ValueError(
             "keep_delta: with LoRA the adapter is the difference, and the model it lies on is as it was; leave it out"
