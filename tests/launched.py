@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -24,6 +27,7 @@ from transformers import TrainerCallback
 from gru_fast.cli import main
 from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.data.pairs import UnlearnDataset
+from gru_fast.models.partitioned import put_together, shape_of
 from gru_fast.unlearn import UnlearnTrainer
 from gru_fast.unlearn.engines.fsdp import sharded_modules
 
@@ -44,8 +48,13 @@ FSDP2 = {  # what accelerate launch tells of its configuration file
 
 
 @contextmanager
-def launched(fsdp2: bool = False, state_dict: str = "FULL_STATE_DICT") -> Iterator[int]:
-    """What the launcher tells a process, taken from the process group it is in; how many there are."""
+def launched(
+    fsdp2: bool = False, state_dict: str = "FULL_STATE_DICT", zero: dict[str, Any] | None = None
+) -> Iterator[int]:
+    """What the launcher tells a process, taken from the process group it is in; how many there are.
+
+    ``zero``: the configuration of DeepSpeed, without what is the Trainer's to fill in.
+    """
     if not dist.is_initialized():
         yield 1
         return
@@ -54,7 +63,8 @@ def launched(fsdp2: bool = False, state_dict: str = "FULL_STATE_DICT") -> Iterat
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "OMP_NUM_THREADS": "1"}
     configured = FSDP2 | {"FSDP_STATE_DICT_TYPE": state_dict} if fsdp2 else {}
-    with patch.dict(os.environ, told | configured), fsdp_on_cpus() if fsdp2 else nullcontext():
+    on_cpus = fsdp_on_cpus() if fsdp2 else nullcontext() if zero is None else deepspeed(zero)
+    with patch.dict(os.environ, told | configured), on_cpus:
         try:
             yield int(world)
         finally:
@@ -81,6 +91,34 @@ def fsdp_on_cpus() -> Iterator[None]:
         yield
 
 
+AUTO = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
+
+
+@contextmanager
+def deepspeed(config: dict[str, Any]) -> Iterator[None]:
+    """What accelerate launch tells of DeepSpeed, as of a file with ``config`` in it.
+
+    It is kept from compiling an extension of its own for CPUs, where gloo does as well.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
+        json.dump({**AUTO, **config}, file)
+        file.flush()
+        told = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": file.name}
+        stack.enter_context(patch.dict(os.environ, told | {"DS_ACCELERATOR": "cpu"}))
+        comm = importlib.import_module("deepspeed.comm.torch")
+        stack.enter_context(patch.object(comm, "build_shm_op", lambda: None))
+        try:
+            yield
+        finally:
+            unset_hf_deepspeed_config()
+            # It keeps the process groups of one job for all that come after.
+            importlib.import_module("deepspeed.comm.comm").cdb = None
+            importlib.reload(importlib.import_module("deepspeed.utils.groups"))
+
+
 def dataset() -> UnlearnDataset:
     """Rows to keep that share most of their tokens with those to forget, so that the gradients are in conflict."""
     forget, other = tiny.rows(12, seed=1), tiny.rows(12, seed=2)
@@ -90,7 +128,8 @@ def dataset() -> UnlearnDataset:
 
 def weights(model: Any) -> list[Tensor]:
     """The parameters as one process would have them."""
-    return [whole(p.detach(), p) for p in model.parameters()]
+    with put_together(model.parameters()):  # of ZeRO-3
+        return [whole(p.detach(), p) for p in model.parameters()]
 
 
 def model(lora: bool = False) -> Any:
@@ -124,6 +163,7 @@ def trained(
     lora: bool = False,
     mesh: dict[str, int] | None = None,
     at_load: dict[str, int] | None = None,
+    zero: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:
     """Three steps over the same rows, however many processes share them: logs, weights and e.
@@ -131,7 +171,7 @@ def trained(
     A micro-batch of a process is one row, so that means over label tokens are of the same rows everywhere. ``mesh``: of
     accelerate's ParallelismConfig, ``at_load``: of transformers' DistributedConfig; neither counts in one process.
     """
-    with launched(fsdp2) as world, ExitStack() as stack:
+    with launched(fsdp2, zero=zero) as world, ExitStack() as stack:
         takers = world // (at_load or {}).get("tp_size", 1) if world > 1 else 1
         defaults = {"optim": "sgd", "learning_rate": 0.05, "per_device_train_batch_size": 1, "rectify": True}
         settings = {**defaults, "gradient_accumulation_steps": ROWS_A_STEP // takers, **settings}
@@ -154,7 +194,28 @@ def trained(
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
-        return logs, weights(unlearned), [whole(e, e) for e in trainer.retain_ema.tensors]
+        return logs, weights(unlearned), average(trainer)
+
+
+def average(trainer: Any) -> list[Tensor]:
+    """e as one process would have it."""
+    tensors = [whole(e, e) for e in trainer.retain_ema.tensors]
+    groups = getattr(getattr(trainer.model_wrapped, "optimizer", None), "bit16_groups", None)
+    if not tensors:
+        return []
+    if groups is None:  # else of ZeRO-1 or 2, which has one parameter after the other
+        shapes = [shape_of(param) for param in trainer.model.parameters() if param.requires_grad]
+        return [e.view(shape) for e, shape in zip(tensors, shapes, strict=True)]
+    flat = {
+        id(param): piece.view_as(param)
+        for group, e in zip(groups, tensors, strict=True)
+        for param, piece in zip(group, e.split([*(p.numel() for p in group), _padding(group, e)]), strict=False)
+    }
+    return [flat[id(param)] for param in trainer.model.parameters() if param.requires_grad]
+
+
+def _padding(group: list[Tensor], flat: Tensor) -> int:
+    return flat.numel() - sum(param.numel() for param in group)
 
 
 def resumed(folder: Path, state_dict: str, mesh: dict[str, int] | None = None, **settings: Any) -> list[bool]:

@@ -152,7 +152,9 @@ def check_fits(folder: str | Path, model: nn.Module) -> None:
                 f"{folder}: checkpoint of another model: expected {name} {here}, got {there}; load the model that the "
                 "run started from"
             )
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # ZeRO-3 leaves an empty tensor of a parameter, and the shape it had beside it.
+    named = model.state_dict(keep_vars=True).items()
+    shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in named}
     for name, shape in _saved_shapes(folder).items():
         if name in shapes and shapes[name] != shape:
             raise ValueError(

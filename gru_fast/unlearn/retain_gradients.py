@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from gru_fast.core.rectify import measure
 from gru_fast.core.retain_gradient import RetainGradient
 from gru_fast.unlearn.any_trainer import AnyTrainer
 from gru_fast.unlearn.config import GRUOptions
-from gru_fast.unlearn.engines.ddp import exchanging
 from gru_fast.unlearn.warm_up import batches_of
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
@@ -35,11 +34,6 @@ class RetainGradients(AnyTrainer):
     gru_retain_loss: Tensor | None = None
     _ema: RetainEMA | RetainGradient | None = None
     _step_share: float | None = None  # of the step in progress, where all its micro-batches must agree
-
-    if TYPE_CHECKING:  # of GRUMixin
-
-        @property
-        def is_sharded(self) -> bool: ...
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -81,7 +75,7 @@ class RetainGradients(AnyTrainer):
     def retain_ema(self) -> RetainEMA | RetainGradient:
         """The moving average of retain gradients, or where none is kept those of a step; made when first asked for."""
         if self._ema is None:
-            params = self.accelerator.unwrap_model(self.model).named_parameters()
+            params = self.engine.named_parameters()
             options = self.gru_options
             if options.keeps_average:
                 self._ema = RetainEMA(params, options.ema_torch_dtype, seed=self.args.seed)
@@ -113,7 +107,7 @@ class RetainGradients(AnyTrainer):
             self.optimizer.train()
         total: Tensor | None = None
         for place, (share, piece) in enumerate(pieces, 1):
-            with nullcontext() if place == len(pieces) else self.until_the_last(model):
+            with nullcontext() if place == len(pieces) else self.engine.until_the_last():
                 with self.compute_loss_context_manager():
                     loss = self.retain_loss_of(model, piece).mean()  # a mean over devices under DataParallel
                     loss = loss if len(pieces) == 1 else loss * share
@@ -123,18 +117,14 @@ class RetainGradients(AnyTrainer):
             raise RuntimeError("retain_micro_batches: expected at least one piece of a batch, got none")
         return total
 
-    def until_the_last(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """For losses that meet in .grad: processes exchange it once, with the last; not so FSDP2, which has shards."""
-        return nullcontext() if self.is_sharded else self.accelerator.no_sync(model)
-
     def warm_up(self, model: nn.Module) -> None:
         """e becomes the mean retain gradient of ``warm_up_retain`` batches, at the weights as they are."""
         count, ema, scaler = self.gru_options.warm_up_retain, self.retain_ema, self.accelerator.scaler
         while True:
-            with exchanging(model):  # this may be a micro-batch of which accelerate puts the exchange off
+            with self.engine.exchanging():  # this may be a micro-batch of which accelerate puts the exchange off
                 for place, batch in enumerate(self.warm_up_batches(count), 1):
                     pieces = self.retain_micro_batches(self._prepare_inputs(batch))
-                    with nullcontext() if place == count else self.until_the_last(model), self._taking_in(1.0):
+                    with nullcontext() if place == count else self.engine.until_the_last(), self._taking_in(1.0):
                         self._retain_backward(model, pieces, count)
             if not measure(ema.params, ema, 1.0).nonfinite:
                 return

@@ -1,0 +1,82 @@
+"""UnlearnTrainer with DeepSpeed ZeRO in two processes, against one process without; and DeepSpeed itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import launched
+import launched_deepspeed as jobs
+import pytest
+from following import assert_follows
+from processes import Processes
+
+pytest.importorskip("deepspeed", reason="needs the extra gru_fast[deepspeed]")
+
+SMALL = {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 1000}  # many buckets; nothing is kept whole
+ON_CPU = {"offload_optimizer": {"device": "cpu"}}
+
+
+def zero(stage: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A configuration. ``zero_force_ds_cpu_optimizer`` off: else offloading would compile another optimizer."""
+    settled = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return {"zero_optimization": {"stage": stage, **(more or {})}, **settled}
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "settings"),
+    [
+        (1, {}, {"method": "npo_gd"}),
+        (2, {}, {"method": "npo_gd", "stream": True}),
+        (3, {}, {"method": "npo_gd"}),
+        (3, SMALL, {"method": "npo_kl", "stream": True}),
+        (3, {}, {"method": "ga_kl", "lora": True}),
+        (2, SMALL, {"method": "ga_kl", "lora": True}),
+        (2, {}, {"method": "rmu"}),
+        (2, ON_CPU, {"method": "npo_gd"}),
+        (3, ON_CPU, {"method": "npo_gd"}),
+        (2, {}, {"method": "ga", "rectifier": "gdr", "tau": 1.0}),
+        (3, {}, {"method": "ga", "granularity": "tensor"}),
+        (3, {}, {"method": "ga", "retain_batch_size": 3, "warm_up_retain": 4, "gamma": 0.3, "tau": 5.0}),
+    ],
+)
+def test_follows_one_process(
+    processes: Processes, tmp_path: Path, stage: int, more: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """With accumulation, a share of r in g, a KL term, tau, shards that end in padding."""
+    assert_follows(processes, tmp_path, zero=zero(stage, more), **settings)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_plain_training_follows_too(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """Several losses in a micro-batch, which DeepSpeed adds up by itself."""
+    assert_follows(processes, tmp_path, zero=zero(stage), method="gd", rectify=False)
+
+
+def test_monitor_follows_and_changes_nothing(processes: Processes, tmp_path: Path) -> None:
+    assert_follows(processes, tmp_path, zero=zero(3), method="ga", rectify=False, monitor=True)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_that_is_not_to_be_made(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """NaN in g of the second of three steps, in one process: weights and moments stay, the next step is as without."""
+    found = processes.run(jobs.skipped, 2, tmp_path / "several", zero(stage))
+    expected = jobs.skipped(tmp_path / "one")
+    for counts, weights, rate in found:
+        assert (counts, rate) == (expected[0], expected[2]) == ({"skipped": 1, "applied": 2}, pytest.approx(0.05 / 3))
+        for a, b in zip(weights, expected[1], strict=True):
+            assert float((a - b).norm()) <= 2e-5 * float(b.norm())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """Computed in bfloat16, gradients and e in float32: as far as one process in float32 to 5%."""
+    config = {**zero(stage), "bf16": {"enabled": "auto"}, "data_types": {"grad_accum_dtype": "fp32"}}
+    settings = {"zero": config, "method": "npo_gd", "bf16": True}
+    _, found, ema = processes.run(launched.trained, 2, tmp_path / "several", **settings)[0]
+    _, weights, expected = launched.trained(tmp_path / "one", method="npo_gd")
+    for a, b in zip(ema, expected, strict=True):
+        assert str(a.dtype) == "torch.float32"
+        assert float((a - b).norm()) <= 0.05 * float(b.norm()) + 1e-3
+    for a, b in zip(found, weights, strict=True):
+        assert float((a.float() - b).norm()) <= 0.01 * float(b.norm())
