@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from gru_fast.cli import main
-from gru_fast.core.sharded.shards import is_sharded, local
+from gru_fast.core.sharded.shards import is_sharded
 from gru_fast.data.pairs import UnlearnDataset
-from gru_fast.models.partitioned import put_together, shape_of
+from gru_fast.models.partitioned import piece_of, put_together, shape_of
 from gru_fast.unlearn import UnlearnTrainer
 from gru_fast.unlearn.engines.fsdp import sharded_modules
 
@@ -218,18 +218,27 @@ def _padding(group: list[Tensor], flat: Tensor) -> int:
     return flat.numel() - sum(param.numel() for param in group)
 
 
-def resumed(folder: Path, state_dict: str, mesh: dict[str, int] | None = None, **settings: Any) -> list[bool]:
-    """With FSDP2: whether a run taken up after two of its three steps ends with the very bits of an unbroken one."""
+def resumed(
+    folder: Path,
+    state_dict: str = "",
+    mesh: dict[str, int] | None = None,
+    zero: dict[str, Any] | None = None,
+    **settings: Any,
+) -> list[bool]:
+    """Whether a run taken up after two of its three steps ends with the very bits of an unbroken one.
+
+    With FSDP2, or with ``zero``.
+    """
     settings = {"optim": "adamw_torch", "rectify": True, "save_strategy": "steps", **settings}
     if mesh is not None:
         settings["parallelism_config"] = ParallelismConfig(**mesh)
     ends = []
     for save_steps in (10, 2):
-        with launched(fsdp2=True, state_dict=state_dict):
+        with launched(fsdp2=zero is None, state_dict=state_dict, zero=zero):
             trainer = tiny.trainer(folder, data=dataset(), save_steps=save_steps, **settings)
             trainer.train()
             ends.append(state(trainer))
-    with launched(fsdp2=True, state_dict=state_dict):
+    with launched(fsdp2=zero is None, state_dict=state_dict, zero=zero):
         fresh = tiny.llama() if trainer.method.reference_model else tiny.llama(seed=9)  # the first one is asked for
         trainer = tiny.trainer(folder, fresh, data=dataset(), **settings)
         trainer.train(resume_from_checkpoint=folder / "checkpoint-2")
@@ -237,9 +246,11 @@ def resumed(folder: Path, state_dict: str, mesh: dict[str, int] | None = None, *
     return [all(torch.equal(a, b) for a, b in zip(end, ends[0], strict=True)) for end in ends[1:]]
 
 
-def run_to_the_end(folder: Path, fsdp2: bool, resume: bool = False, **settings: Any) -> list[Tensor]:
+def run_to_the_end(
+    folder: Path, fsdp2: bool, resume: bool = False, zero: dict[str, Any] | None = None, **settings: Any
+) -> list[Tensor]:
     """Six steps with checkpoints after 2, 4 and 6, or what is left of them; weights and e as one process has them."""
-    with launched(fsdp2) as world:
+    with launched(fsdp2, zero=zero) as world:
         trainer = _saving(folder, world, **settings)
         trainer.train(resume_from_checkpoint=resume or None)
         assert trainer.state.global_step == 6
@@ -258,9 +269,11 @@ def resume_apart(folder: Path, **settings: Any) -> str:
         return ""
 
 
-def killed(folder: Path, fsdp2: bool, rank: int, moment: str, **settings: Any) -> None:
+def killed(
+    folder: Path, fsdp2: bool, rank: int, moment: str, zero: dict[str, Any] | None = None, **settings: Any
+) -> None:
     """The same, in which process ``rank`` is killed at a certain moment; see :class:`_Killed`."""
-    with launched(fsdp2) as world:
+    with launched(fsdp2, zero=zero) as world:
         trainer = _saving(folder, world, **settings)
         with Killer(trainer, moment) if dist.get_rank() == rank else nullcontext():
             trainer.train()
@@ -319,18 +332,18 @@ class Killer(TrainerCallback):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def saved(folder: Path) -> list[Tensor]:
-    """With FSDP2: a model trained and saved, its weights as trained."""
-    with launched(fsdp2=True):
+def saved(folder: Path, zero: dict[str, Any] | None = None) -> list[Tensor]:
+    """With FSDP2, or with ``zero``: a model trained and saved, its weights as trained."""
+    with launched(fsdp2=zero is None, zero=zero):
         trainer = tiny.trainer(folder, data=dataset(), method="ga", rectify=True)
         trainer.train()
         trainer.save_model()
         return weights(trainer.model)
 
 
-def command(argv: list[str], fsdp2: bool = False) -> int:
+def command(argv: list[str], fsdp2: bool = False, zero: dict[str, Any] | None = None) -> int:
     """`gru-fast` with ``argv``."""
-    with launched(fsdp2):
+    with launched(fsdp2, zero=zero):
         return main(argv)
 
 
@@ -370,12 +383,19 @@ def sharded_refused() -> str:
 
 def state(trainer: UnlearnTrainer) -> list[Tensor]:
     """This process' shards of the weights and of e."""
-    return [local(t).detach().clone() for t in (*trainer.model.parameters(), *trainer.retain_ema.tensors)]
+    return [piece_of(t).clone() for t in (*trainer.model.parameters(), *trainer.retain_ema.tensors)]
 
 
-def refused(folder: Path, fsdp2: bool, action: str = "train", precision: str = "", **settings: Any) -> str:
+def refused(
+    folder: Path,
+    fsdp2: bool,
+    action: str = "train",
+    precision: str = "",
+    zero: dict[str, Any] | None = None,
+    **settings: Any,
+) -> str:
     """What a trainer says that cannot do it. ``precision``: as accelerate would have taken it on a GPU."""
-    with launched(fsdp2):
+    with launched(fsdp2, zero=zero):
         try:
             config = tiny.config(folder, **{"rectify": True, **settings})
             config.mixed_precision = precision or config.mixed_precision

@@ -277,7 +277,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
             )
 
     def _check_deepspeed(self, config: dict[str, Any]) -> None:
-        zero_config.settle_clipping(config, self.args.max_grad_norm)
+        zero_config.settle(config, self.args.max_grad_norm)
         errors, options = zero_config.errors_of_objective(config), self.gru_options
         if options.follows_retain:
             errors += zero_config.errors_of_gru(config)

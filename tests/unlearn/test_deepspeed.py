@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import launched_deepspeed as jobs
 import pytest
 from following import assert_follows
 from processes import Processes
+from transformers import LlamaForCausalLM
+
+from gru_fast.runs.checkpoint import last_checkpoint
 
 pytest.importorskip("deepspeed", reason="needs the extra gru_fast[deepspeed]")
 
@@ -66,6 +70,42 @@ def test_a_step_that_is_not_to_be_made(processes: Processes, tmp_path: Path, sta
         assert (counts, rate) == (expected[0], expected[2]) == ({"skipped": 1, "applied": 2}, pytest.approx(0.05 / 3))
         for a, b in zip(weights, expected[1], strict=True):
             assert float((a - b).norm()) <= 2e-5 * float(b.norm())
+
+
+@pytest.mark.parametrize(("stage", "method"), [(1, "npo_gd"), (2, "npo_gd"), (3, "ga_kl")])
+def test_resumes(processes: Processes, tmp_path: Path, stage: int, method: str) -> None:
+    """From Trainer's checkpoint, with DeepSpeed's in it, and e in shards: bit for bit."""
+    assert processes.run(launched.resumed, 2, tmp_path, zero=zero(stage), method=method) == [[True, True]] * 2
+
+
+@pytest.mark.parametrize(("stage", "moment"), [(2, "step"), (3, "shards of e")])
+def test_killed_and_resumed(processes: Processes, tmp_path: Path, stage: int, moment: str) -> None:
+    """One of two processes; the run goes on from its last whole checkpoint and ends with the bits of an unbroken one.
+
+    It does not go on in another number of processes.
+    """
+    config = zero(stage)
+    unbroken = processes.run(launched.run_to_the_end, 2, tmp_path / "unbroken", False, zero=config)
+    doomed = Processes(2)
+    try:
+        codes = doomed.run_until_one_dies(launched.killed, 2, tmp_path / "run", False, 1, moment, zero=config)
+    finally:
+        doomed.close()
+    assert codes[1] == -signal.SIGKILL
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    said = r"expected 2 processes, as it was saved by, got 4; DeepSpeed does not cut up"
+    with pytest.raises(AssertionError, match=said):
+        processes.run(launched.run_to_the_end, 4, tmp_path / "run", False, resume=True, zero=config)
+    resumed = processes.run(launched.run_to_the_end, 2, tmp_path / "run", False, resume=True, zero=config)
+    for ours, theirs in zip(resumed, unbroken, strict=True):
+        assert all(bool((a == b).all()) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_saves_the_whole_model(processes: Processes, tmp_path: Path, stage: int) -> None:
+    trained = processes.run(launched.saved, 2, tmp_path, zero(stage))[0]
+    loaded = launched.weights(LlamaForCausalLM.from_pretrained(tmp_path))
+    assert all(bool((a == b).all()) for a, b in zip(loaded, trained, strict=True))
 
 
 @pytest.mark.parametrize("stage", [2, 3])

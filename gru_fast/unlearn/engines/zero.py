@@ -82,8 +82,7 @@ class _PartOfGroup:
         self._index = index
         self._optimizer = optimizer
         self._offloaded = bool(optimizer.cpu_offload)
-        self._master: Tensor = optimizer.single_partition_of_fp32_groups[index]
-        self.numel_here = self._master.numel()
+        self.numel_here = optimizer.single_partition_of_fp32_groups[index].numel()
         self.numel = self.numel_here * torch.distributed.get_world_size(optimizer.real_dp_process_group[index])
         self._device = optimizer.bit16_groups_flat[index].device
 
@@ -108,8 +107,7 @@ class _PartOfGroup:
 
     @property
     def _offloaded_grad(self) -> Tensor:
-        grad: Any = self._master.grad
-        found: Tensor = grad.view(-1)
+        found: Tensor = self._optimizer.single_partition_of_fp32_groups[self._index].grad.view(-1)
         return found
 
 

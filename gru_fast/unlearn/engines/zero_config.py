@@ -15,12 +15,16 @@ _ELSEWHERE = {
 _OFFLOADS = ("offload_optimizer", "offload_param")
 
 
-def settle_clipping(config: dict[str, Any], max_grad_norm: float) -> None:
-    """Has the configuration, where it says nothing of clipping, say what the Trainer does: accelerate would have 1.
+def settle(config: dict[str, Any], max_grad_norm: float) -> None:
+    """Has the configuration say what it leaves out, where accelerate's defaults are not ours.
+
+    Clipping: as the Trainer's, in place of 1. ZeRO-3: the model itself is saved, in place of its pieces.
 
     Raises:
-        ValueError: it says something else.
+        ValueError: it has other clipping.
     """
+    if stage_of(config) == 3:
+        config["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)
     given = config.get("gradient_clipping")
     if given in (None, "auto"):
         config["gradient_clipping"] = float(max_grad_norm)
