@@ -108,6 +108,42 @@ def test_saves_the_whole_model(processes: Processes, tmp_path: Path, stage: int)
     assert all(bool((a == b).all()) for a, b in zip(loaded, trained, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("config", "settings", "said"),
+    [
+        ({"gradient_clipping": 1.0}, {}, 'gradient_clipping: expected "auto" in the DeepSpeed configuration, or max_g'),
+        (zero(0), {"rectify": False}, "zero_optimization.stage: expected 1, 2 or 3 in the DeepSpeed configuration"),
+        ({"fp16": {"enabled": True}}, {}, "fp16: not with DeepSpeed, whose loss scale is its own; use bf16"),
+        (zero(3, {"zero_hpz_partition_size": 2}), {}, "zero_optimization.zero_hpz_partition_size: not with GRU"),
+        (
+            zero(3, {"offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}),
+            {},
+            "zero_optimization.offload_optimizer: expected the device cpu or none, got nvme",
+        ),
+        (
+            {**zero(1), "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            {},
+            "data_types.grad_accum_dtype: not fp32 with bf16 and ZeRO-1, which then has another optimizer; take ZeRO-2",
+        ),
+        ({"optimizer": {"type": "Muon", "params": {}}}, {}, "optimizer.type: not Muon"),
+        ({"tensor_parallel": {"autotp_size": 2}}, {}, "tensor_parallel.autotp_size: expected 1"),
+        ({}, {"optim": "gru_adamw"}, "optim, rectify_update, monitor_update: not with DeepSpeed"),
+        ({}, {"monitor_update": True}, "optim, rectify_update, monitor_update: not with DeepSpeed"),
+        ({}, {"granularity": "layer"}, "granularity: expected global with ZeRO-1 and 2"),
+        ({}, {"ema_dtype": "bfloat16"}, "ema_dtype: expected float32 with DeepSpeed"),
+        (zero(3), {"method": "rmu"}, "rmu: not with ZeRO-3, whose modules expect to be run whole"),
+        (zero(3), {"method": "npo", "action": "evaluate"}, "evaluate: npo compares with the model before unlearning"),
+    ],
+)
+def test_what_does_not_go_is_refused(
+    processes: Processes, tmp_path: Path, config: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    """Before anything is trained, in every process."""
+    asked = {"method": "ga", **settings}
+    for found in processes.run(launched.refused, 2, tmp_path, False, zero={**zero(2), **config}, **asked):
+        assert found.startswith(said)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_bfloat16(processes: Processes, tmp_path: Path, stage: int) -> None:
     """Computed in bfloat16, gradients and e in float32: as far as one process in float32 to 5%."""
