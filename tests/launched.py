@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -22,8 +25,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from gru_fast.cli import main
-from gru_fast.core.sharded.shards import is_sharded, local
+from gru_fast.core.sharded.shards import is_sharded
 from gru_fast.data.pairs import UnlearnDataset
+from gru_fast.models.partitioned import piece_of, put_together, shape_of
 from gru_fast.unlearn import UnlearnTrainer
 from gru_fast.unlearn.engines.ddp import MeanOverProcesses
 from gru_fast.unlearn.engines.fsdp import sharded_modules
@@ -45,8 +49,13 @@ FSDP2 = {  # what accelerate launch tells of its configuration file
 
 
 @contextmanager
-def launched(fsdp2: bool = False, state_dict: str = "FULL_STATE_DICT") -> Iterator[int]:
-    """What the launcher tells a process, taken from the process group it is in; how many there are."""
+def launched(
+    fsdp2: bool = False, state_dict: str = "FULL_STATE_DICT", zero: dict[str, Any] | None = None
+) -> Iterator[int]:
+    """What the launcher tells a process, taken from the process group it is in; how many there are.
+
+    ``zero``: the configuration of DeepSpeed, without what is the Trainer's to fill in.
+    """
     if not dist.is_initialized():
         yield 1
         return
@@ -55,7 +64,8 @@ def launched(fsdp2: bool = False, state_dict: str = "FULL_STATE_DICT") -> Iterat
     rank, world = str(dist.get_rank()), str(dist.get_world_size())
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "OMP_NUM_THREADS": "1"}
     configured = FSDP2 | {"FSDP_STATE_DICT_TYPE": state_dict} if fsdp2 else {}
-    with patch.dict(os.environ, told | configured), fsdp_on_cpus() if fsdp2 else nullcontext():
+    on_cpus = fsdp_on_cpus() if fsdp2 else nullcontext() if zero is None else deepspeed(zero)
+    with patch.dict(os.environ, told | configured), on_cpus:
         try:
             yield int(world)
         finally:
@@ -82,6 +92,34 @@ def fsdp_on_cpus() -> Iterator[None]:
         yield
 
 
+AUTO = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
+
+
+@contextmanager
+def deepspeed(config: dict[str, Any]) -> Iterator[None]:
+    """What accelerate launch tells of DeepSpeed, as of a file with ``config`` in it.
+
+    It is kept from compiling an extension of its own for CPUs, where gloo does as well.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
+        json.dump({**AUTO, **config}, file)
+        file.flush()
+        told = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": file.name}
+        stack.enter_context(patch.dict(os.environ, told | {"DS_ACCELERATOR": "cpu"}))
+        comm = importlib.import_module("deepspeed.comm.torch")
+        stack.enter_context(patch.object(comm, "build_shm_op", lambda: None))
+        try:
+            yield
+        finally:
+            unset_hf_deepspeed_config()
+            # It keeps the process groups of one job for all that come after.
+            importlib.import_module("deepspeed.comm.comm").cdb = None
+            importlib.reload(importlib.import_module("deepspeed.utils.groups"))
+
+
 def dataset() -> UnlearnDataset:
     """Rows to keep that share most of their tokens with those to forget, so that the gradients are in conflict."""
     forget, other = tiny.rows(12, seed=1), tiny.rows(12, seed=2)
@@ -91,7 +129,8 @@ def dataset() -> UnlearnDataset:
 
 def weights(model: Any) -> list[Tensor]:
     """The parameters as one process would have them."""
-    return [whole(p.detach(), p) for p in model.parameters()]
+    with put_together(model.parameters()):  # of ZeRO-3
+        return [whole(p.detach(), p) for p in model.parameters()]
 
 
 def model(lora: bool = False) -> Any:
@@ -125,6 +164,7 @@ def trained(
     lora: bool = False,
     mesh: dict[str, int] | None = None,
     at_load: dict[str, int] | None = None,
+    zero: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:
     """Three steps over the same rows, however many processes share them: logs, weights and e.
@@ -132,7 +172,7 @@ def trained(
     A micro-batch of a process is one row, so that means over label tokens are of the same rows everywhere. ``mesh``: of
     accelerate's ParallelismConfig, ``at_load``: of transformers' DistributedConfig; neither counts in one process.
     """
-    with launched(fsdp2) as world, ExitStack() as stack:
+    with launched(fsdp2, zero=zero) as world, ExitStack() as stack:
         takers = world // (at_load or {}).get("tp_size", 1) if world > 1 else 1
         defaults: dict[str, Any] = {
             "optim": "sgd",
@@ -162,7 +202,7 @@ def trained(
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
-        return logs, weights(unlearned), [whole(e, e) for e in trainer.retain_ema.tensors]
+        return logs, weights(unlearned), average(trainer)
 
 
 def means() -> bool:
@@ -189,18 +229,48 @@ def means() -> bool:
     return False
 
 
-def resumed(folder: Path, state_dict: str, mesh: dict[str, int] | None = None, **settings: Any) -> list[bool]:
-    """With FSDP2: whether a run taken up after two of its three steps ends with the very bits of an unbroken one."""
+def average(trainer: Any) -> list[Tensor]:
+    """e as one process would have it."""
+    tensors = [whole(e, e) for e in trainer.retain_ema.tensors]
+    groups = getattr(getattr(trainer.model_wrapped, "optimizer", None), "bit16_groups", None)
+    if not tensors:
+        return []
+    if groups is None:  # else of ZeRO-1 or 2, which has one parameter after the other
+        shapes = [shape_of(param) for param in trainer.model.parameters() if param.requires_grad]
+        return [e.view(shape) for e, shape in zip(tensors, shapes, strict=True)]
+    flat = {
+        id(param): piece.view_as(param)
+        for group, e in zip(groups, tensors, strict=True)
+        for param, piece in zip(group, e.split([*(p.numel() for p in group), _padding(group, e)]), strict=False)
+    }
+    return [flat[id(param)] for param in trainer.model.parameters() if param.requires_grad]
+
+
+def _padding(group: list[Tensor], flat: Tensor) -> int:
+    return flat.numel() - sum(param.numel() for param in group)
+
+
+def resumed(
+    folder: Path,
+    state_dict: str = "",
+    mesh: dict[str, int] | None = None,
+    zero: dict[str, Any] | None = None,
+    **settings: Any,
+) -> list[bool]:
+    """Whether a run taken up after two of its three steps ends with the very bits of an unbroken one.
+
+    With FSDP2, or with ``zero``.
+    """
     settings = {"optim": "adamw_torch", "rectify": True, "save_strategy": "steps", **settings}
     if mesh is not None:
         settings["parallelism_config"] = ParallelismConfig(**mesh)
     ends = []
     for save_steps in (10, 2):
-        with launched(fsdp2=True, state_dict=state_dict):
+        with launched(fsdp2=zero is None, state_dict=state_dict, zero=zero):
             trainer = tiny.trainer(folder, data=dataset(), save_steps=save_steps, **settings)
             trainer.train()
             ends.append(state(trainer))
-    with launched(fsdp2=True, state_dict=state_dict):
+    with launched(fsdp2=zero is None, state_dict=state_dict, zero=zero):
         fresh = tiny.llama() if trainer.method.reference_model else tiny.llama(seed=9)  # the first one is asked for
         trainer = tiny.trainer(folder, fresh, data=dataset(), **settings)
         trainer.train(resume_from_checkpoint=folder / "checkpoint-2")
@@ -208,9 +278,11 @@ def resumed(folder: Path, state_dict: str, mesh: dict[str, int] | None = None, *
     return [all(torch.equal(a, b) for a, b in zip(end, ends[0], strict=True)) for end in ends[1:]]
 
 
-def run_to_the_end(folder: Path, fsdp2: bool, resume: bool = False, **settings: Any) -> list[Tensor]:
+def run_to_the_end(
+    folder: Path, fsdp2: bool, resume: bool = False, zero: dict[str, Any] | None = None, **settings: Any
+) -> list[Tensor]:
     """Six steps with checkpoints after 2, 4 and 6, or what is left of them; weights and e as one process has them."""
-    with launched(fsdp2) as world:
+    with launched(fsdp2, zero=zero) as world:
         trainer = _saving(folder, world, **settings)
         trainer.train(resume_from_checkpoint=resume or None)
         assert trainer.state.global_step == 6
@@ -229,9 +301,11 @@ def resume_apart(folder: Path, **settings: Any) -> str:
         return ""
 
 
-def killed(folder: Path, fsdp2: bool, rank: int, moment: str, **settings: Any) -> None:
+def killed(
+    folder: Path, fsdp2: bool, rank: int, moment: str, zero: dict[str, Any] | None = None, **settings: Any
+) -> None:
     """The same, in which process ``rank`` is killed at a certain moment; see :class:`_Killed`."""
-    with launched(fsdp2) as world:
+    with launched(fsdp2, zero=zero) as world:
         trainer = _saving(folder, world, **settings)
         with Killer(trainer, moment) if dist.get_rank() == rank else nullcontext():
             trainer.train()
@@ -290,18 +364,18 @@ class Killer(TrainerCallback):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def saved(folder: Path) -> list[Tensor]:
-    """With FSDP2: a model trained and saved, its weights as trained."""
-    with launched(fsdp2=True):
+def saved(folder: Path, zero: dict[str, Any] | None = None) -> list[Tensor]:
+    """With FSDP2, or with ``zero``: a model trained and saved, its weights as trained."""
+    with launched(fsdp2=zero is None, zero=zero):
         trainer = tiny.trainer(folder, data=dataset(), method="ga", rectify=True)
         trainer.train()
         trainer.save_model()
         return weights(trainer.model)
 
 
-def command(argv: list[str], fsdp2: bool = False) -> int:
+def command(argv: list[str], fsdp2: bool = False, zero: dict[str, Any] | None = None) -> int:
     """`gru-fast` with ``argv``."""
-    with launched(fsdp2):
+    with launched(fsdp2, zero=zero):
         return main(argv)
 
 
@@ -341,12 +415,19 @@ def sharded_refused() -> str:
 
 def state(trainer: UnlearnTrainer) -> list[Tensor]:
     """This process' shards of the weights and of e."""
-    return [local(t).detach().clone() for t in (*trainer.model.parameters(), *trainer.retain_ema.tensors)]
+    return [piece_of(t).clone() for t in (*trainer.model.parameters(), *trainer.retain_ema.tensors)]
 
 
-def refused(folder: Path, fsdp2: bool, action: str = "train", precision: str = "", **settings: Any) -> str:
+def refused(
+    folder: Path,
+    fsdp2: bool,
+    action: str = "train",
+    precision: str = "",
+    zero: dict[str, Any] | None = None,
+    **settings: Any,
+) -> str:
     """What a trainer says that cannot do it. ``precision``: as accelerate would have taken it on a GPU."""
-    with launched(fsdp2):
+    with launched(fsdp2, zero=zero):
         try:
             config = tiny.config(folder, **{"rectify": True, **settings})
             config.mixed_precision = precision or config.mixed_precision

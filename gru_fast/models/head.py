@@ -22,6 +22,7 @@ from gru_fast.core.sharded.shards import is_sharded
 from gru_fast.models.batching import ERRORS
 from gru_fast.models.forward import logits_of
 from gru_fast.models.frozen import frozen
+from gru_fast.models.partitioned import has_partitions
 from gru_fast.models.scores import Places, Scores, log_probs_of, positions_scored
 from gru_fast.models.vocabulary import AfterHead, Head, label_log_probs, mean_divergence
 
@@ -257,7 +258,7 @@ def _is_fixed(model: nn.Module) -> bool:
 
 
 def _is_sharded(model: nn.Module) -> bool:
-    return any(map(is_sharded, model.parameters()))
+    return any(map(is_sharded, model.parameters())) or has_partitions(model)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

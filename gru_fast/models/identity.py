@@ -7,8 +7,8 @@ import hashlib
 import torch
 from torch import nn
 
-from gru_fast.core.sharded.shards import whole
 from gru_fast.models.adapters import is_drawn_factor, is_zero_factor
+from gru_fast.models.partitioned import shape_of, whole_of
 
 _SAMPLES = 64  # elements of each parameter that a fingerprint looks at
 
@@ -26,10 +26,10 @@ def fingerprint(model: nn.Module) -> str:
     for name, param in model.named_parameters():
         if skip_adapters and _is_lora(name):
             continue
-        flat = whole(param.detach()).flatten()
+        flat = whole_of(param).flatten()
         count = min(_SAMPLES, flat.numel())
         rows = torch.arange(count, device=flat.device) * max(flat.numel() - 1, 0) // max(count - 1, 1)
-        digest.update(f"{name} {tuple(param.shape)} {param.dtype} ".encode())
+        digest.update(f"{name} {shape_of(param)} {param.dtype} ".encode())
         digest.update(flat[rows].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -44,7 +44,7 @@ def has_new_adapters(model: nn.Module) -> bool:
                 return False
             continue
         if is_zero_factor(name):
-            if bool(whole(param.detach()).any()):
+            if bool(whole_of(param).any()):
                 return False
         elif not is_drawn_factor(name):  # other kinds (DoRA's magnitudes) are not looked into
             return False

@@ -65,6 +65,7 @@ class Launch:
         fsdp: the state dict type of FSDP's checkpoints ("FULL_STATE_DICT", ...); None: without FSDP.
         rows: of an epoch; None where that is not known.
         retain_rows: to keep beside a micro-batch; None: as many as it has.
+        zero: DeepSpeed's stage; None: without it.
     """
 
     processes: int
@@ -73,6 +74,7 @@ class Launch:
     fsdp: str | None = None
     rows: int | None = None
     retain_rows: int | None = None
+    zero: int | None = None
 
     def save(self, folder: str | Path) -> None:
         """Writes it into a checkpoint that is not whole yet."""
@@ -101,6 +103,16 @@ class Launch:
             raise ValueError(
                 f"{folder}: saved {there}, resumed {here}; launch it with the accelerate configuration it was started "
                 "with (num_processes may be another one)"
+            )
+        if saved.zero != self.zero:
+            there, here = (f"with DeepSpeed ZeRO-{s.zero}" if s.zero else "without DeepSpeed" for s in (saved, self))
+            raise ValueError(
+                f"{folder}: saved {there}, resumed {here}; launch it with the configuration it was started with"
+            )
+        if self.zero and saved.processes != self.processes:
+            raise ValueError(
+                f"{folder}: expected {saved.processes} processes, as it was saved by, got {self.processes}; DeepSpeed "
+                "does not cut up its optimizer's state anew"
             )
         ours, theirs = ((s.rows_per_micro_batch, s.rows_per_step) for s in (self, saved))
         if same_rows and ours != theirs:
@@ -152,7 +164,9 @@ def check_fits(folder: str | Path, model: nn.Module) -> None:
                 f"{folder}: checkpoint of another model: expected {name} {here}, got {there}; load the model that the "
                 "run started from"
             )
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # ZeRO-3 leaves an empty tensor of a parameter, and the shape it had beside it.
+    named = model.state_dict(keep_vars=True).items()
+    shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in named}
     for name, shape in _saved_shapes(folder).items():
         if name in shapes and shapes[name] != shape:
             raise ValueError(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from torch import Tensor, nn
 
+from gru_fast.unlearn.engines import Engine, engine_of
+
 if TYPE_CHECKING:
     from transformers import Trainer as _Base  # what super() will be
 else:
@@ -29,6 +31,7 @@ class AnyTrainer(_Base):
     """
 
     _divides_itself = False  # in a mean_step: Trainer will not
+    _engine: Engine | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **_renamed(kwargs, _names_of(super().__init__), "tokenizer", "processing_class"))
@@ -70,8 +73,21 @@ class AnyTrainer(_Base):
 
     def mean_backward(self, loss: Tensor, count: int | None = None) -> None:
         """Runs ``loss / count`` backward; ``count`` None: the accumulated micro-batches, as for the other loss."""
-        over = self._accumulated if count is None else count
-        self.accelerator.backward(loss / (over / self.accelerator.gradient_accumulation_steps))  # which it divides by
+        self.engine.backward(loss, self._accumulated if count is None else count)
+
+    @property
+    def engine(self) -> Engine:
+        """How gradients are reached. It is another one when training has wrapped the model.
+
+        Raises:
+            RuntimeError: with DeepSpeed, before.
+        """
+        if self._engine is None or self._engine.model is not self.model_wrapped:
+            is_deepspeed = getattr(self, "is_deepspeed_enabled", False)
+            if is_deepspeed and not hasattr(self.model_wrapped, "zero_optimization_stage"):
+                raise RuntimeError("retain_ema: with DeepSpeed gradients have a place only when training has begun")
+            self._engine = engine_of(self.accelerator, self.model_wrapped, is_deepspeed)
+        return self._engine
 
     @property
     def _accumulated(self) -> int:

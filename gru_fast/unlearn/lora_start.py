@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from gru_fast.core.sharded.shards import local
 from gru_fast.models.adapters import is_drawn_factor, is_zero_factor
+from gru_fast.models.partitioned import piece_of
 
 
 class LoraStart(TrainerCallback):
@@ -66,7 +67,7 @@ class LoraStart(TrainerCallback):
         """Names of those that are zero in all processes."""
         if not params:
             return []
-        moved = torch.stack([local(param.detach()).ne(0).any() for param in params.values()])
+        moved = torch.stack([piece_of(param).ne(0).any() for param in params.values()])
         total = self._reduce(moved.to(torch.int64)).tolist()
         return [name for name, count in zip(params, total, strict=True) if count == 0]
 
@@ -76,10 +77,13 @@ class LoraShare:
 
     The gradient of A is B^T times something: in the first step it is exactly zero, in both losses, and the cosine
     between their gradients speaks of B alone.
+
+    Args:
+        params: with names; of parameters cut up in a row (DeepSpeed ZeRO-1 and 2) there are none to be told apart.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    def __init__(self, params: Iterable[tuple[str, Tensor]]) -> None:
+        named = [(name, param) for name, param in params if param.requires_grad]
         self._drawn = [param for name, param in named if is_drawn_factor(name)]
         self._all = [param for _, param in named]
 
@@ -93,7 +97,7 @@ class LoraShare:
         return torch.where(total > 0, (drawn / total).square(), torch.zeros_like(total))
 
 
-def _norm(params: list[nn.Parameter]) -> Tensor:
+def _norm(params: list[Tensor]) -> Tensor:
     grads = [local(param.grad) for param in params if param.grad is not None]
     if not grads:
         return torch.zeros((), device=params[0].device)

@@ -21,7 +21,8 @@ from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.core.update_monitor import measure_update
 from gru_fast.models.four_bit import check_trainable, is_four_bit
 from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward
-from gru_fast.unlearn.engines.fsdp import exchange_gradients, sharded_modules
+from gru_fast.unlearn.engines import zero_config
+from gru_fast.unlearn.engines.fsdp import sharded_modules
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
 from gru_fast.unlearn.lora_start import LoraShare, LoraStart
 from gru_fast.unlearn.own_optimizer import OwnOptimizer
@@ -129,11 +130,19 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch: r, then g. The last of a step ends with the rectification of what they have added up to."""
+        with self.engine.driving():
+            loss = self._micro_batch(model, inputs, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            is_applied = not self.gru_options.follows_retain or self._end_step()
+            (self.engine.step if is_applied else self.engine.skip)()
+        return loss
+
+    def _micro_batch(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         if not self.gru_options.follows_retain:
             return super().training_step(model, inputs, *args, **kwargs)
         try:
             inputs = self._prepare_inputs(inputs)
-            exchange_gradients(model)
+            self.engine.exchange_always()
             if self.gru_options.warm_up_retain and self.retain_ema.step == 0:
                 self.warm_up(model)
             self.take_retain_gradient(model, inputs)
@@ -146,13 +155,12 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
             raise
         finally:
             self.gru_share, self.gru_retain_loss = 0.0, None
-        if self.accelerator.sync_gradients:
-            self._end_step()
         return loss
 
-    def _end_step(self) -> None:
+    def _end_step(self) -> bool:
+        """Whether the optimizer may apply the step."""
         options, ema = self.gru_options, self.retain_ema
-        params = [param for param in self.model.parameters() if param.requires_grad]
+        params = self.engine.trainable()
         self._step_share = None
         if options.monitor_retain and isinstance(ema, RetainEMA) and ema.step > 0:
             self._agreements.append(agreement(ema))
@@ -170,18 +178,19 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
                 measure_update(self.bare_optimizer, ema, step)
         self._steps.append(step)
         if not options.rectify:
-            return
+            return True
         self._last_step = step
         if not (step.nonfinite or step.degenerate):
             self.gru_counts.applied += 1
             self.gru_counts.in_a_row = 0
-            return
+            return True
         self._withhold(params)
         self.gru_counts.skipped += step.nonfinite
         self.gru_counts.degenerate += step.degenerate
         self.gru_counts.in_a_row += 1
         if self.gru_counts.in_a_row > options.max_skipped_steps:
             raise RuntimeError(self._why_stopped(f"more than max_skipped_steps={options.max_skipped_steps} in a row"))
+        return False
 
     @contextmanager
     def _unscaled(self, params: Sequence[Tensor]) -> Iterator[None]:
@@ -210,7 +219,8 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     def _begin_training(self) -> None:
         self._give_up_step()  # of a run that was interrupted
         self._forget_logs()
-        self._lora_share = LoraShare(self.model)  # now a model for FSDP2 is sharded
+        if self.gru_options.follows_retain:  # only now is a model sharded
+            self._lora_share = LoraShare(self.engine.named_parameters())
 
     def _end_training(self) -> None:
         counts = self.gru_counts
@@ -221,6 +231,8 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         self._step_share = None
         if self._ema is not None:
             self._ema.discard()
+        if self._engine is not None:
+            self._engine.give_up()
 
     def _sum_over_processes(self, counts: Tensor) -> Tensor:
         return self.accelerator.reduce(counts, reduction="sum")
@@ -253,22 +265,16 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         self.check_optimizer()
         model = self.accelerator.unwrap_model(self.model)
         check_trainable(model)
-        if self.is_sharded and is_four_bit(model):
+        if is_four_bit(model) and (self.is_sharded or self.is_deepspeed_enabled):
             raise ValueError(
-                "load_in_4bit: not with FSDP2, which was not tried with weights in 4 bits; use DDP, where each process "
-                "holds all of them, or leave it out"
+                "load_in_4bit: not with FSDP2 or DeepSpeed, which were not tried with weights in 4 bits; use DDP, where"
+                " each process holds all of them, or leave it out"
             )
+        if self.is_deepspeed_enabled:
+            self._check_deepspeed(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         if not options.follows_retain:
             return
         name = type(self).__name__
-        # DeepSpeed lets gradients be read and written between backward and step (0.19.8, ZeRO-2 and 3 were tried), but
-        # accelerate steps within backward(), where a Trainer cannot come between; and but for ZeRO-3 it gives them
-        # whole, not in shards: g, r and e of all the model in every process, which ZeRO is there to save.
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                f"{name}: GRU does not work with DeepSpeed, which keeps gradients to itself; use FSDP2 "
-                "(fsdp_version: 2 in the accelerate configuration), or DDP"
-            )
         if self.is_fsdp_enabled and self._fsdp_version != 2:
             raise ValueError(
                 f"{name}: GRU does not work with FSDP {self._fsdp_version}'s flattened parameters; use FSDP2 "
@@ -292,6 +298,25 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
                 "set max_grad_norm=0",
                 stacklevel=2,
             )
+
+    def _check_deepspeed(self, config: dict[str, Any]) -> None:
+        zero_config.settle(config, self.args.max_grad_norm)
+        errors, options = zero_config.errors_of_objective(config), self.gru_options
+        if options.follows_retain:
+            errors += zero_config.errors_of_gru(config)
+            if self.uses_own_optimizer or options.monitor_update:
+                errors.append(
+                    "optim, rectify_update, monitor_update: not with DeepSpeed, which has weights and moments in "
+                    "memory of its own; take adamw_torch without them, or FSDP2"
+                )
+            if options.granularity != "global" and zero_config.stage_of(config) in (1, 2):
+                errors.append(
+                    "granularity: expected global with ZeRO-1 and 2, where a process has a piece of all parameters "
+                    "together; take ZeRO-3"
+                )
+            if options.ema_torch_dtype not in (None, torch.float32):
+                errors.append("ema_dtype: expected float32 with DeepSpeed, whose gradients come in it")
+        raise_all(errors)
 
     @property
     def is_sharded(self) -> bool:
@@ -354,7 +379,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Trainer's, with e beside: what a resumed run needs to go on bit for bit."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.gru_options.follows_retain and (self.args.should_save or any(map(is_sharded, self.model.parameters()))):
+        if self.gru_options.follows_retain and (self.args.should_save or any(map(is_sharded, self.engine.trainable()))):
             save_gru_state(output_dir, self.retain_ema, dataclasses.asdict(self.gru_counts))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -91,7 +91,7 @@ class ObjectiveTrainer(Trainer):
         # What of the retain NLL's weight GRU gives to g out of r is not computed again.
         weight = self.method.retain_nll_weight(self._batch(model, inputs)) - self.gru_share
         value = None if self.gru_retain_loss is None else self.gru_share * self.gru_retain_loss
-        with self.until_the_last(model):
+        with self.engine.until_the_last():
             for term in self._retain_terms(model, inputs, weight):
                 self.mean_backward(term)
                 value = term.detach() if value is None else value + term.detach()

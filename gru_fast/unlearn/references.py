@@ -20,6 +20,7 @@ from gru_fast.models.forward import Autocast, logits_of, of_each_row
 from gru_fast.models.frozen import frozen
 from gru_fast.models.head import HiddenStates, label_scores_of, reference_of
 from gru_fast.models.identity import fingerprint, has_new_adapters
+from gru_fast.models.partitioned import has_partitions, is_partitioned, piece_of, release
 from gru_fast.runs.files import write_text
 from gru_fast.runs.progress import progress_bar
 from gru_fast.unlearn.engines.fsdp import reshard, sharded_modules
@@ -173,7 +174,8 @@ class ReferenceModel:
     So LoRA costs a copy of the adapters only, and new adapters, which change nothing yet, not even that: they are
     switched off. Make it before training, and before a checkpoint is loaded into the model.
 
-    Of a model sharded by FSDP2 each process keeps the copy of its shards, and exchanges these for it meanwhile.
+    Of a model sharded by FSDP2 or ZeRO-3 each process keeps the copy of its shards, and exchanges these for it
+    meanwhile.
 
     Args:
         model: a causal LM or a peft model around one, not wrapped for distributed training.
@@ -181,10 +183,10 @@ class ReferenceModel:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._is_sharded = bool(sharded_modules(model))
+        self._is_sharded = bool(sharded_modules(model)) or has_partitions(model)
         self._adapters_off = not self._is_sharded and has_new_adapters(model)
         trainable = {} if self._adapters_off else {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._copies = {name: param.detach().clone() for name, param in trainable.items()}
+        self._copies = {n: (piece_of(p) if is_partitioned(p) else p.detach()).clone() for n, p in trainable.items()}
 
     @property
     def nbytes(self) -> int:
@@ -261,14 +263,20 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, positions: Tensor | 
 def _exchanged(model: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside, ``model`` has the shards of ``others``, and these have its own. No weights are left put together."""
     params = dict(model.named_parameters())
-    pairs = [(local(params[name].detach()), local(other)) for name, other in others.items()]
-    reshard(model)
+    pairs = [(piece_of(params[name]), local(other)) for name, other in others.items()]
+    _cut_up(model)
     _exchange(pairs)
     try:
         yield
     finally:
-        reshard(model)
+        _cut_up(model)
         _exchange(pairs)
+
+
+def _cut_up(model: nn.Module) -> None:
+    """Parameters are shards again, whoever has put them together."""
+    reshard(model)
+    release(model)
 
 
 @torch.no_grad()

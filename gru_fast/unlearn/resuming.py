@@ -87,6 +87,7 @@ class WholeCheckpoints(AnyTrainer):
             rows_per_micro_batch=self._train_batch_size,
             rows_per_step=rows,
             fsdp=None if plugin is None else plugin.state_dict_type.name,
+            zero=self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else None,
             rows=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
         )
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from gru_fast.core.ema import RetainEMA
 from gru_fast.core.rectify import measure
 from gru_fast.core.retain_gradient import RetainGradient
 from gru_fast.unlearn.any_trainer import AnyTrainer
 from gru_fast.unlearn.config import GRUOptions
-from gru_fast.unlearn.engines.ddp import MeanOverProcesses, exchanging
 from gru_fast.unlearn.warm_up import batches_of
 
 _MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
@@ -36,11 +34,6 @@ class RetainGradients(AnyTrainer):
     gru_retain_loss: Tensor | None = None
     _ema: RetainEMA | RetainGradient | None = None
     _step_share: float | None = None  # of the step in progress, where all its micro-batches must agree
-
-    if TYPE_CHECKING:  # of GRUMixin
-
-        @property
-        def is_sharded(self) -> bool: ...
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
 
@@ -82,7 +75,7 @@ class RetainGradients(AnyTrainer):
     def retain_ema(self) -> RetainEMA | RetainGradient:
         """The moving average of retain gradients, or where none is kept those of a step; made when first asked for."""
         if self._ema is None:
-            params = self.accelerator.unwrap_model(self.model).named_parameters()
+            params = self.engine.named_parameters()
             options = self.gru_options
             if options.keeps_average:
                 sets = 1 + len(options.retain_sets or [])
@@ -126,10 +119,10 @@ class RetainGradients(AnyTrainer):
             self.optimizer.train()
         if not pieces:
             raise RuntimeError("retain_micro_batches: expected at least one piece of a batch, got none")
-        apart = self._is_exchanged_as_it_comes(model)
+        apart = self.gru_options.stream and self.engine.exchanges_late
         total: Tensor | None = None
         for group in [[piece] for piece in pieces] if apart else [pieces]:
-            with self._taking_in(model, gamma, share, place):
+            with self._taking_in(gamma, share, place):
                 loss = self._backward_of(model, group, len(pieces) > 1, count)
             total = loss if total is None else total + loss
         assert total is not None
@@ -138,7 +131,7 @@ class RetainGradients(AnyTrainer):
     def _backward_of(self, model: nn.Module, pieces: _Pieces, has_parts: bool, count: int | None) -> Tensor:
         total: Tensor | None = None
         for place, (share, piece) in enumerate(pieces, 1):
-            with nullcontext() if place == len(pieces) else self.until_the_last(model):
+            with nullcontext() if place == len(pieces) else self.engine.until_the_last():
                 with self.compute_loss_context_manager():
                     loss = self.retain_loss_of(model, piece).mean()  # a mean over devices under DataParallel
                     loss = loss * share if has_parts else loss
@@ -148,7 +141,7 @@ class RetainGradients(AnyTrainer):
         return total
 
     @contextmanager
-    def _taking_in(self, model: nn.Module, gamma: float, share: float, place: int) -> Iterator[None]:
+    def _taking_in(self, gamma: float, share: float, place: int) -> Iterator[None]:
         """Inside, backward gives retain gradients of one of the sets."""
         ema, scaler = self.retain_ema, self.accelerator.scaler
         if not isinstance(ema, RetainEMA):
@@ -157,30 +150,21 @@ class RetainGradients(AnyTrainer):
         elif not self.gru_options.stream:
             with ema.collect(scaler, share=share, set=place):
                 yield
-        elif isinstance(model, DistributedDataParallel):
-            mean = MeanOverProcesses(ema.params, model.process_group)
-            with model.no_sync(), ema.stream(gamma, scaler, share=share, set=place, exchange=mean):
-                yield
         else:
-            with ema.stream(gamma, scaler, share=share, set=place):
+            with (
+                self.engine.streaming(ema.params) as exchange,
+                ema.stream(gamma, scaler, share=share, set=place, exchange=exchange),
+            ):
                 yield
-
-    def _is_exchanged_as_it_comes(self, model: nn.Module) -> bool:
-        """Whether each backward pass must be taken in by itself: DDP's, streamed."""
-        return self.gru_options.stream and isinstance(model, DistributedDataParallel)
-
-    def until_the_last(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """For losses that meet in .grad: processes exchange it once, with the last; not so FSDP2, which has shards."""
-        return nullcontext() if self.is_sharded else self.accelerator.no_sync(model)
 
     def warm_up(self, model: nn.Module) -> None:
         """e becomes the mean retain gradient of ``warm_up_retain`` batches, at the weights as they are."""
         count, ema, scaler = self.gru_options.warm_up_retain, self.retain_ema, self.accelerator.scaler
         while True:
-            with exchanging(model):  # this may be a micro-batch of which accelerate puts the exchange off
+            with self.engine.exchanging():  # this may be a micro-batch of which accelerate puts the exchange off
                 for place, batch in enumerate(self.warm_up_batches(count), 1):
                     pieces = self.retain_micro_batches(self._prepare_inputs(batch))
-                    with nullcontext() if place == count else self.until_the_last(model):
+                    with nullcontext() if place == count else self.engine.until_the_last():
                         self._retain_backward(model, pieces, 1.0, count=count)
             if not measure(ema.params, ema, 1.0).nonfinite:
                 return

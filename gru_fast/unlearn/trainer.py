@@ -75,13 +75,15 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         for name, dataset in self._datasets().items():
             self._check_parts(name, dataset)
         self._check_retain_batch_size()
-        if self.method.hidden_states and self.is_sharded:
+        if self.method.hidden_states and (self.is_sharded or self._is_for_zero3):
             raise ValueError(
-                f"{self.method.name}: not with FSDP2, whose modules expect to be run whole, not up to a layer; use "
-                "DDP, or a method on the model's output, for example npo_gd"
+                f"{self.method.name}: not with {'ZeRO-3' if self._is_for_zero3 else 'FSDP2'}, whose modules expect to "
+                "be run whole, not up to a layer; use DDP or ZeRO-2, or a method on the model's output, for example "
+                "npo_gd"
             )
         self.add_callback(_UnlearnCallback(self._begin_unlearning))
-        self.add_callback(LostSteps(self.log))
+        if not self.is_deepspeed_enabled:  # which steps in float32 whatever the weights are in
+            self.add_callback(LostSteps(self.log))
 
     def retain_share_of(self, inputs: Mapping[str, Any]) -> float:
         """The weight of the retain NLL in the objective."""
@@ -111,8 +113,8 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         if not self.is_in_train:  # before any training: the model is the reference
             if (self.method.reference_log_probs or self.method.reference_model) and self._is_sharded_later:
                 raise RuntimeError(
-                    f"{caller}: {self.method.name} compares with the model before unlearning, which FSDP2 has only "
-                    "when training begins: call train() first"
+                    f"{caller}: {self.method.name} compares with the model before unlearning, which FSDP2 and "
+                    "ZeRO-3 have only when training begins: call train() first"
                 )
             self._prepare_reference_model(None)
             self._prepare_references(None)
@@ -123,8 +125,14 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
 
     @property
     def _is_sharded_later(self) -> bool:
-        """Whether the model is for FSDP2, but not sharded yet."""
+        """Whether the model is for FSDP2 or ZeRO-3, but not sharded yet."""
+        if self._is_for_zero3:
+            return not hasattr(self.model_wrapped, "zero_optimization_stage")
         return self.is_sharded and not sharded_modules(self.model)
+
+    @property
+    def _is_for_zero3(self) -> bool:
+        return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
@@ -153,11 +161,6 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
     def _check_engine(self) -> None:
         """Refuses, with or without GRU, what cannot run an objective of several parts."""
         raise_all(splits_sequences(getattr(self.accelerator, "parallelism_config", None)))
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "deepspeed: accelerate has it step within each backward pass, and an objective has one for each of its "
-                "terms; use FSDP2 (fsdp_version: 2 in the accelerate configuration), or DDP"
-            )
 
     def get_train_dataloader(self) -> Any:
         """Trainer's; with ``retain_batch_size``, of batches with so many rows to keep."""

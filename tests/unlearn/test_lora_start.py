@@ -46,7 +46,7 @@ def zero_gradients(model: Any) -> None:
 
 def test_share_by_hand() -> None:
     model = Named({"lora_A.w": torch.zeros(2), "lora_B.w": torch.zeros(2), "other": torch.zeros(1)})
-    share = LoraShare(model)
+    share = LoraShare(model.named_parameters())
     assert share
     assert share.of_gradient() == 0
     model.params["lora_A.w"].grad = torch.tensor([3.0, 0.0])
@@ -54,7 +54,7 @@ def test_share_by_hand() -> None:
     assert share.of_gradient() == pytest.approx(9 / 25)
     model.params["other"].grad = torch.tensor([5.0])
     assert share.of_gradient() == pytest.approx(9 / 50)
-    assert not LoraShare(tiny.llama())
+    assert not LoraShare(tiny.llama().named_parameters())
 
 
 @pytest.mark.parametrize("settings", [{"rectify": True}, {"monitor": True}, {"rectify": True, "stream": True}])

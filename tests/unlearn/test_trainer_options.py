@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -223,26 +222,6 @@ def test_arguments_that_would_have_no_effect(arguments: dict[str, Any], match: s
 def test_a_model_that_is_none(model: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"^model: expected a causal LM that is loaded .*, got (NoneType|str)$"):
         UnlearnTrainer(model, tiny.config(tmp_path), train_dataset=tiny.dataset())
-
-
-@pytest.mark.parametrize(
-    ("rectify", "said"),
-    [
-        (True, "GRU does not work with DeepSpeed"),
-        (False, "^deepspeed: accelerate has it step within each backward pass"),
-    ],
-)
-def test_deepspeed(rectify: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With GRU or not: it would step after each term of an objective."""
-    create: Callable[[Any], None] = UnlearnTrainer.create_accelerator_and_postprocess
-
-    def created(self: Any) -> None:
-        create(self)
-        self.is_deepspeed_enabled = True
-
-    monkeypatch.setattr(UnlearnTrainer, "create_accelerator_and_postprocess", created)
-    with pytest.raises(ValueError, match=said):
-        made(tmp_path, rectify=rectify)
 
 
 def test_a_layerwise_optimizer_behind_the_mixin(tmp_path: Path) -> None:

@@ -1,31 +1,15 @@
-"""DistributedDataParallel under a Trainer: whether a backward pass exchanges gradients, and who does it."""
+"""Means of gradients over the processes of DistributedDataParallel, while they come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 BUCKET_BYTES = {"cpu": 4 << 20}
 BUCKET_BYTES_ELSEWHERE = 25 << 20  # as DDP's own
-
-
-@contextmanager
-def exchanging(model: nn.Module) -> Iterator[None]:
-    """Inside, backward passes exchange gradients, also where accumulation puts that off. No other model changes."""
-    if not isinstance(model, DistributedDataParallel):
-        yield
-        return
-    before = model.require_backward_grad_sync
-    model.require_backward_grad_sync = True
-    try:
-        yield
-    finally:
-        model.require_backward_grad_sync = before
 
 
 class MeanOverProcesses:

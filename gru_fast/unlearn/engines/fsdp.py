@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+
+from gru_fast.unlearn.engines.plain import Engine
+
+
+class FSDP2(Engine):
+    """Every backward pass exchanges gradients and leaves them in ``.grad``, also inside accelerate's ``no_sync``.
+
+    Without, FSDP2 adds them up unsharded inside its modules until the last micro-batch of a step, where those of the
+    retain loss and of the unlearning loss would mix.
+    """
+
+    def exchange_always(self) -> None:
+        """For all modules: accelerate may have put it off for this micro-batch."""
+        for module in sharded_modules(self.model):
+            module.set_requires_gradient_sync(True, recurse=False)
+
+    def until_the_last(self) -> AbstractContextManager[Any]:
+        """No putting off."""
+        return nullcontext()
 
 
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     """The modules that FSDP2 has sharded, the model itself among them; none of any other model."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-def exchange_gradients(model: nn.Module) -> None:
-    """Has every backward pass exchange gradients and leave them in ``.grad``, also inside accelerate's ``no_sync``.
-
-    Without, FSDP2 adds them up unsharded inside its modules until the last micro-batch of a step, where those of the
-    retain loss and of the unlearning loss would mix. No other model is touched.
-    """
-    for module in sharded_modules(model):
-        module.set_requires_gradient_sync(True, recurse=False)
 
 
 def reshard(model: nn.Module) -> None:

@@ -1,0 +1,158 @@
+"""UnlearnTrainer with DeepSpeed ZeRO in two processes, against one process without; and DeepSpeed itself."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import launched
+import launched_deepspeed as jobs
+import pytest
+from following import assert_follows
+from processes import Processes
+from transformers import LlamaForCausalLM
+
+from gru_fast.runs.checkpoint import last_checkpoint
+
+pytest.importorskip("deepspeed", reason="needs the extra gru_fast[deepspeed]")
+
+SMALL = {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 1000}  # many buckets; nothing is kept whole
+ON_CPU = {"offload_optimizer": {"device": "cpu"}}
+
+
+def zero(stage: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A configuration. ``zero_force_ds_cpu_optimizer`` off: else offloading would compile another optimizer."""
+    settled = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return {"zero_optimization": {"stage": stage, **(more or {})}, **settled}
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "settings"),
+    [
+        (1, {}, {"method": "npo_gd"}),
+        (2, {}, {"method": "npo_gd", "stream": True}),
+        (3, {}, {"method": "npo_gd"}),
+        (3, SMALL, {"method": "npo_kl", "stream": True}),
+        (3, {}, {"method": "ga_kl", "lora": True}),
+        (2, SMALL, {"method": "ga_kl", "lora": True}),
+        (2, {}, {"method": "rmu"}),
+        (2, ON_CPU, {"method": "npo_gd"}),
+        (3, ON_CPU, {"method": "npo_gd"}),
+        (2, {}, {"method": "ga", "rectifier": "gdr", "tau": 1.0}),
+        (3, {}, {"method": "ga", "granularity": "tensor"}),
+        (3, {}, {"method": "ga", "retain_batch_size": 3, "warm_up_retain": 4, "gamma": 0.3, "tau": 5.0}),
+    ],
+)
+def test_follows_one_process(
+    processes: Processes, tmp_path: Path, stage: int, more: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """With accumulation, a share of r in g, a KL term, tau, shards that end in padding."""
+    assert_follows(processes, tmp_path, zero=zero(stage, more), **settings)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_plain_training_follows_too(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """Several losses in a micro-batch, which DeepSpeed adds up by itself."""
+    assert_follows(processes, tmp_path, zero=zero(stage), method="gd", rectify=False)
+
+
+def test_monitor_follows_and_changes_nothing(processes: Processes, tmp_path: Path) -> None:
+    assert_follows(processes, tmp_path, zero=zero(3), method="ga", rectify=False, monitor=True)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_that_is_not_to_be_made(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """NaN in g of the second of three steps, in one process: weights and moments stay, the next step is as without."""
+    found = processes.run(jobs.skipped, 2, tmp_path / "several", zero(stage))
+    expected = jobs.skipped(tmp_path / "one")
+    for counts, weights, rate in found:
+        assert (counts, rate) == (expected[0], expected[2]) == ({"skipped": 1, "applied": 2}, pytest.approx(0.05 / 3))
+        for a, b in zip(weights, expected[1], strict=True):
+            assert float((a - b).norm()) <= 2e-5 * float(b.norm())
+
+
+@pytest.mark.parametrize(("stage", "method"), [(1, "npo_gd"), (2, "npo_gd"), (3, "ga_kl")])
+def test_resumes(processes: Processes, tmp_path: Path, stage: int, method: str) -> None:
+    """From Trainer's checkpoint, with DeepSpeed's in it, and e in shards: bit for bit."""
+    assert processes.run(launched.resumed, 2, tmp_path, zero=zero(stage), method=method) == [[True, True]] * 2
+
+
+@pytest.mark.parametrize(("stage", "moment"), [(2, "step"), (3, "shards of e")])
+def test_killed_and_resumed(processes: Processes, tmp_path: Path, stage: int, moment: str) -> None:
+    """One of two processes; the run goes on from its last whole checkpoint and ends with the bits of an unbroken one.
+
+    It does not go on in another number of processes.
+    """
+    config = zero(stage)
+    unbroken = processes.run(launched.run_to_the_end, 2, tmp_path / "unbroken", False, zero=config)
+    doomed = Processes(2)
+    try:
+        codes = doomed.run_until_one_dies(launched.killed, 2, tmp_path / "run", False, 1, moment, zero=config)
+    finally:
+        doomed.close()
+    assert codes[1] == -signal.SIGKILL
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    said = r"expected 2 processes, as it was saved by, got 4; DeepSpeed does not cut up"
+    with pytest.raises(AssertionError, match=said):
+        processes.run(launched.run_to_the_end, 4, tmp_path / "run", False, resume=True, zero=config)
+    resumed = processes.run(launched.run_to_the_end, 2, tmp_path / "run", False, resume=True, zero=config)
+    for ours, theirs in zip(resumed, unbroken, strict=True):
+        assert all(bool((a == b).all()) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_saves_the_whole_model(processes: Processes, tmp_path: Path, stage: int) -> None:
+    trained = processes.run(launched.saved, 2, tmp_path, zero(stage))[0]
+    loaded = launched.weights(LlamaForCausalLM.from_pretrained(tmp_path))
+    assert all(bool((a == b).all()) for a, b in zip(loaded, trained, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "said"),
+    [
+        ({"gradient_clipping": 1.0}, {}, 'gradient_clipping: expected "auto" in the DeepSpeed configuration, or max_g'),
+        (zero(0), {"rectify": False}, "zero_optimization.stage: expected 1, 2 or 3 in the DeepSpeed configuration"),
+        ({"fp16": {"enabled": True}}, {}, "fp16: not with DeepSpeed, whose loss scale is its own; use bf16"),
+        (zero(3, {"zero_hpz_partition_size": 2}), {}, "zero_optimization.zero_hpz_partition_size: not with GRU"),
+        (
+            zero(3, {"offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}),
+            {},
+            "zero_optimization.offload_optimizer: expected the device cpu or none, got nvme",
+        ),
+        (
+            {**zero(1), "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            {},
+            "data_types.grad_accum_dtype: not fp32 with bf16 and ZeRO-1, which then has another optimizer; take ZeRO-2",
+        ),
+        ({"optimizer": {"type": "Muon", "params": {}}}, {}, "optimizer.type: not Muon"),
+        ({"tensor_parallel": {"autotp_size": 2}}, {}, "tensor_parallel.autotp_size: expected 1"),
+        ({}, {"optim": "gru_adamw"}, "optim, rectify_update, monitor_update: not with DeepSpeed"),
+        ({}, {"monitor_update": True}, "optim, rectify_update, monitor_update: not with DeepSpeed"),
+        ({}, {"granularity": "layer"}, "granularity: expected global with ZeRO-1 and 2"),
+        ({}, {"ema_dtype": "bfloat16"}, "ema_dtype: expected float32 with DeepSpeed"),
+        (zero(3), {"method": "rmu"}, "rmu: not with ZeRO-3, whose modules expect to be run whole"),
+        (zero(3), {"method": "npo", "action": "evaluate"}, "evaluate: npo compares with the model before unlearning"),
+    ],
+)
+def test_what_does_not_go_is_refused(
+    processes: Processes, tmp_path: Path, config: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    """Before anything is trained, in every process."""
+    asked = {"method": "ga", **settings}
+    for found in processes.run(launched.refused, 2, tmp_path, False, zero={**zero(2), **config}, **asked):
+        assert found.startswith(said)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """Computed in bfloat16, gradients and e in float32: as far as one process in float32 to 5%."""
+    config = {**zero(stage), "bf16": {"enabled": "auto"}, "data_types": {"grad_accum_dtype": "fp32"}}
+    settings = {"zero": config, "method": "npo_gd", "bf16": True}
+    _, found, ema = processes.run(launched.trained, 2, tmp_path / "several", **settings)[0]
+    _, weights, expected = launched.trained(tmp_path / "one", method="npo_gd")
+    for a, b in zip(ema, expected, strict=True):
+        assert str(a.dtype) == "torch.float32"
+        assert float((a - b).norm()) <= 0.05 * float(b.norm()) + 1e-3
+    for a, b in zip(found, weights, strict=True):
+        assert float((a.float() - b).norm()) <= 0.01 * float(b.norm())
