@@ -145,6 +145,39 @@ def test_what_does_not_go_is_refused(
 
 
 @pytest.mark.parametrize("stage", [2, 3])
+def test_another_trainer_behind_the_mixin(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """One backward pass over two forward passes."""
+    expected, _ = jobs.mixin(tmp_path / "one")
+    start = launched.weights(launched.model())
+    for found, said in processes.run(jobs.mixin, 2, tmp_path / "several", zero(stage)):
+        assert said == "retain_ema: with DeepSpeed gradients have a place only when training has begun"
+        for a, b, w in zip(found, expected, start, strict=True):
+            assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
+
+
+# ---- DeepSpeed itself ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "after_the_first"), [(1, [0.5, 1.0]), (2, ["ValueError"] * 2), (3, [0.75] * 2)])
+def test_what_deepspeed_shows_of_gradients(processes: Processes, stage: int, after_the_first: list[Any]) -> None:
+    """After the first of two micro-batches a process's own, nothing, or the mean over the processes, by the stage.
+
+    After the last the mean in all: why each backward pass is made to be the last of a step.
+    """
+    first, second = processes.run(jobs.seen, 2, stage)
+    assert [first["last"], second["last"]] == [1.5, 1.5]
+    assert [first["first"], second["first"]] == after_the_first
+    assert [first["weight"], second["weight"]] == [-3.0, -3.0]  # what was set is what the step is made of
+    assert first["clipping"] == 0.0
+
+
+def test_accelerate_clips_where_nobody_says_so(processes: Processes, tmp_path: Path) -> None:
+    """And would undo tau."""
+    assert processes.run(jobs.clipping, 2, tmp_path, zero(2), settled=False) == [1.0, 1.0]
+    assert processes.run(jobs.clipping, 2, tmp_path, zero(2), settled=True) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
 def test_bfloat16(processes: Processes, tmp_path: Path, stage: int) -> None:
     """Computed in bfloat16, gradients and e in float32: as far as one process in float32 to 5%."""
     config = {**zero(stage), "bf16": {"enabled": "auto"}, "data_types": {"grad_accum_dtype": "fp32"}}
