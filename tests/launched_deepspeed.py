@@ -41,8 +41,11 @@ def skipped(folder: Path, zero: dict[str, Any] | None = None) -> tuple[dict[str,
         return {"skipped": counts.skipped, "applied": counts.applied}, launched.weights(trainer.model), rates[-1]
 
 
-def seen(stage: int) -> dict[str, Any]:
-    """What DeepSpeed itself shows of a gradient of c = rank + 1, over a step of two micro-batches; lr is 1."""
+def seen(stage: int, clipping: float | None) -> dict[str, Any]:
+    """What DeepSpeed itself shows of a gradient of four times rank + 1, over a step of two micro-batches; lr is 1.
+
+    Then the gradient is set to four times 3, and the step is made. ``clipping``: None leaves it out.
+    """
     import deepspeed
     from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 
@@ -56,6 +59,7 @@ def seen(stage: int) -> dict[str, Any]:
             "gradient_accumulation_steps": 2,
             "zero_optimization": {"stage": stage},
             "zero_allow_untested_optimizer": True,
+            **({} if clipping is None else {"gradient_clipping": clipping}),
         }
         engine, *_ = deepspeed.initialize(model=layer, config=config, optimizer=torch.optim.SGD([weight], lr=1.0))
         rows = torch.full((1, 4), dist.get_rank() + 1.0)
@@ -70,7 +74,6 @@ def seen(stage: int) -> dict[str, Any]:
         engine.step()
         with put_together([weight]):
             found["weight"] = float(weight.mean())
-        found["clipping"] = engine.gradient_clipping()
     return found
 
 

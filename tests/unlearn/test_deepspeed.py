@@ -164,15 +164,16 @@ def test_what_deepspeed_shows_of_gradients(processes: Processes, stage: int, aft
 
     After the last the mean in all: why each backward pass is made to be the last of a step.
     """
-    first, second = processes.run(jobs.seen, 2, stage)
+    first, second = processes.run(jobs.seen, 2, stage, 0.0)
     assert [first["last"], second["last"]] == [1.5, 1.5]
     assert [first["first"], second["first"]] == after_the_first
     assert [first["weight"], second["weight"]] == [-3.0, -3.0]  # what was set is what the step is made of
-    assert first["clipping"] == 0.0
 
 
-def test_accelerate_clips_where_nobody_says_so(processes: Processes, tmp_path: Path) -> None:
-    """And would undo tau."""
+def test_deepspeed_and_accelerate_clip_where_nobody_says_so(processes: Processes, tmp_path: Path) -> None:
+    """To norm 1, which would undo tau."""
+    for found in processes.run(jobs.seen, 2, 2, None):
+        assert found["weight"] == pytest.approx(-0.5, abs=1e-6)
     assert processes.run(jobs.clipping, 2, tmp_path, zero(2), settled=False) == [1.0, 1.0]
     assert processes.run(jobs.clipping, 2, tmp_path, zero(2), settled=True) == [0.0, 0.0]
 
