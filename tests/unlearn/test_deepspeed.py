@@ -9,7 +9,7 @@ from typing import Any
 import launched
 import launched_deepspeed as jobs
 import pytest
-from following import assert_follows
+from following import arguments, assert_follows, assert_same_models
 from processes import Processes
 from transformers import LlamaForCausalLM
 
@@ -153,6 +153,14 @@ def test_another_trainer_behind_the_mixin(processes: Processes, tmp_path: Path, 
         assert said == "retain_ema: with DeepSpeed gradients have a place only when training has begun"
         for a, b, w in zip(found, expected, start, strict=True):
             assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_command(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """gru-fast unlearn, whose model transformers loads in pieces with ZeRO-3, saves it as one process."""
+    assert processes.run(launched.command, 2, arguments(tmp_path, "several", 1), zero=zero(stage)) == [0, 0]
+    assert launched.command(arguments(tmp_path, "one", 2)) == 0
+    assert_same_models(tmp_path)
 
 
 # ---- DeepSpeed itself ------------------------------------------------------------------------------------------------
