@@ -9,7 +9,7 @@ from typing import Any
 import launched
 import launched_deepspeed as jobs
 import pytest
-from following import assert_follows
+from following import arguments, assert_follows, assert_same_models
 from processes import Processes
 from transformers import LlamaForCausalLM
 
@@ -142,6 +142,48 @@ def test_what_does_not_go_is_refused(
     asked = {"method": "ga", **settings}
     for found in processes.run(launched.refused, 2, tmp_path, False, zero={**zero(2), **config}, **asked):
         assert found.startswith(said)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_another_trainer_behind_the_mixin(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """One backward pass over two forward passes."""
+    expected, _ = jobs.mixin(tmp_path / "one")
+    start = launched.weights(launched.model())
+    for found, said in processes.run(jobs.mixin, 2, tmp_path / "several", zero(stage)):
+        assert said == "retain_ema: with DeepSpeed gradients have a place only when training has begun"
+        for a, b, w in zip(found, expected, start, strict=True):
+            assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_command(processes: Processes, tmp_path: Path, stage: int) -> None:
+    """gru-fast unlearn, whose model transformers loads in pieces with ZeRO-3, saves it as one process."""
+    assert processes.run(launched.command, 2, arguments(tmp_path, "several", 1), zero=zero(stage)) == [0, 0]
+    assert launched.command(arguments(tmp_path, "one", 2)) == 0
+    assert_same_models(tmp_path)
+
+
+# ---- DeepSpeed itself ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "after_the_first"), [(1, [0.5, 1.0]), (2, ["ValueError"] * 2), (3, [0.75] * 2)])
+def test_what_deepspeed_shows_of_gradients(processes: Processes, stage: int, after_the_first: list[Any]) -> None:
+    """After the first of two micro-batches a process's own, nothing, or the mean over the processes, by the stage.
+
+    After the last the mean in all: why each backward pass is made to be the last of a step.
+    """
+    first, second = processes.run(jobs.seen, 2, stage, 0.0)
+    assert [first["last"], second["last"]] == [1.5, 1.5]
+    assert [first["first"], second["first"]] == after_the_first
+    assert [first["weight"], second["weight"]] == [-3.0, -3.0]  # what was set is what the step is made of
+
+
+def test_deepspeed_and_accelerate_clip_where_nobody_says_so(processes: Processes, tmp_path: Path) -> None:
+    """To norm 1, which would undo tau."""
+    for found in processes.run(jobs.seen, 2, 2, None):
+        assert found["weight"] == pytest.approx(-0.5, abs=1e-6)
+    assert processes.run(jobs.clipping, 2, tmp_path, zero(2), settled=False) == [1.0, 1.0]
+    assert processes.run(jobs.clipping, 2, tmp_path, zero(2), settled=True) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("stage", [2, 3])

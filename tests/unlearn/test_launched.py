@@ -13,10 +13,8 @@ import launched
 import pytest
 import torch
 import yaml
-from following import assert_follows
+from following import arguments, assert_follows, assert_same_models
 from processes import Processes
-from safetensors.torch import load_file
-from tofu_folders import save_data, save_model
 from transformers import LlamaForCausalLM
 
 
@@ -136,27 +134,6 @@ def test_fsdp2_saves_the_whole_model(processes: Processes, tmp_path: Path) -> No
     trained = processes.run(launched.saved, 2, tmp_path)[0]
     loaded = launched.weights(LlamaForCausalLM.from_pretrained(tmp_path))
     assert all(bool((a == b).all()) for a, b in zip(loaded, trained, strict=True))
-
-
-def arguments(folder: Path, output: str, accumulated: int) -> list[str]:
-    """Of gru-fast unlearn, with a model and data in ``folder``."""
-    if not (folder / "model").exists():
-        save_data(folder / "data")
-        save_model(folder / "model")
-    places = ["--model", str(folder / "model"), "--data", str(folder / "data"), "--output-dir", str(folder / output)]
-    steps = ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", str(accumulated), "--use-cpu"]
-    chosen = ["--method", "npo_gd", "--rectify", "--optim", "sgd", "--learning-rate", "0.05"]
-    return ["unlearn", "--disable-tqdm", "--num-train-epochs", "1", *places, *steps, *chosen]
-
-
-def assert_same_models(folder: Path) -> None:
-    """The runs "several" and "one" have ended with the same weights, but for rounding."""
-    start, several, one = (load_file(folder / name / "model.safetensors") for name in ("model", "several", "one"))
-    assert several.keys() == one.keys()
-    for name, weight in one.items():
-        moved = float((weight - start[name]).norm())
-        assert float((several[name] - weight).norm()) <= 2e-5 * moved + 2.0**-23 * float(weight.norm())
-    assert any(bool((one[name] != start[name]).any()) for name in one)
 
 
 @pytest.mark.parametrize("fsdp2", [False, True])
