@@ -75,11 +75,6 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         for name, dataset in self._datasets().items():
             self._check_parts(name, dataset)
         self._check_retain_batch_size()
-        if self.method.hidden_states and self.is_sharded:
-            raise ValueError(
-                f"{self.method.name}: not with FSDP2, whose modules expect to be run whole, not up to a layer; use "
-                "DDP, or a method on the model's output, for example npo_gd"
-            )
         self.add_callback(_UnlearnCallback(self._begin_unlearning))
         self.add_callback(LostSteps(self.log))
 
