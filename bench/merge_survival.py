@@ -1,6 +1,7 @@
 """What of an unlearning beside a 4-bit base is left in each model that can be made of it.
 
-    python bench/merge_survival.py --model MODEL --data ../shared/tofu --folder /tmp/survival --forget 40 --retain 60
+    python bench/merge_survival.py --data ../shared/tofu --folder /tmp/survival
+    python bench/merge_survival.py --data ../shared/tofu --folder /tmp/other --model MODEL --learn-epochs 6 --rate 2e-4
 
 Teaches a model some of TOFU (whole, as gru-fast finetune does), takes a part out again with --load-in-4bit --use-peft
 --rectify, and prints the mean probability per answer token, of rows to forget and of rows to keep, by each:
@@ -43,6 +44,18 @@ def rows_of(args: argparse.Namespace) -> Path:
     return folder
 
 
+def small_model(folder: Path, data: Path) -> Path:
+    """A Llama of 2 layers and 256 features that knows nothing, with a tokenizer of the rows' own."""
+    from gru_fast.data.templates import TEMPLATES
+    from gru_fast.demo.model import make_model, make_tokenizer
+
+    rows = [json.loads(line) for line in (data / "full.json").read_text(encoding="utf-8").splitlines()]
+    tokenizer = make_tokenizer([(row["question"], row["answer"]) for row in rows], TEMPLATES["plain"])
+    for made in (make_model(tokenizer, 0, 256, 2), tokenizer):
+        made.save_pretrained(folder / "small")
+    return folder / "small"
+
+
 def run(*argv: Any) -> None:
     if gru_fast([str(word) for word in argv]):
         raise SystemExit(f"gru-fast {argv[0]} failed")
@@ -74,15 +87,15 @@ def probability(options: Any, data: Path) -> tuple[float, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder, hub name or file.gguf; nothing of TOFU in it")
+    parser.add_argument("--model", help="folder, hub name or file.gguf, which knows no TOFU; by default a small one")
     parser.add_argument("--data", required=True, help="folder with TOFU's files")
     parser.add_argument("--folder", required=True, help="for the models")
     parser.add_argument("--forget", type=int, default=40, help="rows")
     parser.add_argument("--retain", type=int, default=60, help="rows")
-    parser.add_argument("--learn-epochs", type=int, default=6)
-    parser.add_argument("--learn-rate", type=float, default=1e-4)
+    parser.add_argument("--learn-epochs", type=int, default=40)
+    parser.add_argument("--learn-rate", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the unlearning")
     parser.add_argument("--method", default="npo_gd")
     parser.add_argument("--json", help="write the figures there")
     args = parser.parse_args()
@@ -92,7 +105,7 @@ def main() -> int:
     original, trained = folder / "original", folder / "trained"
     how = ["--data", data, "--use-cpu", "--disable-tqdm", "--per-device-train-batch-size", 4, "--save-strategy", "no"]
     if not (original / "run.json").is_file():
-        run("finetune", "--model", args.model, "--output-dir", original, *how, "--num-train-epochs", args.learn_epochs,
+        run("finetune", "--model", args.model or small_model(folder, data), "--output-dir", original, *how, "--num-train-epochs", args.learn_epochs,
             "--learning-rate", args.learn_rate, "--gradient-accumulation-steps", 2)  # fmt: skip
     if not (trained / "run.json").is_file():
         run("unlearn", "--model", original, "--output-dir", trained, *how, "--split", "forget05", "--load-in-4bit",

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gru_fast.unlearn.engines.fsdp import sharded_modules
+
 
 def num_layers(model: nn.Module) -> int:
     """How many layers (transformer blocks) a causal LM of transformers has, or a peft model around one."""
@@ -26,7 +28,8 @@ def hidden_states(
 ) -> Tensor:
     """(B, T, D) output of layer ``layer``, from 0, before any norm that follows it.
 
-    Layers above it are taken out of the model meanwhile: neither time nor memory goes into them.
+    Layers above it are taken out of the model meanwhile: neither time nor memory goes into them. A model sharded by
+    FSDP2, which exchanges weights by the modules it has, runs them too, without gradients.
 
     Args:
         model: what to call; it may be wrapped for distributed training.
@@ -49,7 +52,8 @@ def hidden_states(
     def keep(_: nn.Module, __: Any, output: Any) -> None:
         found.append(output[0] if isinstance(output, tuple | list) else output)
 
-    with _only_layers_up_to(inside, layer) as last:
+    ending = _gradients_up_to if sharded_modules(inside) else _only_layers_up_to
+    with ending(inside, layer) as last:
         hook = last.register_forward_hook(keep)
         try:
             if params:
@@ -81,6 +85,27 @@ def _only_layers_up_to(model: nn.Module, layer: int) -> Iterator[nn.Module]:
         yield layers[layer]
     finally:
         setattr(parent, name, layers)
+
+
+@contextmanager
+def _gradients_up_to(model: nn.Module, layer: int) -> Iterator[nn.Module]:
+    """Inside, what is above this layer gets its output without the graph. Gives the layer."""
+    layers = _layers(model)[2]
+
+    def detach(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        return tuple(map(_detached, args)), {name: _detached(value) for name, value in kwargs.items()}
+
+    above = layers[layer + 1] if layer + 1 < len(layers) else None
+    hook = None if above is None else above.register_forward_pre_hook(detach, with_kwargs=True, prepend=True)
+    try:
+        yield layers[layer]
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _layers(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:

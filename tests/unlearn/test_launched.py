@@ -77,8 +77,10 @@ def test_fsdp2_with_lora(processes: Processes, tmp_path: Path) -> None:
         {"method": "ga", "rectify": False, "monitor": True},
         {"method": "gd", "rectify": False},
         {"method": "ga", "rectifier": "gdr", "tau": 1.0},
+        {"method": "rmu"},
+        {"method": "rmu", "stream": True},
     ],
-    ids=["monitor", "plain", "gdr"],
+    ids=["monitor", "plain", "gdr", "rmu", "rmu-stream"],
 )
 def test_other_steps_with_fsdp2(processes: Processes, tmp_path: Path, settings: dict[str, Any]) -> None:
     assert_follows(processes, tmp_path, fsdp2=True, **settings)
@@ -181,7 +183,6 @@ def free_port() -> int:
             marks=pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator"),
         ),
         (True, {"method": "npo", "action": "evaluate"}, "evaluate: npo compares with the model before unlearning"),
-        (True, {"method": "rmu"}, "rmu: not with FSDP2, whose modules expect to be run whole"),
         (
             True,
             {"method": "ga", "precision": "fp16"},
