@@ -98,7 +98,7 @@ def test_what_is_missing_is_said_with_the_command_that_mends_it(tmp_path: Path) 
 
 def test_an_evaluation_of_another_program(tmp_path: Path) -> None:
     write_json(unlearned(tmp_path) / "eval" / "mine-1" / "summary.json", {"accuracy": 1})
-    expected = r'evaluation mine-1: benchmark: expected one of muse, own, tofu, wmdp, got "mine"'
+    expected = r'evaluation mine-1: benchmark: expected one of lume, muse, own, rwku, tofu, wmdp, got "mine"'
     with pytest.raises(ValueError, match=expected):
         collect([tmp_path])
 
