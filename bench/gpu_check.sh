@@ -176,7 +176,7 @@ build() {
 # The files that hold tests marked cuda, all of them (tests/test_gpu_check.py): others import what may not be there.
 tests() {
   local chosen=(-m cuda) name
-  local files=(test_build core/test_cuda core/test_ema core/test_gates core/test_ops core/test_passes core/test_promises core/test_rules core/test_vectors)
+  local files=(test_build core/test_cuda core/test_ema core/test_gates core/test_ops core/test_passes core/test_promises core/test_rules core/test_sets core/test_vectors)
   [[ $device == cpu ]] && chosen=(-k by_hand)
   # Warnings of a torch that CI has not seen are no failures here.
   [[ $device == cuda ]] && chosen+=(-W default)

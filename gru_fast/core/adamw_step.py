@@ -85,9 +85,21 @@ class AdamWStep:
         """M, V and theta."""
         self._run("step")
 
-    def measured(self, floor: Tensor | None) -> Tensor:
-        """The sums of U, with nothing written. ``floor``: rms(D) in W; None: the Euclidean metric."""
-        return self._sums("sums", floor)
+    def measured(self, floor: Tensor | None, unless: Tensor | None = None) -> Tensor:
+        """The sums of U, with nothing written. ``floor``: rms(D) in W; None: the Euclidean metric.
+
+        Where ``unless``, of one element on the device, is above 0, they are 0, and nothing is read.
+        """
+        told = [part.args.stats for part in self._parts]
+        for part, stats in zip(self._parts, told, strict=True):
+            if unless is not None and stats is not None:
+                part.args.stats = shut = stats.clone()
+                shut[fields.VETOED] += unless[0].to(part.device)
+        try:
+            return self._sums("sums", floor)
+        finally:
+            for part, stats in zip(self._parts, told, strict=True):
+                part.args.stats = stats
 
     def rectified(self, floor: Tensor | None) -> Tensor:
         """M, V, and theta by the rectified U; returns the sums of U."""

@@ -157,6 +157,7 @@ class AdamW(Optimizer):
         self._prepared: Tensor | None = None
         self._given_up = False  # the step that comes
         self._floor: Tensor | None = None
+        self._has_floor: Tensor | None = None  # 1: it is that of a step; on the device, as whether a step was skipped
         self._known: _Params | None = None
         self._step_supports_amp_scaling = ema is not None
         defaults = {
@@ -305,17 +306,26 @@ class AdamW(Optimizer):
     # ---- rms(D) ------------------------------------------------------------------------------------------------------
 
     def _known_floor(self, step: AdamWStep) -> Tensor:
-        """That of the step before. Of the first one it is this step's own, for which U is looked at once more."""
-        if self._floor is None:
+        """That of the step before. Of the first one it is this step's own, for which U is looked at once more.
+
+        Where the host does not know whether the first was skipped, each step looks, and kernels return at once where
+        there is one.
+        """
+        is_new = self._floor is None or self._has_floor is None
+        if self._floor is None or self._has_floor is None:
             device = self._params.tensors[0].device
             self._floor = torch.ones(1, dtype=torch.float64, device=device)
-            self._keep_floor(step.measured(self._floor))
+            self._has_floor = torch.zeros(1, dtype=torch.float64, device=device)
+        if is_new or self._params.stays_on_device:
+            self._keep_floor(step.measured(self._floor, unless=self._has_floor))
         return self._floor
 
     def _keep_floor(self, update: Tensor) -> None:
         assert self._floor is not None
+        assert self._has_floor is not None
         found = (update[sums.DENOMINATOR_SQ] / update[sums.NUMEL]).sqrt().reshape(1).to(self._floor.device)
         self._floor.copy_(torch.where(found.isfinite(), found, self._floor))
+        self._has_floor.copy_(torch.where(found.isfinite(), 1.0, self._has_floor))
 
     # ---- who moves ---------------------------------------------------------------------------------------------------
 
@@ -382,7 +392,7 @@ class AdamW(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's AdamW has it: either loads the other's. With ``metric="adam"`` rms(D) is in the first group."""
         state = super().state_dict()
-        if self._floor is not None:
+        if self._floor is not None and self._has_floor is not None and bool(self._has_floor > 0.0):
             state["param_groups"][0][_FLOOR] = float(self._floor)
         return state
 
@@ -406,6 +416,7 @@ class AdamW(Optimizer):
                 self.state[param]["step"] = self.state[param]["step"].to(local(param).device)
         floor = self.param_groups[0].pop(_FLOOR, None)
         self._floor = None if floor is None else torch.full((1,), floor, dtype=torch.float64, device=param.device)
+        self._has_floor = None if self._floor is None else torch.ones_like(self._floor)
         self._prepared, self._given_up = None, False
 
 

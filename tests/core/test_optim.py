@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gru_fast import RetainEMA, RetainGradient, rectify_
 from gru_fast.core import adamw_step
 from gru_fast.core import update as update_module
+from gru_fast.core.adamw_step import AdamWStep, settle_gradient
 from gru_fast.core.backends.adamw import AdamWArgs, AdamWRows
 from gru_fast.core.backends.native import NativeAdamW
 from gru_fast.core.backends.reference_adamw import ReferenceAdamW
@@ -688,6 +689,38 @@ def test_another_steps_gradients_are_looked_at_anew() -> None:
     assert optimizer.last_step.conflict
     assert optimizer.ema.step == 2  # type: ignore[union-attr]
     assert torch.equal(params[0], others[0])
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 2])
+def test_a_skipped_first_step_leaves_the_metric_to_the_next(skipped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rms(D) is that of the first step that is made, also where only the device knows which that is."""
+
+    def made(stays_on_device: bool) -> tuple[Tensor, AdamW]:
+        params = parameters((5,))
+        optimizer = AdamW(params, ema=RetainEMA(params), gamma=1.0, rectify="update", metric="adam", lr=0.1)
+        generator = torch.Generator().manual_seed(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(optimizer._params, "stays_on_device", stays_on_device)
+            for step in range(4):
+                e = torch.randn(5, generator=generator)
+                g = 0.1 * torch.randn(5, generator=generator) - torch.tensor([0.0, 1e-3, 0.1, 1.0, 5.0]) * e
+                g[2] = math.nan if step < skipped else g[2]
+                take_step(optimizer, [g], [e])
+                if step < skipped:
+                    assert "rms_denominator" not in optimizer.state_dict()["param_groups"][0]
+        return params[0].detach(), optimizer
+
+    def settled_on_host(self: AdamWStep, tau: float, rectifies: bool) -> None:
+        assert self.stats is not None
+        settle_gradient(self.stats, tau, lambda: self.rows, self.shards, rectifies=rectifies)
+
+    monkeypatch.setattr(AdamWStep, "settle", settled_on_host)
+    (expected, known), (found, optimizer) = made(False), made(True)
+    assert optimizer.last_step is not None
+    assert optimizer.last_step.update_conflict
+    assert torch.equal(found, expected)
+    floors = [each.state_dict()["param_groups"][0]["rms_denominator"] for each in (known, optimizer)]
+    assert floors[0] == floors[1]
 
 
 @pytest.mark.parametrize("stays_on_device", [False, True])

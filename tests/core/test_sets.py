@@ -181,12 +181,14 @@ def test_it_is_clipped(passes: Callable[..., Any], tau: float) -> None:
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def tensors(dtype: torch.dtype, count: int, numels: list[int]) -> tuple[list[Tensor | None], list[list[Tensor]]]:
+def tensors(
+    dtype: torch.dtype, count: int, numels: list[int], device: torch.device | str = "cpu"
+) -> tuple[list[Tensor | None], list[list[Tensor]]]:
     """g, the last missing, and vectors, every second one float32; some start in the middle of a word."""
     generator = torch.Generator().manual_seed(3)
 
     def normal(numel: int, of: torch.dtype, offset: int) -> Tensor:
-        return torch.randn(numel + offset, generator=generator).to(of)[offset:]
+        return torch.randn(numel + offset, generator=generator).to(device, of)[offset:]
 
     vectors = [
         [normal(numel, torch.float32 if j % 2 else dtype, (row + j) % 3) for row, numel in enumerate(numels)]
@@ -203,26 +205,59 @@ def tensors(dtype: torch.dtype, count: int, numels: list[int]) -> tuple[list[Ten
 @pytest.mark.core
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
-def test_kernels_do_what_the_reference_does(dtype: torch.dtype, count: int) -> None:
+def test_kernels_do_what_the_reference_does(device: torch.device, dtype: torch.dtype, count: int) -> None:
     numels = [0, 1, 31, 1025, 0, 70001, 7, 300]
     left = []
-    for passes in (NativeSets, ReferenceSets):
-        grads, vectors = tensors(dtype, count, numels)
+    for passes, place in ((NativeSets, device), (ReferenceSets, "cpu")):
+        grads, vectors = tensors(dtype, count, numels, place)
         made = passes(grads, vectors)
         made.reduce()
         sums = made.stats.clone()
         made.decide(GEM(), 2.0)
         made.apply()
         made.finish(2.0)
-        left.append((sums, made.stats, grads))
+        left.append((sums.cpu(), made.stats.cpu(), grads))
     (sums, stats, grads), (expected_sums, expected_stats, expected) = left
     scale = float(expected_sums[fields.SET_DOTS.start : fields.SET_GRAM.stop].abs().max())
     np.testing.assert_allclose(sums, expected_sums, rtol=1e-12, atol=1e-12 * scale)
     np.testing.assert_allclose(stats, expected_stats, rtol=1e-6, atol=1e-12 * scale)
     for row, (ours, theirs) in enumerate(zip(grads, expected, strict=True)):
         if ours is not None and theirs is not None:
-            error = (ours.double() - theirs.double()).abs().max() if ours.numel() else 0.0
+            error = (ours.double().cpu() - theirs.double()).abs().max() if ours.numel() else 0.0
             assert error <= 2 * torch.finfo(dtype).eps * 0.2, f"row {row}"
+
+
+def test_a_graph_replays_a_step_against_two_sets(device: torch.device) -> None:
+    """Nothing of it asks the host; on the CPU the same steps are made one by one."""
+
+    def step(params: list[nn.Parameter], ema: RetainEMA, retain: list[Tensor], g: list[Tensor]) -> None:
+        for j, r in enumerate(retain):
+            with ema.collect(set=j):
+                params[0].grad = r.clone()
+        params[0].grad = g[0].clone()
+        rectify_(params, ema, 0.3, 1.0, rule="gem")
+
+    generator = torch.Generator().manual_seed(0)
+    retain = [torch.randn(3000, generator=generator) for _ in range(2)]
+    g = [0.1 * torch.randn(3000, generator=generator) - retain[0]]
+    found = []
+    for place in ("cpu", device):
+        params = [nn.Parameter(torch.zeros(3000, device=place))]
+        ema = RetainEMA(params, sets=2)
+        given = [r.to(place) for r in retain], [t.to(place) for t in g]
+        step(params, ema, *given)
+        if params[0].is_cuda:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step(params, ema, *given)
+            graph.replay()
+        else:
+            step(params, ema, *given)
+        assert params[0].grad is not None
+        found.append((params[0].grad.cpu(), [e.cpu() for e in ema.tensors]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-7)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.core
