@@ -77,8 +77,8 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         self._check_retain_batch_size()
         if self.method.hidden_states and self._is_for_zero3:
             raise ValueError(
-                f"{self.method.name}: not with ZeRO-3, whose modules expect to be run whole, not up to a layer; use FSDP2, "
-                "DDP or ZeRO-2, or a method on the model's output, for example npo_gd"
+                f"{self.method.name}: not with ZeRO-3, whose modules expect to be run whole, not up to a layer; use "
+                "FSDP2, DDP or ZeRO-2, or a method on the model's output, for example npo_gd"
             )
         self.add_callback(_UnlearnCallback(self._begin_unlearning))
         if not self.is_deepspeed_enabled:  # which steps in float32 whatever the weights are in
