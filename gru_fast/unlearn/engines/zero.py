@@ -69,6 +69,8 @@ class _PartOfParameter:
     def write(self, grad: Tensor) -> None:
         from deepspeed.utils import safe_set_local_grad
 
+        if grad.data_ptr() == self.read().data_ptr():  # it was never taken out
+            return
         if self.numel_here < self._padded:
             grad = torch.cat([grad, grad.new_zeros(self._padded - self.numel_here)])
         safe_set_local_grad(self._param, grad)
@@ -168,7 +170,11 @@ class ZeRO(Engine):
         self._expect_no_gradient()
         self._deepspeed.set_gradient_accumulation_boundary(True)  # or they would not be averaged, or not be here, yet
         self._deepspeed.backward(loss, **kwargs)
+        ends_step = is_last and self.accelerator.sync_gradients
         for part, tensor in zip(self._parts, self._tensors, strict=True):
+            if ends_step and tensor.grad is None:  # g as a whole, which goes back where it is
+                tensor.grad = global_like(tensor, part.read())
+                continue
             _add_to(tensor, part.read())
             part.clear()
 
@@ -188,12 +194,15 @@ class ZeRO(Engine):
     @torch.no_grad()
     def step(self) -> None:
         """Puts the gradients back and has the optimizer step."""
-        if self._tensors is not None:
-            for part, tensor in zip(self._parts, self._tensors, strict=True):
-                if tensor.grad is not None:
-                    part.write(local(tensor.grad))
-                tensor.grad = None
+        if self._tensors is None:
+            self._deepspeed.step()
+            return
+        for part, tensor in zip(self._parts, self._tensors, strict=True):
+            if tensor.grad is not None:
+                part.write(local(tensor.grad))
+            tensor.grad = None
         self._deepspeed.step()
+        self._clear()
 
     def skip(self) -> None:
         """A scheduler of its own goes on, as Trainer's does."""
@@ -202,10 +211,17 @@ class ZeRO(Engine):
             self._deepspeed.lr_scheduler.step()
 
     def give_up(self) -> None:
-        """What has been taken out is dropped; its memory is clear, or will be written over."""
+        """What has been taken out is dropped, and what has not."""
         for tensor in self._tensors or ():
             tensor.grad = None
         self._expect_no_gradient()
+        if self._tensors is not None:
+            self._clear()
+
+    def _clear(self) -> None:
+        """A parameter that the next backward pass does not reach has no gradient."""
+        for part in self._parts:
+            part.clear()
 
 
 class _Driver:
