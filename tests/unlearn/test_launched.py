@@ -105,8 +105,9 @@ def test_fsdp2_with_lora(processes: Processes, tmp_path: Path) -> None:
         {"method": "ga", "rectifier": "gdr", "tau": 1.0},
         {"method": "rmu"},
         {"method": "rmu", "stream": True},
+        {"method": "npo_kl", "offload_reference": True},
     ],
-    ids=["monitor", "plain", "gdr", "rmu", "rmu-stream"],
+    ids=["monitor", "plain", "gdr", "rmu", "rmu-stream", "offload"],
 )
 def test_other_steps_with_fsdp2(processes: Processes, tmp_path: Path, settings: dict[str, Any]) -> None:
     assert_follows(processes, tmp_path, fsdp2=True, **settings)
