@@ -12,6 +12,7 @@ from typing import Any
 import launched
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from processes import Processes
@@ -37,7 +38,7 @@ def assert_follows(processes: Processes, folder: Path, world: int = 2, fsdp2: bo
                 np.testing.assert_allclose(entry[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
     for other in found[1:]:
         assert all(bool((a == b).all()) for a, b in zip(other[1], found[0][1], strict=True))
-    start = launched.weights(launched.model(settings.get("lora", False)))
+    start = launched.weights(launched.model(settings.get("lora", False), settings.get("four_bit", "")))
     for a, b, w in zip(found[0][1], weights, start, strict=True):
         assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
     for a, b in zip(found[0][2], ema, strict=True):
@@ -69,6 +70,16 @@ def test_logits_of_the_vocabulary_and_a_dual_variable(
     options = {"retain_weight": 0.5, "eps": 3.0, "warm_up_epochs": 0} if is_pdu else {"beta": 3.0}
     settings = {"method_options": options, "learning_rate": 0.002, "rectify": not is_pdu}
     assert_follows(processes, tmp_path, fsdp2=fsdp2, method=method, **settings)
+
+
+def test_a_base_in_4_bits(processes: Processes, tmp_path: Path) -> None:
+    """DDP, streamed; and FSDP2 refuses it."""
+    pytest.importorskip("bitsandbytes", reason="the extra 4bit is not installed")
+    tiny.llama(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "model")
+    four_bit = str(tmp_path / "model")
+    assert_follows(processes, tmp_path, method="npo_gd", four_bit=four_bit, stream=True)
+    for found in processes.run(launched.refused, 2, tmp_path / "refused", fsdp2=True, four_bit=four_bit, method="ga"):
+        assert found.startswith("load_in_4bit: not with FSDP2")
 
 
 def test_means_over_processes_in_one_order(processes: Processes) -> None:
