@@ -105,7 +105,8 @@ def main() -> int:
     original, trained = folder / "original", folder / "trained"
     how = ["--data", data, "--use-cpu", "--disable-tqdm", "--per-device-train-batch-size", 4, "--save-strategy", "no"]
     if not (original / "run.json").is_file():
-        run("finetune", "--model", args.model or small_model(folder, data), "--output-dir", original, *how, "--num-train-epochs", args.learn_epochs,
+        base = args.model or small_model(folder, data)
+        run("finetune", "--model", base, "--output-dir", original, *how, "--num-train-epochs", args.learn_epochs,
             "--learning-rate", args.learn_rate, "--gradient-accumulation-steps", 2)  # fmt: skip
     if not (trained / "run.json").is_file():
         run("unlearn", "--model", original, "--output-dir", trained, *how, "--split", "forget05", "--load-in-4bit",

@@ -29,7 +29,7 @@ def assert_follows(processes: Processes, folder: Path, world: int = 2, fsdp2: bo
                 np.testing.assert_allclose(entry[name], value, rtol=2e-5, atol=2e-6, err_msg=name)
     for other in found[1:]:
         assert all(bool((a == b).all()) for a, b in zip(other[1], found[0][1], strict=True))
-    start = launched.weights(launched.model(settings.get("lora", False)))
+    start = launched.weights(launched.model(settings.get("lora", False), settings.get("four_bit", "")))
     for a, b, w in zip(found[0][1], weights, start, strict=True):
         assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
     for a, b in zip(found[0][2], ema, strict=True):

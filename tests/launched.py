@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from gru_fast.cli import main
 from gru_fast.core.sharded.shards import is_sharded
 from gru_fast.data.pairs import UnlearnDataset
+from gru_fast.models.load import ModelOptions, load_model
 from gru_fast.models.partitioned import piece_of, put_together, shape_of
 from gru_fast.unlearn import UnlearnTrainer
 from gru_fast.unlearn.engines.ddp import MeanOverProcesses
@@ -130,11 +131,14 @@ def dataset() -> UnlearnDataset:
 def weights(model: Any) -> list[Tensor]:
     """The parameters as one process would have them."""
     with put_together(model.parameters()):  # of ZeRO-3
-        return [whole(p.detach(), p) for p in model.parameters()]
+        return [whole(p.detach(), p) for p in model.parameters() if p.is_floating_point()]
 
 
-def model(lora: bool = False) -> Any:
-    """A tiny Llama, or new adapters on it."""
+def model(lora: bool = False, four_bit: str = "") -> Any:
+    """A tiny Llama, or new adapters on it, or on the model of a folder in 4 bits."""
+    if four_bit:
+        torch.manual_seed(5)
+        return load_model(ModelOptions(four_bit, load_in_4bit=True, use_peft=True, lora_dropout=0.0), train=True)
     if not lora:
         return tiny.llama()
     from peft import LoraConfig, get_peft_model
@@ -162,6 +166,7 @@ def trained(
     folder: Path,
     fsdp2: bool = False,
     lora: bool = False,
+    four_bit: str = "",
     mesh: dict[str, int] | None = None,
     at_load: dict[str, int] | None = None,
     zero: dict[str, Any] | None = None,
@@ -188,7 +193,7 @@ def trained(
         if "warm_up_retain" in settings:  # batches of each process
             settings["warm_up_retain"] //= takers
         is_loaded = at_load is not None and world > 1
-        untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora)
+        untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora, four_bit)
         trainer = tiny.trainer(folder, untrained, dataset(), **settings)
         trainer.train()
         unlearned = trainer.accelerator.unwrap_model(trainer.model)
@@ -424,6 +429,7 @@ def refused(
     action: str = "train",
     precision: str = "",
     zero: dict[str, Any] | None = None,
+    four_bit: str = "",
     **settings: Any,
 ) -> str:
     """What a trainer says that cannot do it. ``precision``: as accelerate would have taken it on a GPU."""
@@ -432,7 +438,7 @@ def refused(
             config = tiny.config(folder, **{"rectify": True, **settings})
             config.mixed_precision = precision or config.mixed_precision
             data = {"train_dataset": dataset(), "eval_dataset": dataset()}
-            getattr(UnlearnTrainer(tiny.llama(), config, **data), action)()
+            getattr(UnlearnTrainer(model(four_bit=four_bit), config, **data), action)()
         except (ValueError, RuntimeError) as error:
             return str(error)
         return ""

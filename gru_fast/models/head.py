@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -76,6 +76,12 @@ class HiddenStates:
 
     hidden: Tensor
     head: Head
+
+    def with_own_head(self) -> HiddenStates:
+        """The same with a copy of the head's weights, which may then change."""
+        weight, bias = self.head.weight, self.head.bias
+        own = replace(self.head, weight=weight.detach().clone(), bias=None if bias is None else bias.detach().clone())
+        return HiddenStates(self.hidden, own)
 
 
 def reference_of(model: nn.Module, part: _Part, params: Mapping[str, Tensor] | None = None) -> HiddenStates | Tensor:

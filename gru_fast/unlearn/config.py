@@ -385,6 +385,11 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
     reference_batch_size: int = setting(
         16, "sequences per forward pass while reference log-probabilities are computed, once before training"
     )
+    offload_reference: bool = setting(
+        False,
+        "keep the copy of the model before unlearning (KL terms, rmu, undial) in the host's memory: its bytes less on "
+        "the accelerator, for twice the trainable weights to and from the host in each micro-batch",
+    )
     kl_positions: str = setting(
         "all",
         "which positions of the retain rows a KL term averages over: all, prompt and padding included (as TOFU and the "
@@ -434,6 +439,11 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
         else:
             errors += _errors_of(self.make_method)
         errors += _whole_number_errors("reference_batch_size", self.reference_batch_size, 1)
+        if self.offload_reference and not errors and not self.make_method().reference_model:
+            errors.append(
+                f"offload_reference: expected a method that keeps a copy of the model before unlearning, such as "
+                f"npo_kl or rmu, got {self.method}; leave it out"
+            )
         if self.retain_batch_size is not None:
             errors += _whole_number_errors("retain_batch_size", self.retain_batch_size, 1)
         if self.kl_positions not in KL_POSITIONS:

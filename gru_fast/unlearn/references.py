@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gru_fast.core.sharded.shards import local
+from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.data.pairs import UnlearnDataset
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.models.forward import Autocast, logits_of, of_each_row
@@ -179,18 +179,21 @@ class ReferenceModel:
 
     Args:
         model: a causal LM or a peft model around one, not wrapped for distributed training.
+        offload: keep the copy in the host's memory, page-locked where there is an accelerator; a weight at a time is
+            exchanged for it before a pass and after it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, offload: bool = False) -> None:
         self._model = model
-        self._is_sharded = bool(sharded_modules(model)) or has_partitions(model)
+        self._is_sharded, self._is_offloaded = bool(sharded_modules(model)) or has_partitions(model), offload
         self._adapters_off = not self._is_sharded and has_new_adapters(model)
         trainable = {} if self._adapters_off else {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._copies = {n: (piece_of(p) if is_partitioned(p) else p.detach()).clone() for n, p in trainable.items()}
+        copied = _on_the_host if offload else torch.clone
+        self._copies = {n: copied(piece_of(p) if is_partitioned(p) else p.detach()) for n, p in trainable.items()}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the copy."""
+        """Bytes of the copy, on the host or beside the model."""
         return sum(copy.numel() * copy.element_size() for copy in map(local, self._copies.values()))
 
     def logits(self, part: Mapping[str, Tensor]) -> Tensor:
@@ -201,7 +204,9 @@ class ReferenceModel:
     def to_compare(self, part: Mapping[str, Tensor]) -> HiddenStates | Tensor:
         """What :func:`gru_fast.models.head.divergence_of` compares with, or, where that cannot be, :meth:`logits`."""
         with self._as_it_was():
-            return reference_of(self._model, part, self._passed)
+            found = reference_of(self._model, part, self._passed)
+            # The head's weights are not to be those that come back.
+            return found.with_own_head() if self._is_exchanged and isinstance(found, HiddenStates) else found
 
     def hidden_states(self, part: Mapping[str, Tensor], layer: int) -> Tensor:
         """(B, T, D) output of a layer, from 0, see :func:`gru_fast.unlearn.hidden.hidden_states`; as :meth:`logits`."""
@@ -209,15 +214,19 @@ class ReferenceModel:
             return hidden_states(self._model, part, layer, params=self._passed)
 
     @property
+    def _is_exchanged(self) -> bool:
+        return self._is_sharded or self._is_offloaded
+
+    @property
     def _passed(self) -> dict[str, Tensor]:
         """The copies that go into the call itself: FSDP2 would not take them, but put its own weights together."""
-        return {} if self._is_sharded else self._copies
+        return {} if self._is_exchanged else self._copies
 
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
         """Frozen, new adapters off; shards exchanged."""
         with ExitStack() as stack:
-            if self._is_sharded:
+            if self._is_exchanged:
                 stack.enter_context(_exchanged(self._model, self._copies))
             stack.enter_context(frozen(self._model))
             if self._adapters_off:
@@ -226,7 +235,8 @@ class ReferenceModel:
             yield
 
     def __repr__(self) -> str:
-        kept = "adapters off" if self._adapters_off else f"{self.nbytes:,} bytes of copies"
+        where = " on the host" if self._is_offloaded else ""
+        kept = "adapters off" if self._adapters_off else f"{self.nbytes:,} bytes of copies{where}"
         return f"{type(self).__name__}({type(self._model).__name__}, {kept})"
 
 
@@ -261,9 +271,12 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor, positions: Tensor | 
 
 @contextmanager
 def _exchanged(model: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, ``model`` has the shards of ``others``, and these have its own. No weights are left put together."""
+    """Inside, ``model`` has the weights or shards of ``others``, and these have its own. None are left put together.
+
+    Unseen by autograd: a graph that is there finds the weights of its forward pass again.
+    """
     params = dict(model.named_parameters())
-    pairs = [(piece_of(params[name]), local(other)) for name, other in others.items()]
+    pairs = [(_memory_of(params[name]), local(other)) for name, other in others.items()]
     _cut_up(model)
     _exchange(pairs)
     try:
@@ -277,6 +290,16 @@ def _cut_up(model: nn.Module) -> None:
     """Parameters are shards again, whoever has put them together."""
     reshard(model)
     release(model)
+
+
+def _memory_of(param: Tensor) -> Tensor:
+    """Of a plain parameter not by ``detach()``, which would share its count of changes."""
+    return piece_of(param) if is_partitioned(param) or is_sharded(param) else param.data
+
+
+def _on_the_host(tensor: Tensor) -> Tensor:
+    shard = local(tensor)
+    return torch.empty_like(shard, device="cpu", pin_memory=shard.device.type == "cuda").copy_(shard)
 
 
 @torch.no_grad()

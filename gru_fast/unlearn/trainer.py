@@ -235,7 +235,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         if self.reference_model is None:
             model = self.accelerator.unwrap_model(self.model)
             self._reference_fingerprint = fingerprint(model)
-            self.reference_model = ReferenceModel(model)
+            self.reference_model = ReferenceModel(model, offload=self.args.offload_reference)
         if checkpoint is not None:
             path = checkpoint / REFERENCE_MODEL
             if not path.is_file():

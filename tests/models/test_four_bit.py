@@ -158,6 +158,16 @@ def test_references_are_of_the_base_without_the_adapter(folder: Path, tmp_path: 
     assert not torch.allclose(logits(model), wanted)
 
 
+def test_resumed_it_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    settings = {"method": "npo", "rectify": True, "max_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    ends = []
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        model = with_adapter(folder)
+        tiny.trainer(tmp_path, model, **settings).train(resume_from_checkpoint=resume)
+        ends.append(adapter_of(model))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 

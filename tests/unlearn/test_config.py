@@ -145,3 +145,11 @@ def test_methods_and_data_need_no_transformers(tmp_path: Path) -> None:
     )
     done = run_python(code, tmp_path)
     assert "AttributeError: module 'gru_fast.unlearn' has no attribute 'nothing'" in done.stderr
+
+
+def test_offloading_a_reference_that_is_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^offload_reference: expected a method that keeps a copy .* got npo; leave it"
+    ):
+        UnlearnConfig(str(tmp_path), use_cpu=True, method="npo", offload_reference=True)
+    assert UnlearnConfig(str(tmp_path), use_cpu=True, method="rmu", offload_reference=True).offload_reference

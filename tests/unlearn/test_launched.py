@@ -11,6 +11,7 @@ from typing import Any
 
 import launched
 import pytest
+import tiny
 import torch
 import yaml
 from following import arguments, assert_follows, assert_same_models
@@ -43,6 +44,16 @@ def test_logits_of_the_vocabulary_and_a_dual_variable(
     options = {"retain_weight": 0.5, "eps": 3.0, "warm_up_epochs": 0} if is_pdu else {"beta": 3.0}
     settings = {"method_options": options, "learning_rate": 0.002, "rectify": not is_pdu}
     assert_follows(processes, tmp_path, fsdp2=fsdp2, method=method, **settings)
+
+
+def test_a_base_in_4_bits(processes: Processes, tmp_path: Path) -> None:
+    """DDP, streamed; and FSDP2 refuses it."""
+    pytest.importorskip("bitsandbytes", reason="the extra 4bit is not installed")
+    tiny.llama(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "model")
+    four_bit = str(tmp_path / "model")
+    assert_follows(processes, tmp_path, method="npo_gd", four_bit=four_bit, stream=True)
+    for found in processes.run(launched.refused, 2, tmp_path / "refused", fsdp2=True, four_bit=four_bit, method="ga"):
+        assert found.startswith("load_in_4bit: not with FSDP2")
 
 
 def test_means_over_processes_in_one_order(processes: Processes) -> None:
@@ -79,8 +90,9 @@ def test_fsdp2_with_lora(processes: Processes, tmp_path: Path) -> None:
         {"method": "ga", "rectifier": "gdr", "tau": 1.0},
         {"method": "rmu"},
         {"method": "rmu", "stream": True},
+        {"method": "npo_kl", "offload_reference": True},
     ],
-    ids=["monitor", "plain", "gdr", "rmu", "rmu-stream"],
+    ids=["monitor", "plain", "gdr", "rmu", "rmu-stream", "offload"],
 )
 def test_other_steps_with_fsdp2(processes: Processes, tmp_path: Path, settings: dict[str, Any]) -> None:
     assert_follows(processes, tmp_path, fsdp2=True, **settings)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gru_fast.data.pairs import UnlearnDataset
 from gru_fast.data.sequences import Encoded, SequenceCollator, content_hash
+from gru_fast.models import head
 from gru_fast.models.frozen import frozen
 from gru_fast.models.identity import fingerprint
 from gru_fast.unlearn.references import ReferenceLogProbs, ReferenceModel, kl_divergence
@@ -361,11 +362,13 @@ def logits_now(model: Any) -> Tensor:
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
+@pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_reference_logits_stay_while_the_model_moves(tied: bool) -> None:
+def test_reference_logits_stay_while_the_model_moves(tied: bool, offload: bool) -> None:
     model = llama(tie_word_embeddings=tied, attention_dropout=0.5).train()
     before = logits_now(model)
-    reference = ReferenceModel(model)
+    reference = ReferenceModel(model, offload=offload)
+    assert repr(reference).endswith(" on the host)") == offload
     assert reference.nbytes == sum(p.numel() * 4 for p in model.parameters())
     train_a_little(model)
     after = logits_now(model)
@@ -388,7 +391,8 @@ def test_frozen_parameters_are_shared() -> None:
     assert torch.equal(reference.logits(collated()), before)
 
 
-def test_reference_in_the_middle_of_a_graph() -> None:
+@pytest.mark.parametrize("offload", [False, True])
+def test_reference_in_the_middle_of_a_graph(offload: bool) -> None:
     """Between a forward pass and its backward pass, as a trainer does, with checkpointing too."""
 
     def gradient(model: Any, reference: ReferenceModel | None) -> Tensor:
@@ -402,9 +406,28 @@ def test_reference_in_the_middle_of_a_graph() -> None:
         model = llama().train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        reference = ReferenceModel(model, offload=offload)
+        with torch.no_grad():
+            for param in model.parameters():
+                param.mul_(1.5)
         expected = gradient(model, None).clone()
         model.zero_grad()
-        assert torch.equal(gradient(model, ReferenceModel(model)), expected)
+        assert torch.equal(gradient(model, reference), expected)
+
+
+def test_an_offloaded_reference_keeps_its_own_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a large vocabulary is compared in blocks, after the weights have been exchanged back."""
+    monkeypatch.setattr(head, "SMALL_LOGITS", 0)
+    found = []
+    for offload in (False, True):
+        model = llama()
+        reference = ReferenceModel(model, offload=offload)
+        train_a_little(model)
+        states = reference.to_compare(collated())
+        assert isinstance(states, head.HiddenStates)
+        found.append(head.divergence_of(model, collated(), states))
+    assert found[0].item() > 0.01
+    assert torch.equal(found[0], found[1])
 
 
 def test_new_adapters_are_switched_off_without_a_copy() -> None:
