@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +51,39 @@ def config_of(model: str | None) -> dict[str, Any]:
 
     config = load.config_of(model) if model else {}
     return own.config_of_run(config) or config
+
+
+def options_of(data: Any, retain_logs: str | None, given: Mapping[str, Any] | None, name: str) -> Any:
+    """The options of a benchmark's evaluation: the rows' own data and split, then what was given beside.
+
+    Args:
+        data: the options of its rows.
+        retain_logs: where the evaluation has that option.
+        given: others, by name.
+        name: of the option that gave them, for messages.
+
+    Raises:
+        ValueError: an option that the evaluation does not have, or that is not to be chosen there.
+    """
+    from gru_fast import benchmarks
+    from gru_fast.options import flags as options
+    from gru_fast.options.coerce import nearest
+
+    evaluation = benchmarks.evaluation(data.benchmark)
+    known = [part.name for part in dataclasses.fields(evaluation.Options)]
+    # As if they were a run's: it is the benchmark that knows which of them its evaluation has in the same sense.
+    own = evaluation.defaults_of_run(asdict(data))
+    own |= {"retain_logs": retain_logs} if retain_logs and "retain_logs" in known else {}
+    chosen = {str(key).replace("-", "_"): value for key, value in (given or {}).items()}
+    for key in chosen:
+        if key in {*own, "retain_logs", "from_logs"}:
+            raise ValueError(f"{name}: {key} is not to be chosen there; give {options.flag(key)}")
+        if key not in known:
+            raise ValueError(f'{name}: gru-fast eval {data.benchmark} has no option "{key}"{nearest(key, known)}')
+    try:
+        return options.resolve(argparse.Namespace(**own, **chosen, config=None), evaluation.Options)[0]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def newest(model: str) -> float:

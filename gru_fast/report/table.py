@@ -12,6 +12,7 @@ from typing import Any
 from gru_fast import attacks
 from gru_fast.attacks.parts.outcome import columns as columns_of
 from gru_fast.attacks.parts.outcome import worst
+from gru_fast.evaluation import points
 from gru_fast.report.collect import Entry
 
 Value = str | float | int | None
@@ -77,6 +78,15 @@ _SKIPPED = Column("skipped", lambda entry: entry.not_applied if entry.is_unlearn
 _RUN = Column("run", lambda entry: os.path.relpath(entry.run.folder), number=False)
 
 
+def _best_epoch(entry: Entry) -> Value:
+    """Of a run that was evaluated along its way."""
+    along = points.read(entry.run.folder)
+    return None if along is None else str(along)
+
+
+_BEST = Column("best epoch", _best_epoch, number=False)
+
+
 def columns(entries: Sequence[Entry]) -> list[Column]:
     """The columns for entries of one benchmark; those that no entry has anything in are left out, as are gamma and tau
     where all rectified runs have the same."""
@@ -85,7 +95,7 @@ def columns(entries: Sequence[Entry]) -> list[Column]:
     how = [column for column in _HOW if len({column.value(entry) for entry in rectified}) > 1]
     attacked = dict.fromkeys(heading for entry in entries for heading in _backs(entry))
     wanted = [_METHOD, _GRU, *how, _SPLIT, _VERDICT, _KEPT, *map(score, headings), *map(_back, attacked)]
-    wanted += [SECONDS_PER_STEP, _SKIPPED, _RUN]
+    wanted += [_BEST, SECONDS_PER_STEP, _SKIPPED, _RUN]
     return [column for column in wanted if any(column.value(entry) not in {None, ""} for entry in entries)]
 
 

@@ -7,6 +7,8 @@ trainer_state.json   the log of every step, as transformers.Trainer writes it
 model and tokenizer  as `save_pretrained` writes them (with LoRA: the adapter)
 checkpoint-N/        where `--resume` goes on
 eval/NAME/           evaluations of the model
+epochs.json          scores along the run (--eval-epochs), each from its evaluation in epochs/STEP/
+best/                the best model of these
 attacks/NAME/        attacks on it, a folder each (gru-fast attack)
 """
 
@@ -43,7 +45,7 @@ _PACKAGES = ("gru_fast", "torch", "transformers", "accelerate", "tokenizers", "p
 # the result is attacked.
 _FREE = (
     "output_dir", "run_name", "report_to", "disable_tqdm", "project", "push_to_hub", "skip_memory_metrics", "use_cpu",
-    "save_", "attack", "logging_", "log_", "hub_", "trackio_", "dataloader_num_workers", "dataloader_p",
+    "share", "save_", "attack", "logging_", "log_", "hub_", "trackio_", "dataloader_num_workers", "dataloader_p",
 )  # fmt: skip
 
 

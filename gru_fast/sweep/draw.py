@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gru_fast.evaluation.judge import TOFU, Judge
 from gru_fast.runs.records import DONE, PRUNED, Job, Status
-from gru_fast.sweep.judge import TOFU, Judge
 
 if TYPE_CHECKING:
     from optuna import Study

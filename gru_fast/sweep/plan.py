@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru_fast.evaluation.judge import JUDGES, Judge
 from gru_fast.runs.files import differences, read_json, write_json
 from gru_fast.runs.records import Job
-from gru_fast.sweep.judge import JUDGES, Judge
 from gru_fast.sweep.options import SweepOptions
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gru_fast.evaluation.judge import TOFU, Judge
 from gru_fast.runs.records import DONE, FAILED, PRUNED, Status
-from gru_fast.sweep.judge import TOFU, Judge
 from gru_fast.sweep.plan import ORIGINAL
 
 Tau = float | None
@@ -79,8 +79,9 @@ class Results:
 
         None: there is none.
         """
-        fit = [cell for cell in self.cells[method] if cell.quality is not None and self.keeps_enough(cell)]
-        return max(fit, key=lambda cell: (self.judge.better(cell.quality or 0.0), cell.utility), default=None)
+        cells = self.cells[method]
+        place = self.judge.best_of([(cell.quality, cell.utility) for cell in cells], self.least_utility)
+        return None if place is None else cells[place]
 
 
 def collect(status: Mapping[str, Status], share: float, judge: Judge = TOFU) -> Results:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gru_fast.evaluation.judge import TOFU, Judge
 from gru_fast.jobs.command import Parse, command
 from gru_fast.runs.folder import delete_weights
 from gru_fast.runs.records import Job, Records
-from gru_fast.sweep.judge import TOFU, Judge
 from gru_fast.sweep.plan import ORIGINAL, RUNS, evaluation_file, training_file
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gru_fast import benchmarks
+from gru_fast.evaluation.judge import JUDGES, TOFU
 from gru_fast.runs.records import DONE, Status
 from gru_fast.sweep import results
-from gru_fast.sweep.judge import JUDGES, TOFU
 
 
 def test_judges_name_scores_of_their_evaluation() -> None:

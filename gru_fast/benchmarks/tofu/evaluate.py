@@ -22,8 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from gru_fast.benchmarks.tofu import extra as tofu_extra
-from gru_fast.benchmarks.tofu.records import check, content, encode, score
+from gru_fast.benchmarks.tofu.records import check, content, deviation, encode, score
 from gru_fast.benchmarks.tofu.rows import HUB, MAX_ROWS, SPLITS, load_eval_sets, split_problem
 from gru_fast.benchmarks.tofu.summary import LOG_FORMATS, finish, resummarize, summarize, write_log_as
 from gru_fast.data.templates import Template, resolve_template
@@ -42,6 +44,7 @@ from gru_fast.runs.processes import on_first
 
 HELP = "Model Utility and Forget Quality of a model on TOFU, or of published logs"
 MAX_LENGTH = 200
+_COMPARED = 8  # rows to forget, whose losses are taken in float32 too where all are in bfloat16
 QUICK_STEP = 3  # of so many rows one: TOFU has 20 of each author, one after the other
 
 
@@ -91,6 +94,12 @@ class TofuEvalOptions(extra.ExtraOptions):
             "help": "every third row of those, in a folder of its own: for a look, with an interval, not for a table"
         },
     )
+    bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "compute in bfloat16, with weights as they are loaded, and say how far losses then are from float32"
+        },
+    )
     max_length: int = field(
         default=MAX_LENGTH, metadata={"help": "tokens of question and answer, also when the model writes the answer"}
     )
@@ -117,6 +126,10 @@ class TofuEvalOptions(extra.ExtraOptions):
             problems.append("quick: a log has been scored already; leave it out, or give --model instead of from_logs")
         if self.quick and self.metrics:
             problems.append("quick: expected no metrics beside it, which read all rows; leave one of them out")
+        if self.bf16 and self.from_logs is not None:
+            problems.append("bf16: a log has been scored already; leave it out, or give --model instead of from_logs")
+        if self.bf16 and self.metrics:
+            problems.append("bf16: expected no metrics beside it, which are taken in the model's dtype; leave one out")
         problems += self.problems_of_metrics()
         if problems:
             raise ValueError("; ".join(problems))
@@ -213,7 +226,7 @@ def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
 
 def wanted(options: TofuEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
-    limits = {"quick": None, **_limits(options)}  # else what a third of the rows came to would answer for all
+    limits = {"quick": None, "bf16": None, **_limits(options)}  # else a third of the rows would answer for all
     return {"split": options.split, "data": options.data or HUB, "model_options": asked, **limits}
 
 
@@ -222,13 +235,13 @@ def _limits(options: TofuEvalOptions) -> dict[str, Any]:
         "max_length": options.max_length,
         "max_new_tokens": options.max_new_tokens,
         "max_rows": options.max_rows or None,
-        **_if_quick(options.quick),
+        **_if_so(quick=options.quick, bf16=options.bf16),
     }
 
 
-def _if_quick(quick: bool) -> dict[str, Any]:
-    """Of the settings; nothing where all rows count, as in evaluations from before there was a choice."""
-    return {"quick": True} if quick else {}
+def _if_so(**chosen: bool) -> dict[str, bool]:
+    """Of the settings; nothing of what was not chosen, as in evaluations from before there was a choice."""
+    return {name: True for name, is_so in chosen.items() if is_so}
 
 
 def report(summary: Mapping[str, Any]) -> str:
@@ -261,6 +274,9 @@ def report(summary: Mapping[str, Any]) -> str:
         lines.append(f"{'forget':<14}" + "".join(map(_number, values)) + "  mean min(R, 1/R)")
         if "truth_ratio_prob_mean" in forget:  # not in summaries of earlier versions
             lines.append(f"{'':<38}{_number(forget['truth_ratio_prob_mean'])}  mean 1 / (1 + R)")
+    if summary.get("bf16"):
+        of = "bfloat16: {count} losses of {rows} rows are {mean:.2g} from float32 on average, {max:.2g} at most"
+        lines.append("\n" + of.format(**summary["bf16"]))
     if summary.get("extra"):
         lines.append("\n" + extra.report(summary["extra"]))
     return "\n".join(lines)
@@ -319,6 +335,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     max_rows: int | None = MAX_ROWS,
     quick: bool = False,
+    bf16: bool = False,
     truth_ratio: str = "geometric",
     matching_rows: bool = False,
     autocast: Autocast = nullcontext,
@@ -347,6 +364,9 @@ def evaluate(
         quick: every third of those rows, so that all authors are asked about; Forget Quality compares them with the
             same rows of ``retain_logs``. The summary then has ``model_utility_interval``, see
             :func:`gru_fast.metrics.tofu.utility_interval`, and its settings ``quick``.
+        bf16: compute in bfloat16 (autocast) with a float32 model; the summary then has ``bf16``, the deviations of
+            losses from float32 on some rows, see :func:`~gru_fast.benchmarks.tofu.records.deviation`. In place of
+            ``autocast``.
         truth_ratio, matching_rows: see :mod:`gru_fast.metrics.tofu`.
         overwrite: score anew even if there are records, of these or of other settings.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
@@ -358,8 +378,10 @@ def evaluate(
     """
     check_whole(model)
     output_dir = Path(output_dir)
-    if not overwrite:
-        check_settings(output_dir / "records", {"quick": quick or None})  # said of its own, before rows that differ
+    if not overwrite:  # said of its own, before rows that differ
+        check_settings(output_dir / "records", {"quick": quick or None, "bf16": bf16 or None})
+    if bf16:
+        autocast = _bfloat16(model)
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
     scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
@@ -383,7 +405,7 @@ def evaluate(
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
         "max_rows": max_rows,
-        **_if_quick(quick),
+        **_if_so(quick=quick, bf16=bf16),
         "rows": {name: content(examples) for name, examples in sets.items()},
     }
     asked = [
@@ -399,4 +421,15 @@ def evaluate(
     how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}
     seconds, settings = score_rows(scorer, asked, output_dir, settings, data=data, **how)
     of_retained = (retain_logs, truth_ratio, matching_rows)
-    return on_first(lambda: finish(output_dir, *of_retained, seconds=seconds, settings=settings))
+    apart = deviation(scorer, sets["forget"][:_COMPARED]) if bf16 and seconds is not None else None
+    return on_first(lambda: finish(output_dir, *of_retained, seconds=seconds, settings=settings, bf16=apart))
+
+
+def _bfloat16(model: Any) -> Autocast:
+    """The context to compute in bfloat16."""
+    if model.dtype != torch.float32:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"bf16: expected a model in float32, got one in {dtype}; leave it out, or give --dtype float32"
+        )
+    return partial(torch.autocast, model.device.type, dtype=torch.bfloat16)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gru_fast.data.hashes import joined_hash
@@ -103,6 +104,14 @@ def score(scorer: Scorer, examples: Sequence[Example]) -> list[dict[str, Any]]:
         _record(example, [next(found) for _ in example.sequences], text)
         for example, text in zip(examples, texts, strict=True)
     ]
+
+
+def deviation(scorer: Scorer, examples: Sequence[Example]) -> dict[str, Any]:
+    """How far the losses of some rows are from those without the scorer's autocast: mean and max of |l - l32|."""
+    rows = [sequence for example in examples for sequence in example.sequences]
+    plain = replace(scorer, autocast=nullcontext)
+    apart = [abs(a.loss - b.loss) for a, b in zip(scorer.losses(rows), plain.losses(rows), strict=True)]
+    return {"rows": len(examples), "count": len(apart), "mean": sum(apart) / len(apart), "max": max(apart)}
 
 
 def _record(example: Example, found: list[SequenceLoss], generation: str) -> dict[str, Any]:

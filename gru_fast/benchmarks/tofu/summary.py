@@ -81,8 +81,11 @@ def finish(
     *,
     seconds: float | None,
     settings: Mapping[str, Any],
+    bf16: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the summary. Numbers come from the records on disk: gone on with or unbroken, they are the same.
+
+    ``bf16``: how far losses in bfloat16 are from float32.
 
     ``seconds`` None: nothing was scored now. What an earlier summary says then stays, if it is not asked for anew.
     """
@@ -102,7 +105,8 @@ def finish(
         **numbers,
         "seconds": before.get("seconds") if seconds is None else seconds,
         "settings": {**settings, "truth_ratio": truth_ratio, "retain_logs": source},
-        **({"extra": before["extra"]} if "extra" in before else {}),
+        **({"bf16": dict(bf16)} if bf16 else {}),
+        **{name: before[name] for name in ("bf16", "extra") if name in before},
     }
     write_log(records, output_dir / ORIGINAL_FILE)
     write_json(file, summary)

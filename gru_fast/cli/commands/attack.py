@@ -141,24 +141,6 @@ def _fill(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _evaluation_options(how: AttackOptions, evaluation: Any, data: Any) -> Any:
-    """The options of the benchmark's evaluation: the rows' own data and split, then what --evaluate says."""
-    from gru_fast.options import flags as options
-
-    known = {part.name for part in dataclasses.fields(evaluation.Options)}
-    # As if they were a run's: it is the benchmark that knows which of them its evaluation has in the same sense.
-    own = evaluation.defaults_of_run(dataclasses.asdict(data))
-    own |= {"retain_logs": how.retain_logs} if how.retain_logs and "retain_logs" in known else {}
-    chosen = dict(how.evaluate or {})
-    taken = [name for name in (*own, "retain_logs", "from_logs") if name in chosen]
-    if taken:
-        raise ValueError(f"evaluate: {taken[0]} is not to be chosen there; give {options.flag(taken[0])}")
-    unknown = [name for name in chosen if name not in known]
-    if unknown:
-        raise ValueError(f'evaluate: gru-fast eval {data.benchmark} has no option "{unknown[0]}"')
-    return options.resolve(argparse.Namespace(**own, **chosen, config=None), evaluation.Options)[0]
-
-
 # ---- the target ------------------------------------------------------------------------------------------------------
 
 
@@ -166,13 +148,14 @@ def _target(how: AttackOptions, benchmark: Any, data: Any, model: ModelOptions) 
     """The model and those beside it, none of them loaded."""
     from gru_fast import benchmarks
     from gru_fast.attacks.parts.target import ORIGINAL, RETRAINED, UNLEARNED, Target
+    from gru_fast.cli import evaluating
     from gru_fast.models.load import find
 
     retrained = how.retrained or _model_of(how.retain_logs)
     names = {UNLEARNED: model.model, ORIGINAL: how.original, RETRAINED: retrained}
     _check_names(names)
     evaluation = benchmarks.evaluation(data.benchmark)
-    of_evaluation = _evaluation_options(how, evaluation, data)
+    of_evaluation = evaluating.options_of(data, how.retain_logs, how.evaluate, "evaluate")
     title = evaluation.title(of_evaluation)
     folder = find(model.model)
     if how.output_dir is None and (folder is None or not folder.is_dir()):

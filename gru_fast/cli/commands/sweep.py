@@ -21,10 +21,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gru_fast.evaluation.judge import Judge
     from gru_fast.jobs.driver import Cluster
     from gru_fast.runs.records import Status
     from gru_fast.sweep.draw import Draw
-    from gru_fast.sweep.judge import Judge
     from gru_fast.sweep.plan import Plan
     from gru_fast.sweep.results import Results
 
@@ -107,8 +107,8 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, Cluster, Sequence[Any]]:
     The options are resolved once for each method: a config file may have overrides for it.
     """
     from gru_fast.cli import chosen
+    from gru_fast.evaluation.judge import JUDGES
     from gru_fast.options import flags as options
-    from gru_fast.sweep.judge import JUDGES
     from gru_fast.sweep.plan import Plan
 
     benchmark = chosen.benchmark(args)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,22 +30,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     training.add_flags(parser)
     training.add_print_rows(parser)
+    from gru_fast.options.epochs import EpochOptions
+
     model, _, config = commands.unlearn()
-    options.add(parser, model, commands.data_of_all(), config)
+    options.add(parser, model, commands.data_of_all(), EpochOptions, config)
 
 
 def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> int:
     """``callbacks``: of a caller in Python, for the trainer."""
     from gru_fast.cli import chosen, training
+    from gru_fast.evaluation import points
     from gru_fast.options import commands
+    from gru_fast.options.epochs import EpochOptions
     from gru_fast.unlearn import UnlearnTrainer
 
     training.take_saved_config(args)
     benchmark = chosen.benchmark(args)
-    instances = training.ready(args, commands.unlearn(benchmark), fill)
+    of_model, of_data, of_training = commands.unlearn(benchmark)
+    instances = training.ready(args, (of_model, of_data, EpochOptions, of_training), fill)
     if instances is None:
         return 0
-    model, data, config = instances
+    model, data, epochs, config = instances
+    evaluation = _evaluation(epochs, data)
     method = config.make_method()
     config.method_options = dataclasses.asdict(method)  # for the record: defaults too
     config.rectifier_options = dataclasses.asdict(config.make_rule()) or None
@@ -61,6 +68,8 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+    if evaluation is not None:
+        _evaluate_epochs(trainer, data.benchmark, evaluation, epochs, template)
     facts = {
         "command": "unlearn",
         "benchmark": data.benchmark,
@@ -72,7 +81,11 @@ def run(args: argparse.Namespace, callbacks: Iterable[TrainerCallback] = ()) -> 
         "model": model.model,
         "rows": training.facts_of_rows({"forget": train_data.forget, "retain": train_data.retain}),
     }
-    return training.train(args, instances, trainer, facts)
+    status = training.train(args, instances, trainer, facts)
+    if evaluation is not None and trainer.is_world_process_zero():
+        along = points.read(Path(config.output_dir))
+        print(f"{config.output_dir}: {'best/ is of epoch ' if along and along.best else ''}{along}")
+    return status
 
 
 def fill(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +95,66 @@ def fill(values: Mapping[str, Any]) -> dict[str, Any]:
     title = benchmarks.get(values["benchmark"]).title(argparse.Namespace(**values))
     rectified = f"-{values['rectifier']}" if values["rectify"] else ""
     return {"output_dir": f"runs/{title}-{values['method']}{rectified}"}
+
+
+def _evaluation(epochs: Any, data: Any) -> Any:
+    """The options of the evaluation while training, None without; what it would refuse, before anything is loaded."""
+    if epochs.eval_epochs is None:
+        return None
+    from gru_fast.cli import evaluating
+    from gru_fast.evaluation.judge import JUDGES
+
+    if data.benchmark not in JUDGES:
+        raise ValueError(
+            f"eval_epochs: models are judged on {' or '.join(JUDGES)}, got {data.benchmark}; leave it out, and "
+            "evaluate checkpoints (--save-strategy epoch) with gru-fast eval"
+        )
+    found = evaluating.options_of(data, epochs.retain_logs, epochs.eval_options, "eval_options")
+    if data.benchmark == "tofu":
+        _check_retained(epochs.retain_logs, data.split)
+    return found
+
+
+def _check_retained(retain_logs: str | None, split: str) -> None:
+    if retain_logs is None:
+        raise ValueError(
+            "eval_epochs: expected retain_logs as well, for Forget Quality; give --retain-logs, the retrained model's "
+            "run or a log of it"
+        )
+    from gru_fast.metrics.logs import read_log
+
+    read_log(retain_logs, split)
+
+
+def _evaluate_epochs(trainer: Any, name: str, evaluation: Any, epochs: Any, template: Any) -> None:
+    """Has the trainer evaluate on the benchmark ``name``."""
+    from gru_fast import benchmarks
+    from gru_fast.evaluation.epochs import EpochEvaluations
+    from gru_fast.evaluation.judge import JUDGES
+    from gru_fast.evaluation.subject import Subject
+
+    config = trainer.args
+    if trainer.is_sharded:
+        raise ValueError("eval_epochs: not with FSDP2, of which no process has the whole model; evaluate what is saved")
+    benchmark = benchmarks.evaluation(name)
+    folder = Path(config.output_dir)
+
+    def evaluate(model: Any, tokenizer: Any, place: Path) -> Mapping[str, float | None]:
+        subject = Subject(
+            asked={"model": str(folder), "step": int(place.name)},
+            output_dir=place,
+            load=lambda: (model, tokenizer, template),
+            is_older_than=lambda file: True,
+            batch_size=config.per_device_eval_batch_size,
+            progress=not config.disable_tqdm,
+        )
+        found: Mapping[str, float | None] = benchmark.columns(benchmark.run(evaluation, subject))
+        return found
+
+    callback = EpochEvaluations(
+        evaluate, JUDGES[name], folder, every=epochs.eval_epochs, share=epochs.share, log=trainer.log
+    )
+    trainer.add_callback(callback)
 
 
 def _datasets(benchmark: Any, data: Any, config: Any, tokenizer: Any, template: Any) -> tuple[Any, Any]:

@@ -304,6 +304,32 @@ def test_a_quick_evaluation_is_of_every_third_row(
         assert not finished(tmp_path / folder, {**asked, "quick": None if quick else True})
 
 
+def test_in_bfloat16_with_the_distance_from_float32(
+    tmp_path: Path, data: Path, tokenizer: Any, make_model: Callable[..., Any]
+) -> None:
+    model = make_model()
+    evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "float32", **OPTIONS)
+    summary = evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "bfloat16", bf16=True, **OPTIONS)
+    exact, rounded = (read_log(tmp_path / name)["forget"] for name in ("float32", "bfloat16"))
+
+    def losses(row: Record) -> list[float]:
+        return [row.answer_loss or 0.0, row.paraphrase_loss or 0.0, *(row.perturbed_losses or ())]
+
+    apart = [abs(a - b) for x, y in zip(exact, rounded, strict=True) for a, b in zip(losses(x), losses(y), strict=True)]
+    assert 1e-5 < max(apart) < 0.2
+    found = summary["bf16"]
+    assert (found["rows"], found["count"]) == (5, 35)
+    assert found["max"] == pytest.approx(max(apart), rel=0.5)
+    assert found["mean"] == pytest.approx(sum(apart) / len(apart), rel=0.5)
+    assert f"bfloat16: 35 losses of 5 rows are {found['mean']:.2g} from float32 on average" in report(summary)
+    again = evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "bfloat16", bf16=True, **OPTIONS)
+    assert again["bf16"] == found
+    with pytest.raises(ValueError, match="holds records with bf16 None, this evaluation has True"):
+        evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "float32", bf16=True, **OPTIONS)
+    with pytest.raises(ValueError, match="bf16: expected a model in float32, got one in bfloat16; leave it out"):
+        evaluate(make_model().bfloat16(), tokenizer, PHI, "forget05", data, tmp_path / "b", bf16=True, **OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -314,6 +340,8 @@ def test_a_quick_evaluation_is_of_every_third_row(
 def test_what_a_quick_evaluation_cannot_do(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TofuEvalOptions(split="forget05", quick=True, **given)
+    with pytest.raises(ValueError, match=message.replace("quick", "bf16")):
+        TofuEvalOptions(split="forget05", bf16=True, **given)
 
 
 def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(
