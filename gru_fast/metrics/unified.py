@@ -1,9 +1,9 @@
-"""An evaluation on TOFU as a log of the unified framework (open-unlearning), by its definitions.
+"""An evaluation on TOFU or MUSE as a log of the unified framework (open-unlearning), by its definitions.
 
-Its evaluator goes on from such a file: metrics that stand in ``TOFU_EVAL.json`` of its output folder are not computed
-again, and ``retain_logs_path`` may name one. So the values in it are those that it would have found itself for the same
-losses and texts, with 1e-10 in the denominators; ours do without (:mod:`gru_fast.metrics.tofu`), which differs by 1e-7
-and less unless a model has collapsed.
+Its evaluator goes on from such a file: metrics that stand in ``TOFU_EVAL.json`` of its output folder
+(``MUSE_EVAL.json``) are not computed again, and ``retain_logs_path`` may name one. So the values in it are those that
+it would have found itself for the same losses and texts, with 1e-10 in the denominators; ours do without
+(:mod:`gru_fast.metrics.tofu`), which differs by 1e-7 and less unless a model has collapsed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gru_fast.metrics import muse
 from gru_fast.metrics.exact import exact_mean
 from gru_fast.metrics.logs import UNIFIED_FILE, UNIFIED_SETS, WITH_PARAPHRASE
 from gru_fast.metrics.records import Record, Records
@@ -20,10 +21,15 @@ from gru_fast.metrics.rouge import rouge
 from gru_fast.metrics.tofu import harmonic_mean
 from gru_fast.runs.files import write_json
 
-SUMMARY_FILE = "TOFU_SUMMARY.json"
+FORMAT = "open-unlearning"  # in --write-log
 _LEAST = 1e-10  # added to its denominators
 _MEASURES = ("extraction_strength", "exact_memorization")  # means over the forget set, of --metrics
 _PRIVLEAK_OF = "mia_min_k"
+_MUSE_SETS = {
+    "verbmem_f": "forget_verbmem_ROUGE",
+    "knowmem_f": "forget_knowmem_ROUGE",
+    "knowmem_r": "retain_knowmem_ROUGE",
+}
 
 Log = dict[str, dict[str, Any]]  # metric -> agg_value, value_by_index
 _Numbers = Mapping[str, Mapping[str, float | None]]
@@ -34,9 +40,18 @@ def write_unified(records: Records, folder: Path, quality: float | None = None, 
 
     Arguments: see :func:`unified_log`. Each file is replaced at once.
     """
-    log = unified_log(records, quality, extra)
-    write_json(folder / UNIFIED_FILE, log)
-    write_json(folder / SUMMARY_FILE, {name: metric["agg_value"] for name, metric in log.items()})
+    _write(unified_log(records, quality, extra), folder / UNIFIED_FILE)
+
+
+def write_unified_muse(records: muse.Records, folder: Path, extra: _Numbers | None = None) -> None:
+    """Writes ``MUSE_EVAL.json`` and ``MUSE_SUMMARY.json`` to ``folder``; arguments: see :func:`unified_muse_log`."""
+    _write(unified_muse_log(records, extra), folder / muse.UNIFIED_FILE)
+
+
+def _write(log: Log, file: Path) -> None:
+    write_json(file, log)
+    summary = {name: metric["agg_value"] for name, metric in log.items()}
+    write_json(file.with_name(file.name.replace("_EVAL", "_SUMMARY")), summary)
 
 
 def unified_log(records: Records, quality: float | None = None, extra: _Numbers | None = None) -> Log:
@@ -71,8 +86,38 @@ def unified_log(records: Records, quality: float | None = None, extra: _Numbers 
         log["forget_truth_ratio"] = log.pop("forget_Truth_Ratio")  # its name for it differs from set to set
     if quality is not None:
         log["forget_quality"] = {"agg_value": quality}
-    log.update(_of_extra(extra or {}))
+    log.update(_of_extra(extra or {}, "forget"))
     return dict(sorted(log.items()))
+
+
+def unified_muse_log(records: muse.Records, extra: _Numbers | None = None) -> Log:
+    """The metrics of a log on MUSE, in the order of their names.
+
+    ROUGE is of word stems, as there. PrivLeak of our evaluation is the original code's, of all tokens: the framework's
+    is that of the optional metric ``mia_min_k``, and left out without it.
+
+    Args:
+        records: of an evaluation.
+        extra: as of :func:`unified_log`; memorization is that of verbmem, the texts that are to be gone on with.
+    """
+    log: Log = {}
+    for name, metric in _MUSE_SETS.items():
+        rows: Sequence[muse.Generation] = records.get(name, [])
+        if rows:
+            log[metric] = _metric(rows, [_generation(row) for row in rows], "rougeL_f1")
+    log.update(_of_extra(extra or {}, "verbmem_f"))
+    return dict(sorted(log.items()))
+
+
+def _generation(row: muse.Generation) -> dict[str, Any]:
+    found = rouge(row.reference, row.generation)
+    texts = {"input": row.prompt, "ground_truth": row.reference, "generation": row.generation}
+    return {
+        "rouge1_recall": found.rouge1_recall,
+        "rougeL_f1": found.rougeL_f1,
+        "rougeL_recall": found.rougeL_recall,
+        **texts,
+    }
 
 
 def _of_set(name: str, rows: Sequence[Record]) -> Log:
@@ -117,18 +162,19 @@ def _text(row: Record) -> dict[str, Any]:
     return {**found, "input": row.question, "ground_truth": row.answer, "generation": row.generation}
 
 
-def _of_extra(extra: _Numbers) -> Log:
+def _of_extra(extra: _Numbers, forget: str) -> Log:
+    """``forget``: the set that its memorization is of."""
     found: Log = {}
     for name, numbers in extra.items():
         if name in _MEASURES:
-            found[name] = {"agg_value": numbers["forget"]}
+            found[name] = {"agg_value": numbers[forget]}
         elif numbers.get("auc") is not None:
             found[name] = {"agg_value": numbers["auc"], "auc": numbers["auc"]}
     leak = extra.get(_PRIVLEAK_OF, {}).get("privleak")
     return found if leak is None else {**found, "privleak": {"agg_value": leak}}
 
 
-def _metric(rows: Sequence[Record], values: Sequence[Mapping[str, Any]], mean_of: str | None = None) -> dict[str, Any]:
+def _metric(rows: Sequence[Any], values: Sequence[Mapping[str, Any]], mean_of: str | None = None) -> dict[str, Any]:
     """``agg_value`` the mean of one of the values, of the rows' own means where it is a list."""
     found: dict[str, Any] = {"value_by_index": {str(row.index): v for row, v in zip(rows, values, strict=True)}}
     if mean_of is None:

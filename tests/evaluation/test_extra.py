@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 
+from gru_fast.benchmarks.tofu.evaluate import TofuEvalOptions
 from gru_fast.evaluation import extra, extra_passes
 from gru_fast.evaluation.extra import Sets, evaluate, read, report
 from gru_fast.evaluation.extra_passes import ExtraScorer
@@ -220,6 +221,11 @@ def test_the_retrained_models_records_make_privleak(tmp_path: Path, whole: tuple
         ValueError, match=r"holdout was scored on other texts \(4 rows, ours 5\), or with another token"
     ):
         score(whole[0], ["mia_loss"], retained=tmp_path / "fewer")
+
+
+def test_a_classifier_reads_something() -> None:
+    with pytest.raises(ValueError, match="gibberish_tokens: expected at least 1, got 0"):
+        TofuEvalOptions(gibberish_tokens=0)
 
 
 def test_generations_that_changed_are_judged_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ import pytest
 from tofu_records import records
 
 from gru_fast.cli import main
-from gru_fast.metrics import tofu
+from gru_fast.metrics import muse, tofu
 from gru_fast.metrics.logs import read_log, write_log
 from gru_fast.metrics.records import Record, Records
-from gru_fast.metrics.unified import unified_log, write_unified
+from gru_fast.metrics.unified import unified_log, write_unified, write_unified_muse
 
 EPS = 1e-10
 
@@ -93,6 +93,35 @@ def test_optional_metrics_are_numbers_without_rows() -> None:
     assert log["privleak"] == {"agg_value": -50.0}
     assert not [name for name in log if "gibberish" in name]
     assert "privleak" not in unified_log(records(), extra={"mia_min_k": {"auc": 0.75, "privleak": None}})
+
+
+def test_muse_by_its_definitions(tmp_path: Path) -> None:
+    rows = [
+        muse.Generation(0, "It came", "on Monday morning", "on Mondays"),
+        muse.Generation(1, "It left", "with salt", "with rope and salt"),
+    ]
+    extra: dict[str, dict[str, float | None]] = {
+        "extraction_strength": {"verbmem_f": 0.3, "knowmem_f": 0.1, "knowmem_r": 0.2},
+        "mia_min_k": {"auc": 0.75, "retained_auc": 0.5, "privleak": -50.0},
+    }
+    write_unified_muse({"verbmem_f": rows, "knowmem_r": rows[1:]}, tmp_path, extra)
+    log = json.loads((tmp_path / "MUSE_EVAL.json").read_text())
+    assert list(log) == [
+        "extraction_strength", "forget_verbmem_ROUGE", "mia_min_k", "privleak", "retain_knowmem_ROUGE",
+    ]  # fmt: skip
+    first, second = log["forget_verbmem_ROUGE"]["value_by_index"].values()
+    assert first["rougeL_f1"] == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))  # of stems
+    assert second == {
+        "rouge1_recall": 1.0,
+        "rougeL_f1": pytest.approx(2 * 1 * (2 / 4) / (1 + 2 / 4)),
+        "rougeL_recall": 1.0,
+        "input": "It left",
+        "ground_truth": "with salt",
+        "generation": "with rope and salt",
+    }
+    assert log["forget_verbmem_ROUGE"]["agg_value"] == pytest.approx((first["rougeL_f1"] + second["rougeL_f1"]) / 2)
+    assert json.loads((tmp_path / "MUSE_SUMMARY.json").read_text())["privleak"] == -50.0
+    assert muse.read_retained(tmp_path).auc(0.4) == pytest.approx(0.25)  # the original code's convention
 
 
 def test_a_log_of_some_metrics_becomes_one_of_some_metrics(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from gru_fast.metrics import mia
 from gru_fast.metrics import muse as metrics
 from gru_fast.metrics.muse import MIN_KS, Records, Retained, read_records, read_retained
 from gru_fast.metrics.rouge import warn_of_dropped
+from gru_fast.metrics.unified import FORMAT, write_unified_muse
 from gru_fast.models.forward import Autocast
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.files import read_json, write_json
@@ -66,6 +67,13 @@ class MuseEvalOptions(extra.ExtraOptions):
             f"a published {metrics.AUC_FILE} or {metrics.UNIFIED_FILE}"
         },
     )
+    write_log: str | None = field(
+        default=None,
+        metadata={
+            "help": f"write a log for another program: {FORMAT}, whose evaluator goes on from it",
+            "choices": (FORMAT,),
+        },
+    )
     min_k: float = field(
         default=mia.MIN_K,
         metadata={"help": "PrivLeak: share of a text's tokens, its least probable ones", "choices": MIN_KS},
@@ -82,6 +90,8 @@ class MuseEvalOptions(extra.ExtraOptions):
             for name, low in least.items()
             if getattr(self, name) < low
         ]
+        if self.write_log not in (None, FORMAT):
+            problems.append(f'write_log: expected {FORMAT}, got "{self.write_log}"')
         if self.min_k not in MIN_KS:
             problems.append(f"min_k: expected one of {', '.join(map(str, MIN_KS))}, got {self.min_k}")
         problems += self.problems_of_metrics()
@@ -111,6 +121,14 @@ def title(options: MuseEvalOptions) -> str:
 
 def run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
+    summary = _with_metrics(options, subject)
+    if options.write_log is not None:
+        folder = subject.output_dir
+        on_first(lambda: write_unified_muse(read_records(folder / "records"), folder, summary.get("extra")))
+    return summary
+
+
+def _with_metrics(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     if not options.metrics:
         return _run(options, subject)
     return extra.evaluated_with(

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast.benchmarks.rwku.data import GROUPS, HUB, load, sets_of
-from gru_fast.benchmarks.rwku.records import ANSWER_TOKENS, LONG_TOKENS, check, content, encode, score
+from gru_fast.benchmarks.rwku.records import (
+    ANSWER_TOKENS,
+    LONG_TOKENS,
+    PRIMERS,
+    check,
+    content,
+    encode,
+    read_primers,
+    score,
+)
 from gru_fast.data.rows import read_json_rows
 from gru_fast.data.templates import Template, resolve_template
 from gru_fast.evaluation.asking import Scorer, score_rows
@@ -53,6 +62,13 @@ class RwkuEvalOptions:
     answer_tokens: int = field(default=ANSWER_TOKENS, metadata={"help": "most tokens of an answer"})
     long_tokens: int = field(
         default=LONG_TOKENS, metadata={"help": "most tokens of a chain of thought (BBH), and of a text (fluency)"}
+    )
+    primers: str | None = field(
+        default=None,
+        metadata={
+            "help": f"a JSON file with what stands before the questions of {' and '.join(PRIMERS)}: the examples of "
+            "RWKU's code, say"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -121,6 +137,7 @@ def _how(options: RwkuEvalOptions) -> dict[str, Any]:
         "max_rows": options.max_rows or None,
         "answer_tokens": options.answer_tokens,
         "long_tokens": options.long_tokens,
+        "primers": None if options.primers is None else read_primers(options.primers),
     }
 
 
@@ -183,6 +200,7 @@ def evaluate(
     max_rows: int | None = None,
     answer_tokens: int = ANSWER_TOKENS,
     long_tokens: int = LONG_TOKENS,
+    primers: Mapping[str, str] | None = None,
     batch_size: int = 16,
     autocast: Autocast = nullcontext,
     progress: bool = True,
@@ -201,6 +219,7 @@ def evaluate(
         target, data, max_rows: see :func:`gru_fast.benchmarks.rwku.data.load`.
         sets: of its names; None: all.
         answer_tokens, long_tokens: that the model writes at most: an answer; a chain of thought, or a text.
+        primers: what stands before some questions, see :func:`gru_fast.benchmarks.rwku.records.encode`.
         overwrite: score anew even if there are records, of these or of other settings.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
 
@@ -214,7 +233,7 @@ def evaluate(
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
     scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
-    written = {"answer_tokens": answer_tokens, "long_tokens": long_tokens}
+    written: dict[str, Any] = {"answer_tokens": answer_tokens, "long_tokens": long_tokens, "primers": primers}
     probes = {name: encode(name, tokenizer, template, load(name, data, target, max_rows), **written) for name in names}
     for name, found in probes.items():
         check(limits_of(model), name, found)

@@ -4,8 +4,8 @@ Prompts are those of its code: an instruction and the probe as one message of th
 model's answer begun with "Answer:" or "A:". Where it differs:
 
 - its tokenizer adds a second BOS in front of a chat template that has one; here there is one;
-- TruthfulQA and TriviaQA come after six and five examples that stand in its code, not in its data; here after none, so
-  these two numbers compare runs of this program;
+- TruthfulQA and TriviaQA come after six and five examples that stand in its code, not in its data; here after what
+  ``primers`` has for them, by default none, so that these two numbers compare runs of this program;
 - an answer ends with its line. Its code ends it at the token of a line's end; where a token holds more than that, it
   goes on.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ from gru_fast.data.templates import Template, encode_prompt
 from gru_fast.evaluation.asking import Prompt, Scorer
 from gru_fast.metrics import mia
 from gru_fast.metrics.scores import TextRecord
+from gru_fast.runs.files import read_json
 
 ANSWER_TOKENS = 30
 LONG_TOKENS = 256  # of BBH, with its chain of thought, and of fluency
 MIN_K = 0.2  # of RWKU
+PRIMERS = {"utility_truthfulness": "", "utility_factuality": "Please briefly answer the following question:\n"}
 _TEXT = Template("text")  # a text as it is, after what the tokenizer itself puts in front
 _LETTERS = "ABCD"
 _FILL_IN = "Please complete the blank in the following question.\nQuestion: {}\n"
@@ -72,12 +75,32 @@ def encode(
     *,
     answer_tokens: int = ANSWER_TOKENS,
     long_tokens: int = LONG_TOKENS,
+    primers: Mapping[str, str] | None = None,
 ) -> list[Asked]:
-    """The probes of the set ``name`` as tokens, with what the model may write of an answer, and of a long one."""
+    """The probes of the set ``name`` as tokens, with what the model may write of an answer, and of a long one.
+
+    ``primers``: set, of :data:`PRIMERS` -> what stands before its "Q: ".
+    """
     make = _MAKERS.get(name) or _MAKERS[name.partition("_")[0]]
     template = replace(template, system=None) if template.chat else template
-    asking = _Asking(name, tokenizer, template, answer_tokens, long_tokens)
+    primer = {**PRIMERS, **(primers or {})}.get(name, "")
+    asking = _Asking(name, tokenizer, template, answer_tokens, long_tokens, primer)
     return [make(asking, row) for row in rows]
+
+
+def read_primers(file: str | Path) -> dict[str, str]:
+    """Primers of a JSON file, one object.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: another set than those of :data:`PRIMERS`, or no text.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"primers: no file {path}")
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(name in PRIMERS and isinstance(found[name], str) for name in found):
+        raise ValueError(f"primers: {path}: expected an object with texts for {' and '.join(PRIMERS)}, got {found!r}")
+    return found
 
 
 def check(limits: Limits, name: str, probes: Sequence[Asked]) -> None:
@@ -123,6 +146,7 @@ class _Asking:
     template: Template
     answer_tokens: int
     long_tokens: int
+    primer: str
 
     def prompt(self, message: str, begun: str, max_new_tokens: int) -> Prompt:
         return Prompt(encode_prompt(self.tokenizer, self.template, message, begun), max_new_tokens)
@@ -196,12 +220,12 @@ def _truth(asking: _Asking, row: Row) -> Asked:
         "mc1_labels": row["mc1_targets"]["labels"],
         "mc2_labels": row["mc2_targets"]["labels"],
     }
-    message = f"Q: {row['question']}"
+    message = f"{asking.primer}Q: {row['question']}"
     return Asked(facts, sequences=asking.choices(message, asking.short(message), answers))
 
 
 def _fact(asking: _Asking, row: Row) -> Asked:
-    message = f"Please briefly answer the following question:\nQ: {row['question']}\n"
+    message = f"{asking.primer}Q: {row['question']}\n"
     facts = {name: row[name] for name in ("subject", "question", "answers")}
     return Asked(facts, asking.prompt(message, "A:", asking.answer_tokens))
 

@@ -10,10 +10,10 @@ from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.metrics import tofu as metrics
 from gru_fast.metrics.logs import ORIGINAL_FILE, read_log, read_records, write_log
 from gru_fast.metrics.records import SETS, Records
-from gru_fast.metrics.unified import write_unified
+from gru_fast.metrics.unified import FORMAT, write_unified
 from gru_fast.runs.files import read_json, write_json
 
-LOG_FORMATS = ("original", "open-unlearning")
+LOG_FORMATS = ("original", FORMAT)
 
 
 def resummarize(

@@ -116,6 +116,19 @@ def test_a_run_and_its_evaluation(places: Path, tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert f"{summary['privleak']:.2f} %" in printed
     assert "KnowMem on retain" in printed
+    assert main([*arguments, "--write-log", "open-unlearning", "--stemmer"]) == 0
+    log = json.loads((out / "eval" / "muse-news" / "MUSE_SUMMARY.json").read_text())
+    stemmed = json.loads((out / "eval" / "muse-news" / "summary.json").read_text())
+    assert log == {
+        metric: pytest.approx(stemmed[name] / 100)
+        for name, metric in (
+            ("knowmem_f", "forget_knowmem_ROUGE"),
+            ("verbmem_f", "forget_verbmem_ROUGE"),
+            ("knowmem_r", "retain_knowmem_ROUGE"),
+        )
+    }
+    assert main([*arguments, "--write-log", "original"]) == 1
+    assert "--write-log: expected open-unlearning" in capsys.readouterr().err.replace("one of ", "").replace("'", "")
 
 
 def test_one_forget_set_after_another(places: Path, tmp_path: Path) -> None:
@@ -152,7 +165,7 @@ def test_a_tofu_evaluation_takes_nothing_from_a_muse_run(
         (["--split", "forget05"], "split: expected one of forget, scal_1"),
         (["--split", "scal_7"], 'but no "forget_7"'),
         (["--idk-file", "x"], "--idk-file: no option of --benchmark muse; leave it out"),
-        (["--benchmark", "mus"], "benchmark: expected one of muse"),
+        (["--benchmark", "mus"], "benchmark: expected one of lume, muse"),
         (["--benchmark", "tofu"], "expected forget05.json in it"),
     ],
 )

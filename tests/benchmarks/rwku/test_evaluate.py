@@ -16,7 +16,7 @@ from rwku_files import PEOPLE
 
 from gru_fast.benchmarks.rwku.data import SETS, load, sets_of
 from gru_fast.benchmarks.rwku.evaluate import RwkuEvalOptions, columns, evaluate, report, title
-from gru_fast.benchmarks.rwku.records import encode
+from gru_fast.benchmarks.rwku.records import encode, read_primers
 from gru_fast.cli import main
 from gru_fast.data.templates import Template, resolve_template
 
@@ -126,6 +126,33 @@ def test_choices_are_scored_at_their_own_tokens_alone(data: Path) -> None:
         assert scored == [tokenizer.convert_tokens_to_ids(letter)]
     (probe,) = encode("utility_truthfulness", tokenizer, PLAIN, load("utility_truthfulness", data, PEOPLE[0]))
     assert [sum(label != -100 for label in s["labels"]) for s in probe.sequences] == [1, 1, 2, 1, 2, 1]
+
+
+def test_primers_stand_before_questions(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "primers.json"
+    file.write_text(
+        json.dumps({"utility_truthfulness": "Q: no?\nA: no.\n\n", "utility_factuality": "Q: one?\nA: two\n"})
+    )
+    tokenizer, primers = rwku_files.tokenizer(), read_primers(file)
+    rows = load("utility_factuality", data, PEOPLE[0])
+    (probe,) = encode("utility_factuality", tokenizer, PLAIN, rows, primers=primers)
+    assert probe.prompt is not None
+    assert tokenizer.convert_ids_to_tokens(probe.prompt.ids)[1:] == words(
+        "Q: one?\nA: two\nQ: Where is the town?\n\nA:"
+    )
+    (probe,) = encode("utility_factuality", tokenizer, PLAIN, rows)
+    assert probe.prompt is not None
+    asked = words("Please briefly answer the following question:\nQ: Where is the town?\n\nA:")
+    assert tokenizer.convert_ids_to_tokens(probe.prompt.ids)[1:] == asked
+    truth = load("utility_truthfulness", data, PEOPLE[0])
+    (probe,) = encode("utility_truthfulness", tokenizer, PLAIN, truth, primers=primers)
+    first = tokenizer.convert_ids_to_tokens(probe.sequences[0]["input_ids"])[1:]
+    assert first == words("Q: no?\nA: no.\n\nQ: yes?\nA: yes")
+    file.write_text('{"utility_general": "x"}')
+    with pytest.raises(ValueError, match="expected an object with texts for utility_truthfulness and util"):
+        read_primers(file)
+    with pytest.raises(FileNotFoundError, match="primers: no file"):
+        read_primers(tmp_path / "none.json")
 
 
 def test_a_chat_has_no_system_prompt_and_begins_the_answer(data: Path) -> None:
