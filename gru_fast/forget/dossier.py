@@ -140,6 +140,7 @@ def page(view: View) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["percent"] = _percent
     said = view.manifest
     return environment.get_template("report.html").render(
         title=f"Forgetting {_count(len(view.before.forget))}",
@@ -315,8 +316,12 @@ def _attack(found: Mapping[str, Any]) -> str:
     if worst is None:
         return f"| {found['attack']} | the original knows no more | - | - | - | - | - | - |"
     numbers = " | ".join(f"{worst[name]:.3g}" for name in ("before", "after", "original"))
-    shares = " | ".join("-" if worst[name] is None else f"{worst[name]:.0%}" for name in ("back", "retained_back"))
+    shares = " | ".join(_percent(worst[name]) for name in ("back", "retained_back"))
     return f"| {found['attack']} | {_cell(worst['what'])} | {worst['score']} | {numbers} | {shares} |"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{round(100 * share)}%"  # of an integer: no -0
 
 
 def _cells(row: Row) -> list[str]:

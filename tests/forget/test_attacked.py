@@ -91,16 +91,17 @@ def test_a_retrained_model_stands_beside_it(tmp_path: Path) -> None:
 
 def test_both_reports_have_them(tmp_path: Path) -> None:
     came_back, unknown = (
-        finding(f"wording: {EVIL}", "forget exact", 0.375),
+        finding(f"wording: {EVIL}", "forget exact", 0.376),
         finding("repeat", "forget exact", None, original=None),
     )
-    save(tmp_path, "extract", [came_back, unknown])
+    save(tmp_path, "extract", [came_back, unknown, finding("twice", "forget exact", -0.001)])
     save(tmp_path, "sample", [finding("leak@1", "forget exact", None)])
     shown = view({**manifest(), "attacks": attacked.read(tmp_path)})
     read = Reader(dossier.page(shown))
     assert read.open == []
     assert "script" not in read.tags
     assert "at most 38% back" in read.text
+    assert "-0%" not in read.text
     assert "not known: the original knows no more" in read.text
     lines = dossier.markdown(shown).splitlines()
     at = lines.index("## Does it come back?")
