@@ -110,7 +110,10 @@ class UnlearnDataset(Dataset[dict[str, Any]]):
         return self.retain_per_row or 1 if part == "retain" else 1
 
     def attach(self, references: References | None) -> UnlearnDataset:
-        """From now on the parts that ``references`` covers carry ``reference_log_probs``. Returns itself."""
+        """From now on the parts that ``references`` covers carry ``reference_log_probs``. Returns itself.
+
+        A row that has a value of its own under that name keeps it.
+        """
         self.references = references
         return self
 
@@ -176,7 +179,9 @@ class UnlearnDataset(Dataset[dict[str, Any]]):
     def _scored(self, part: str, row: Encoded) -> ScoredEncoded:
         item: ScoredEncoded = {"input_ids": row["input_ids"], "labels": row["labels"]}
         if self.references is not None and part in self.references.parts:
-            item["reference_log_probs"] = self.references[row]
+            # A row may have one of its own, of a model before this one.
+            own = row.get("reference_log_probs")
+            item["reference_log_probs"] = self.references[row] if own is None else own  # type: ignore[typeddict-item]
         return item
 
     def _draw(self, part: str, index: int, epoch: int) -> int:

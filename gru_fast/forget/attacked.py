@@ -14,15 +14,16 @@ from gru_fast import attacks, runs
 from gru_fast.attacks.parts import outcome
 
 FOLDER = "attacks"
-_SHOWN = ("what", "score", "before", "after", "original", "back")
+_SHOWN = ("what", "score", "before", "after", "original", "back", "retained_back")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The attacks on the run in ``folder`` that are done, without any text, in the order of :func:`attacks.names`.
 
     Each has its ``attack``, the ``evaluation`` that it asked, the ``seconds`` it took, and ``findings``: of every
-    setting that its own report shows, the scores before and after, of the original model, and the share ``back``.
-    ``worst`` is the finding with the largest share, None where no share is known.
+    setting that its own report shows, the scores before and after, of the original model, and the shares ``back``, and
+    ``retained_back`` of a retrained model, None without one. ``worst`` is the finding with the largest share, None
+    where no share is known.
     """
     found = []
     files = folder.glob(f"{FOLDER}/*/*/{outcome.SUMMARY_FILE}")
@@ -60,10 +61,18 @@ def sentence(found: Sequence[Mapping[str, Any]]) -> str:
             f"Attacked ({made}), nothing can be said: by none of the scores did the original model know clearly more."
         )
     most, each = max(known, key=lambda pair: pair[0])
-    where = f"{each['attack']}: {each['worst']['what']}; {each['worst']['score']}"
+    worst = each["worst"]
+    where = f"{each['attack']}: {worst['what']}; {worst['score']}"
+    if worst["retained_back"] is not None:
+        where += f"; of the retrained model {worst['retained_back']:.0%}"
     if most <= 0:
         return f"Attacked ({made}), nothing came back."
     return f"Attacked ({made}), at most {most:.0%} of the way back to the original was made ({where})."
+
+
+def has_retrained(found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any was held against the same attack on a retrained model."""
+    return any(row["retained_back"] is not None for each in found for row in each["findings"])
 
 
 def _shown(finding: Mapping[str, Any]) -> dict[str, Any]:

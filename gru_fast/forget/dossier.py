@@ -140,6 +140,7 @@ def page(view: View) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["percent"] = _percent
     said = view.manifest
     return environment.get_template("report.html").render(
         title=f"Forgetting {_count(len(view.before.forget))}",
@@ -160,7 +161,8 @@ def page(view: View) -> str:
         keep=said["options"]["keep"],
         membership=words.membership(said),
         attacks=said.get("attacks", ()),
-        attacks_note=words.ATTACKS,
+        attacks_note=words.attacks(said),
+        has_retrained=attacked.has_retrained(said.get("attacks", ())),
         charts=[(name, note, Markup(drawing), legend) for name, note, drawing, legend in _charts(view)],
         earlier=said["earlier"],
         files=_files(said),
@@ -297,9 +299,9 @@ def markdown(view: View) -> str:
             *(f"| {n} | {a:.3f} | {b:.3f} |" for n, a, b in found),
         ]
     if attacks := said.get("attacks"):
-        lines += ["", "## Does it come back?", "", words.ATTACKS, ""]
-        lines += ["| attack | most came back with | score | before | after | original | back |"]
-        lines += ["|---|---|---|---:|---:|---:|---:|", *map(_attack, attacks)]
+        lines += ["", "## Does it come back?", "", words.attacks(said), ""]
+        lines += ["| attack | most came back with | score | before | after | original | back | retrained |"]
+        lines += ["|---|---|---|---:|---:|---:|---:|---:|", *map(_attack, attacks)]
     if texts := _texts(view):
         lines += ["", "## What the model writes", ""]
         for row in texts:
@@ -312,9 +314,14 @@ def markdown(view: View) -> str:
 def _attack(found: Mapping[str, Any]) -> str:
     worst = found["worst"]
     if worst is None:
-        return f"| {found['attack']} | the original knows no more | - | - | - | - | - |"
+        return f"| {found['attack']} | the original knows no more | - | - | - | - | - | - |"
     numbers = " | ".join(f"{worst[name]:.3g}" for name in ("before", "after", "original"))
-    return f"| {found['attack']} | {_cell(worst['what'])} | {worst['score']} | {numbers} | {worst['back']:.0%} |"
+    shares = " | ".join(_percent(worst[name]) for name in ("back", "retained_back"))
+    return f"| {found['attack']} | {_cell(worst['what'])} | {worst['score']} | {numbers} | {shares} |"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{round(100 * share)}%"  # of an integer: no -0
 
 
 def _cells(row: Row) -> list[str]:

@@ -115,6 +115,7 @@ def earlier(model: str) -> list[dict[str, Any]]:
         "documents": last["documents"],
         "options": last["options"],
         "level": last["level"],
+        "before": {each["document"]: each["probability"] for each in last["measures"]["before"]["forget"]},
     }
     return [*last["earlier"], said]
 

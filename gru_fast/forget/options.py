@@ -76,6 +76,11 @@ class ForgetOptions:
     keep_delta: bool = setting(
         False, "keep the original's bits as difference to the new model, for gru-fast restore (delta.safetensors)"
     )
+    also_keep_forgotten: bool = setting(
+        False,
+        "on a model that is itself a run: what its earlier requests took out is trained on as well, to be pushed down "
+        "as far as it comes back; takes a share of every step",
+    )
     attack: bool = setting(False, "attack the result, as gru-fast attack does, and put what came back into the report")
     attacks: list[str] | None = field(
         default=None, metadata={"help": "with --attack: some of quantize, relearn, sample, extract; by default all"}

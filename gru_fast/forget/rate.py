@@ -22,7 +22,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -139,7 +139,7 @@ def _first_step(scorer: Scorer, request: Request, config: ForgetConfig) -> Itera
     model = scorer.model
     params = [param for param in model.parameters() if param.requires_grad]
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    dataset = request.dataset(rows, config.seed)
+    dataset = replace(request, again=()).dataset(rows, config.seed)  # those of earlier requests hardly pull
     size = config.per_device_train_batch_size
     batches = [[dataset[i] for i in range(start, start + size)] for start in range(0, rows, size)]
     was_training = model.training

@@ -49,6 +49,7 @@ class Request:
         retain: pieces to keep that are trained on; empty with ``--retain none``.
         texts: what is measured.
         written: how many texts the model wrote, and how many were dropped why; empty where it wrote none.
+        again: pieces of earlier requests that are trained on as well, see :mod:`gru_fast.forget.earlier`.
     """
 
     documents: Documents
@@ -56,11 +57,12 @@ class Request:
     retain: Sequence[Piece]
     texts: Texts
     written: dict[str, int] = field(default_factory=dict)
+    again: Sequence[Piece] = ()
 
     def dataset(self, rows_per_step: int, seed: int) -> UnlearnDataset:
         """The rows to train on. Those to forget are repeated, so that every step is of ``rows_per_step`` of them, each
         beside another row to keep."""
-        rows = [piece.row for piece in self.forget]
+        rows = [piece.row for piece in (*self.forget, *self.again)]
         rows *= rows_per_step // math.gcd(len(rows), rows_per_step)
         return UnlearnDataset(rows, [piece.row for piece in self.retain] or None, seed=seed)
 

@@ -78,6 +78,7 @@ def row_hashes(request: Request, salt: str) -> dict[str, str]:
     """The salt, and a salted hash of the rows of each set."""
     texts = request.texts
     sets = {"forget": request.forget, "retain": request.retain, texts.unseen_source: texts.unseen}
+    sets |= {"earlier requests": request.again} if request.again else {}
     sets |= {f"{name} (measured)": some for name, some in texts.kept.items()}
     hashes = {
         name: joined_hash([salt, *(content_hash(piece.row) for piece in some)], 16) for name, some in sets.items()
@@ -141,6 +142,8 @@ class Run:
         )
         if self.request.written:
             self.say(f"texts of its own: {describe(self.request.written)}")
+        if self.options.also_keep_forgotten:
+            self._keep_forgotten()
         self.quick = self.request.texts.some(self.options.quick_pieces)
         before, self.level = self._before()
         self.standard = Standard(self.level, before.perplexities)
@@ -166,6 +169,21 @@ class Run:
         for each in found:
             self.say(f"earlier request {each['run']}: {each['now']}")
         return found
+
+    def _keep_forgotten(self) -> None:
+        """Adds the rows of earlier requests to those that are trained on."""
+        self.request.again, lacking = earlier.rows(
+            manifest.earlier(self.of_model.model),
+            self.documents.retain,
+            self.tokenizer,
+            self.template,
+            keep_text=self.options.text,
+        )
+        self.say(
+            f"kept forgotten: {len({piece.document for piece in self.request.again})} documents of earlier requests"
+        )
+        for each in lacking:
+            self.say(f"  not kept forgotten: {each}")
 
     def finish(self) -> None:
         """Removes what was kept for going on; with it the trainer's hashes of the rows, which have no salt."""

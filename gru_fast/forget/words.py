@@ -7,11 +7,6 @@ from typing import Any
 
 from gru_fast.forget import attacked
 
-ATTACKS = (
-    "Back: the share of the way from the model to the original that the attack made, by the score that it raised most. "
-    "What the same attack would have done to a model that never saw the documents is not known here; a part of it may "
-    "be what the attack itself teaches. All scores are in the folder attacks."
-)
 _TITLES = {
     "removed": "Removed, by the measures below",
     "not removed": "Not removed",
@@ -99,6 +94,20 @@ def _attacked(manifest: Mapping[str, Any]) -> str:
     if asked_for:
         return "those that were asked for are not done yet; the same command with --resume goes on."
     return "not retraining on a part of them, other prompts, sampling many times, or quantization."
+
+
+def attacks(manifest: Mapping[str, Any]) -> str:
+    """What the numbers of attacks are; "" where there are none."""
+    found = manifest.get("attacks", ())
+    if not found:
+        return ""
+    beside = (
+        "Beside it the same of the retrained model, which never saw the documents: only what is above that came back."
+        if attacked.has_retrained(found)
+        else "What the same attack would do to a model that never saw the documents is not known here: a part of it "
+        "may be what the attack itself teaches."
+    )
+    return f"Back: the share of the way from the model to the original that the attack made. {beside}"
 
 
 def quality(manifest: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:

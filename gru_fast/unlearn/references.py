@@ -322,7 +322,8 @@ def _same_trainable(model: nn.Module) -> Iterator[None]:
 
 
 def _rows_to_score(dataset: UnlearnDataset, parts: Iterable[str], epochs: int) -> dict[str, Encoded]:
-    """The distinct sequences of the parts in epochs 0..epochs-1, by content."""
+    """The distinct sequences of the parts in epochs 0..epochs-1, by content; without those that have a value of their
+    own."""
     if epochs < 1:
         raise ValueError(f"epochs: expected at least 1, got {epochs}")
     rows: dict[str, Encoded] = {}
@@ -330,7 +331,8 @@ def _rows_to_score(dataset: UnlearnDataset, parts: Iterable[str], epochs: int) -
         for epoch in range(1 if part == "forget" else epochs):  # only what is drawn changes with the epoch
             for index, draw in product(range(len(dataset)), range(dataset.draws(part))):
                 row = dataset.encoded(part, index, epoch, draw)
-                rows.setdefault(content_hash(row), row)
+                if "reference_log_probs" not in row:
+                    rows.setdefault(content_hash(row), row)
     return rows
 
 

@@ -14,7 +14,15 @@ from gru_fast.forget import attacked, dossier, words
 
 
 def finding(what: str, score: str, back: float | None, **more: Any) -> dict[str, Any]:
-    own = {"before": 0.1, "after": 0.4, "original": 0.9, "is_knowledge": True, "is_shown": True, "interval": None}
+    own = {
+        "before": 0.1,
+        "after": 0.4,
+        "original": 0.9,
+        "is_knowledge": True,
+        "is_shown": True,
+        "interval": None,
+        "retained_back": None,
+    }
     return {"what": what, "score": score, "back": back, **own, **more}
 
 
@@ -71,22 +79,34 @@ def test_what_came_to_nothing_is_said_as_such(tmp_path: Path, back: float | None
     assert attacked.sentence([]) == ""
 
 
+def test_a_retrained_model_stands_beside_it(tmp_path: Path) -> None:
+    save(tmp_path, "sample", [finding("leak@4", "forget ROUGE-L", 0.25, retained_back=0.125)])
+    shown = view({**manifest(), "attacks": attacked.read(tmp_path)})
+    assert words.headline(shown.manifest).endswith("(sample: leak@4; forget ROUGE-L; of the retrained model 12%).")
+    assert "| 0.1 | 0.4 | 0.9 | 25% | 12% |" in dossier.markdown(shown)
+    read = Reader(dossier.page(shown))
+    assert "retrained" in read.text
+    assert "is not known here" not in read.text
+
+
 def test_both_reports_have_them(tmp_path: Path) -> None:
     came_back, unknown = (
-        finding(f"wording: {EVIL}", "forget exact", 0.375),
+        finding(f"wording: {EVIL}", "forget exact", 0.376),
         finding("repeat", "forget exact", None, original=None),
     )
-    save(tmp_path, "extract", [came_back, unknown])
+    save(tmp_path, "extract", [came_back, unknown, finding("twice", "forget exact", -0.001)])
     save(tmp_path, "sample", [finding("leak@1", "forget exact", None)])
     shown = view({**manifest(), "attacks": attacked.read(tmp_path)})
     read = Reader(dossier.page(shown))
     assert read.open == []
     assert "script" not in read.tags
     assert "at most 38% back" in read.text
+    assert "-0%" not in read.text
     assert "not known: the original knows no more" in read.text
     lines = dossier.markdown(shown).splitlines()
     at = lines.index("## Does it come back?")
     rows = [line for line in lines[at:] if line.startswith(("| extract", "| sample", "| attack"))]
-    assert [line.replace("\\|", "").count("|") for line in rows] == [8, 8, 8]
-    assert rows[2].endswith("| forget exact | 0.1 | 0.4 | 0.9 | 38% |")
+    assert [line.replace("\\|", "").count("|") for line in rows] == [9, 9, 9]
+    assert rows[2].endswith("| forget exact | 0.1 | 0.4 | 0.9 | 38% | - |")
+    assert "is not known here" in read.text
     assert "## Does it come back?" not in dossier.markdown(view(manifest()))

@@ -106,8 +106,8 @@ def requests(places: Path) -> Path:
     """Three requests, one after another."""
     model = places / "model"
     for name in RUNS:
-        flags = ["--no-text", "--attack", "--attacks", *ATTACKS] if name == "second" else []
-        assert forget(places, model, places / name, list(FORGOTTEN[name]), *flags) == 0
+        flags = {"second": ["--no-text", "--attack", "--attacks", *ATTACKS], "third": ["--also-keep-forgotten"]}
+        assert forget(places, model, places / name, list(FORGOTTEN[name]), *flags.get(name, [])) == 0
         model = places / name
     return places
 
@@ -152,7 +152,7 @@ def test_later_requests_know_the_earlier_ones(requests: Path) -> None:
     earlier = manifest.read(requests / "third")["earlier"]
     assert [Path(each["run"]).name for each in earlier] == ["first", "second"]
     assert [len(each["documents"]["forget"]) for each in earlier] == [5, 2]
-    assert all(each["now"].endswith("then: removed") for each in earlier)
+    assert all(each["now"] == "removed, then: removed" for each in earlier)  # the third keeps them so
 
 
 def test_reports_say_it(requests: Path) -> None:
@@ -326,6 +326,14 @@ def test_rows_are_printed_as_they_would_be_trained(
         (["--method", "rmu"], "method: rmu changes a layer's states, not the probability of text; take another"),
         (["--method", "idk"], 'method: idk teaches "I do not know" as an answer'),
         (["--use-peft"], "keep_delta: with LoRA the adapter is the difference"),
+        (
+            ["--also-keep-forgotten"],
+            "model is no run of gru-fast forget, so that there is nothing earlier; leave it out",
+        ),
+        (
+            ["--also-keep-forgotten", "--method", "gd"],
+            "also_keep_forgotten: expected NPO, which is pushed by how much",
+        ),
         (["--attacks", "sample"], "attacks: there is no attack without --attack; give it too"),
         (["--attack", "--attack-options", "sample=2"], 'has no option "sample", did you mean "samples"?'),
         (["--attack", "--attacks", "samples"], 'got "samples", did you mean "sample"?'),

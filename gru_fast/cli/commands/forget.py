@@ -142,6 +142,7 @@ def _classes() -> tuple[type, ...]:
 def _check(of_model: Any, asked: Any, config: Any) -> None:
     """Refuses options that do not go together."""
     from gru_fast.cli.commands import attack
+    from gru_fast.forget import manifest
     from gru_fast.forget.options import NONE
 
     if asked.attack:
@@ -152,5 +153,16 @@ def _check(of_model: Any, asked: Any, config: Any) -> None:
         )
     if asked.retain == [NONE] and of_model.use_peft:
         raise ValueError("use_peft: without text to keep (TRU) the model's own weights are changed; leave it out")
+    if asked.also_keep_forgotten and (asked.retain == [NONE] or not config.method.startswith("npo")):
+        what = "--retain none" if asked.retain == [NONE] else f"--method {config.method}"
+        raise ValueError(
+            f"also_keep_forgotten: expected NPO, which is pushed by how much of a text is back, got {what}; take "
+            "npo_gd, or name the earlier documents in --forget"
+        )
+    if asked.also_keep_forgotten and not manifest.earlier(of_model.model):
+        raise ValueError(
+            f"also_keep_forgotten: {of_model.model} is no run of gru-fast forget, so that there is nothing earlier; "
+            "leave it out"
+        )
     if config.fsdp:
         raise ValueError("fsdp: gru-fast forget needs the whole model in every process; give --use-peft for large ones")
