@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -121,11 +121,15 @@ def deepspeed(config: dict[str, Any]) -> Iterator[None]:
             importlib.reload(importlib.import_module("deepspeed.utils.groups"))
 
 
-def dataset() -> UnlearnDataset:
-    """Rows to keep that share most of their tokens with those to forget, so that the gradients are in conflict."""
+def dataset(sets: Sequence[str] = ()) -> UnlearnDataset:
+    """Rows to keep that share most of their tokens with those to forget, so that the gradients are in conflict.
+
+    ``sets``: names of further ones.
+    """
     forget, other = tiny.rows(12, seed=1), tiny.rows(12, seed=2)
     keep = [[*row["input_ids"][:-2], *others["input_ids"][:2]] for row, others in zip(forget, other, strict=True)]
-    return UnlearnDataset(forget, [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in keep], seed=0)
+    retain = [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in keep]
+    return UnlearnDataset(forget, retain, sets={name: tiny.rows(5, 7 + at) for at, name in enumerate(sets)})
 
 
 def weights(model: Any) -> list[Tensor]:
@@ -194,7 +198,7 @@ def trained(
             settings["warm_up_retain"] //= takers
         is_loaded = at_load is not None and world > 1
         untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora, four_bit)
-        trainer = tiny.trainer(folder, untrained, dataset(), **settings)
+        trainer = tiny.trainer(folder, untrained, dataset(settings.get("retain_sets", ())), **settings)
         trainer.train()
         unlearned = trainer.accelerator.unwrap_model(trainer.model)
         if at_load is None:

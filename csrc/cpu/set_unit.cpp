@@ -13,7 +13,6 @@ namespace {
 constexpr int kDoubles = kLanes / 2;       // in a VecD
 constexpr int64_t kTileNumel = 256;        // of each vector, as float64: 18 KB at most
 constexpr int kMaxRows = kMaxVectors + 1;  // g, and the vectors
-constexpr int kAtOnce = 4;  // vectors that one is multiplied with: accumulators enough to hide their latency
 
 static_assert(kTileNumel % kBlock == 0);
 
@@ -55,19 +54,77 @@ GRU_FAST_INLINE void widen_tile(const void* base, int64_t begin, int64_t numel, 
   }
 }
 
-// sums[t] += <tile[one], tile[first + t]>
-template <int kCount>
-GRU_FAST_INLINE void multiply(const Tile& tile, int one, int first, int64_t numel, VecD* sums) {
-  VecD total[kCount];
-#pragma GCC unroll 4
-  for (int t = 0; t < kCount; ++t) total[t] = sums[t];
+// Where rows i <= j of a tile have their sum.
+constexpr int sum_at(int i, int j) { return j * (j + 1) / 2 + i; }
+constexpr int kMaxSums = kMaxRows * (kMaxRows + 1) / 2;
+
+// All dot products of kRows rows with each other, each row loaded once.
+template <int kRows>
+GRU_FAST_INLINE void multiply_all(const Tile& tile, int first, int64_t numel, VecD* sums) {
+  VecD total[kRows * (kRows + 1) / 2] = {};
   for (int64_t i = 0; i < numel; i += kDoubles) {
-    const VecD x = load<VecD>(&tile.at[one][i]);
-#pragma GCC unroll 4
-    for (int t = 0; t < kCount; ++t) total[t] += x * load<VecD>(&tile.at[first + t][i]);
+    VecD x[kRows];
+#pragma GCC unroll 8
+    for (int b = 0; b < kRows; ++b) {
+      x[b] = load<VecD>(&tile.at[first + b][i]);
+#pragma GCC unroll 8
+      for (int a = 0; a <= b; ++a) total[sum_at(a, b)] += x[a] * x[b];
+    }
   }
-#pragma GCC unroll 4
-  for (int t = 0; t < kCount; ++t) sums[t] = total[t];
+  for (int b = 0; b < kRows; ++b) {
+    for (int a = 0; a <= b; ++a) sums[sum_at(first + a, first + b)] += total[sum_at(a, b)];
+  }
+}
+
+// Those of kLeft rows with the kRight rows after them.
+template <int kLeft, int kRight>
+GRU_FAST_INLINE void multiply_across(const Tile& tile, int first, int64_t numel, VecD* sums) {
+  VecD total[kLeft][kRight] = {};
+  for (int64_t i = 0; i < numel; i += kDoubles) {
+    VecD x[kLeft];
+#pragma GCC unroll 8
+    for (int a = 0; a < kLeft; ++a) x[a] = load<VecD>(&tile.at[first + a][i]);
+#pragma GCC unroll 8
+    for (int b = 0; b < kRight; ++b) {
+      const VecD y = load<VecD>(&tile.at[first + kLeft + b][i]);
+#pragma GCC unroll 8
+      for (int a = 0; a < kLeft; ++a) total[a][b] += x[a] * y;
+    }
+  }
+  for (int b = 0; b < kRight; ++b) {
+    for (int a = 0; a < kLeft; ++a) sums[sum_at(first + a, first + kLeft + b)] += total[a][b];
+  }
+}
+
+template <int kLeft, int kRight>
+GRU_FAST_INLINE void multiply_halves(const Tile& tile, int first, int64_t numel, VecD* sums) {
+  multiply_all<kLeft>(tile, first, numel, sums);
+  multiply_all<kRight>(tile, first + kLeft, numel, sums);
+  multiply_across<kLeft, kRight>(tile, first, numel, sums);
+}
+
+// All dot products of the `rows` rows from `first` on. Up to six have room in the registers of AVX-512.
+void multiply(const Tile& tile, int first, int rows, int64_t numel, VecD* sums) {
+  switch (rows) {
+    case 1:
+      return multiply_all<1>(tile, first, numel, sums);
+    case 2:
+      return multiply_all<2>(tile, first, numel, sums);
+    case 3:
+      return multiply_all<3>(tile, first, numel, sums);
+    case 4:
+      return multiply_all<4>(tile, first, numel, sums);
+    case 5:
+      return multiply_all<5>(tile, first, numel, sums);
+    case 6:
+      return multiply_all<6>(tile, first, numel, sums);
+    case 7:
+      return multiply_halves<4, 3>(tile, first, numel, sums);
+    case 8:
+      return multiply_halves<4, 4>(tile, first, numel, sums);
+    default:
+      return multiply_halves<5, 4>(tile, first, numel, sums);
+  }
 }
 
 GRU_FAST_INLINE double total_of(VecD sum) {
@@ -76,10 +133,7 @@ GRU_FAST_INLINE double total_of(VecD sum) {
   return total;
 }
 
-// Where row i of a tile and row j >= i have their sum: g is row 0.
-constexpr int kMaxSums = kMaxRows * (kMaxRows + 1) / 2;
-
-// What is read of g and written to it by combine.
+// On G's grid.
 template <DType G>
 GRU_FAST_INLINE VecF rounded(VecD low, VecD high) {
   constexpr double kMost = kLargest<G>;
@@ -153,31 +207,13 @@ SetSums set_sums(const SetSpan& span, int count) {
     for (int j = 0; j < count; ++j) {
       with_dtype(span.dtypes[j], [&]<DType T>() { widen_tile<T>(span.vectors[j], begin, numel, tile.at[j + 1]); });
     }
-    for (int one = first; one <= count; ++one) {
-      for (int other = first; other <= one; other += kAtOnce) {
-        VecD* at = sums + one * (one + 1) / 2 + other;
-        switch (std::min(one - other + 1, kAtOnce)) {
-          case 1:
-            multiply<1>(tile, one, other, padded, at);
-            break;
-          case 2:
-            multiply<2>(tile, one, other, padded, at);
-            break;
-          case 3:
-            multiply<3>(tile, one, other, padded, at);
-            break;
-          default:
-            multiply<4>(tile, one, other, padded, at);
-        }
-      }
-    }
+    multiply(tile, first, count + 1 - first, padded, sums);
   }
   SetSums out;
   out.grad_norm_sq = total_of(sums[0]);
   for (int j = 0; j < count; ++j) {
-    const VecD* row = sums + (j + 1) * (j + 2) / 2;
-    out.dots[j] = total_of(row[0]);
-    for (int i = 0; i <= j; ++i) out.gram[pair_at(i, j)] = total_of(row[i + 1]);
+    out.dots[j] = total_of(sums[sum_at(0, j + 1)]);  // g is row 0
+    for (int i = 0; i <= j; ++i) out.gram[pair_at(i, j)] = total_of(sums[sum_at(i + 1, j + 1)]);
   }
   return out;
 }

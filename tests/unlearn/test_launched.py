@@ -36,6 +36,12 @@ def test_more_rows_to_keep_and_an_average_before_the_first_step(
     assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", **more)
 
 
+@pytest.mark.parametrize("fsdp2", [False, True], ids=["ddp", "fsdp2"])
+def test_several_retain_sets(processes: Processes, tmp_path: Path, fsdp2: bool) -> None:
+    several = {"retain_sets": ["facts"], "rectifier": "gem", "rectify_against": "ema", "gamma": 0.3}
+    assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", **several)
+
+
 @pytest.mark.parametrize(("method", "fsdp2"), [("pdu", False), ("undial", True)], ids=["ddp", "fsdp2"])
 def test_logits_of_the_vocabulary_and_a_dual_variable(
     processes: Processes, tmp_path: Path, method: str, fsdp2: bool

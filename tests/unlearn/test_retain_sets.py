@@ -77,6 +77,26 @@ def test_training_is_what_a_loop_by_hand_does(tmp_path: Path, stream: bool) -> N
     assert "cos_retain" not in logged
 
 
+def test_a_gradient_kept_before_training_is_not_gone_against(tmp_path: Path) -> None:
+    """What an earlier request has changed: two steps of SGD leave its loss as it is, to first order."""
+    config = tiny.config(
+        tmp_path, method="ga", rectify=True, rectifier="subspace", rectify_against="ema", optim="sgd", max_steps=2,
+        learning_rate=0.05, weight_decay=0.0,
+    )  # fmt: skip
+    model = tiny.llama()
+    start = [param.detach().clone() for param in model.parameters()]
+    trainer = UnlearnTrainer(model, config, PairCollator(0), tiny.dataset())
+    ema = trainer.retain_ema
+    assert isinstance(ema, RetainEMA)
+    with ema.keep():
+        nll(model, PairCollator(0)([{"earlier": row} for row in tiny.rows(4, 23)])["earlier"]).backward()
+    trainer.train()
+    moved = torch.cat([(a - b).detach().flatten() for a, b in zip(model.parameters(), start, strict=True)]).double()
+    kept = torch.cat([k.flatten() for k in ema.kept[0]]).double()
+    assert float(moved.norm()) > 0.0
+    assert abs(float(moved @ kept)) <= 1e-5 * float(moved.norm() * kept.norm())
+
+
 def test_a_run_is_resumed(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", save_strategy="steps", save_steps=1)
     saved = tmp_path / "whole" / "checkpoint-1"
