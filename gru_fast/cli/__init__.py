@@ -19,6 +19,7 @@ from difflib import get_close_matches
 from importlib import import_module, metadata
 
 from gru_fast.cli import commands
+from gru_fast.cli.logs import keep_off_stdout
 
 EXIT_FAILURE = 1  # 2 is argparse's, for wrong arguments
 EXIT_INTERRUPTED = 130
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0 done, 1 failed, 2 wrong arguments."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = _command(argv)
+    keep_off_stdout()
     try:
         args = parse(argv)
         status: int = args.run(args)

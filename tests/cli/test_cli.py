@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import pkgutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -115,3 +119,20 @@ def test_ls_of_one_section_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ls_has_a_heading_for_every_section() -> None:
     assert set(ls._SECTIONS) == set(ls._HEADINGS)
+
+
+def test_what_deepspeed_logs_is_no_part_of_the_output() -> None:
+    """Its handler, made at import, writes to stdout. A handler to a file stays where it is."""
+    logger = logging.getLogger("DeepSpeed")
+    theirs, before = logging.StreamHandler(sys.stdout), list(logger.handlers)
+    logger.handlers = [theirs]
+    try:
+        assert main(["ls", "methods", "--json"]) == 0
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            logger.warning("said")
+            logger.handle(logger.makeRecord("DeepSpeed", logging.WARNING, "real_accelerator.py", 1, "no GPU", (), None))
+            logger.handle(logger.makeRecord("DeepSpeed", logging.ERROR, "real_accelerator.py", 1, "broken", (), None))
+    finally:
+        logger.handlers = before
+    assert (out.getvalue(), err.getvalue()) == ("", "said\nbroken\n")
