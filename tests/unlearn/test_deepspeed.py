@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,16 @@ def test_command(processes: Processes, tmp_path: Path, stage: int) -> None:
     assert processes.run(launched.command, 2, arguments(tmp_path, "several", 1), zero=zero(stage)) == [0, 0]
     assert launched.command(arguments(tmp_path, "one", 2)) == 0
     assert_same_models(tmp_path)
+
+
+def test_files_of_the_docs(processes: Processes, tmp_path: Path) -> None:
+    """The two configurations of docs/larger-models.md, with torch's optimizer, in float32, which can be compared."""
+    page = (Path(__file__).parents[2] / "docs" / "larger-models.md").read_text(encoding="utf-8")
+    files = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    assert ["offload_optimizer" in file["zero_optimization"] for file in files] == [False, True]
+    for index, file in enumerate(files):
+        file |= {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True}
+        assert_follows(processes, tmp_path / str(index), zero=file, method="npo_gd", stream=True)
 
 
 # ---- DeepSpeed itself ------------------------------------------------------------------------------------------------
