@@ -112,5 +112,7 @@ def _check(of_model: Any, asked: Any, config: Any) -> None:
         )
     if asked.retain == [NONE] and of_model.use_peft:
         raise ValueError("use_peft: without text to keep (TRU) the model's own weights are changed; leave it out")
-    if config.fsdp:
-        raise ValueError("fsdp: gru-fast forget needs the whole model in every process; give --use-peft for large ones")
+    if config.fsdp or config.deepspeed_plugin is not None:
+        raise ValueError(
+            "fsdp, deepspeed: gru-fast forget needs the whole model in every process; give --use-peft for large ones"
+        )
