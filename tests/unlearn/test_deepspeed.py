@@ -13,6 +13,7 @@ import launched_deepspeed as jobs
 import pytest
 from following import arguments, assert_follows, assert_same_models
 from processes import Processes
+from safetensors.torch import load_file
 from tofu_folders import save_model
 from transformers import LlamaForCausalLM
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -166,6 +167,18 @@ def test_command(processes: Processes, tmp_path: Path, stage: int) -> None:
     assert processes.run(launched.command, 2, arguments(tmp_path, "several", 1), zero=zero(stage)) == [0, 0]
     assert launched.command(arguments(tmp_path, "one", 2)) == 0
     assert_same_models(tmp_path)
+
+
+def test_command_with_lora(processes: Processes, tmp_path: Path) -> None:
+    """An adapter put on a model in pieces, whose weights have no shape: as on a whole one."""
+    lora = ["--use-peft", "--lora-r", "4"]
+    assert processes.run(launched.command, 2, [*arguments(tmp_path, "several", 1), *lora], zero=zero(3)) == [0, 0]
+    assert launched.command([*arguments(tmp_path, "one", 2), *lora]) == 0
+    several, one = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("several", "one"))
+    assert several.keys() == one.keys()
+    assert any(bool(weight.any()) for name, weight in one.items() if "lora_B" in name)
+    for name, weight in one.items():
+        assert float((several[name] - weight).norm()) <= 2e-5 * float(weight.norm())
 
 
 def test_forget_needs_the_whole_model(
