@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gru_fast.models.partitioned import shape_of
 from gru_fast.runs.files import read_json
 from gru_fast.runs.messages import in_short
 
@@ -170,10 +172,10 @@ def _say_what_has_none(model: Any) -> None:
     """Warns where most weights have no adapter, such as experts that peft has no way to adapt."""
     adapted = {id(layer.get_base_layer()) for layer in _layers(model)}
     weights = {
-        name: (param.numel(), id(module) in adapted)
+        name: (math.prod(shape_of(param)), id(module) in adapted)
         for prefix, module in model.get_base_model().named_modules()
         for name, param in ((f"{prefix}.{n}", p) for n, p in module.named_parameters(recurse=False))
-        if param.ndim > 1 and "lora_" not in name
+        if len(shape_of(param)) > 1 and "lora_" not in name
     }
     counted = {name: found for name, found in weights.items() if not _is_embedding(name, model)}
     total = sum(size for size, _ in counted.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ import launched_deepspeed as jobs
 import pytest
 from following import arguments, assert_follows, assert_same_models
 from processes import Processes
+from safetensors.torch import load_file
+from tofu_folders import save_model
 from transformers import LlamaForCausalLM
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from gru_fast.cli import main
 from gru_fast.runs.checkpoint import last_checkpoint
 
 pytest.importorskip("deepspeed", reason="needs the extra gru_fast[deepspeed]")
@@ -163,6 +169,41 @@ def test_command(processes: Processes, tmp_path: Path, stage: int) -> None:
     assert_same_models(tmp_path)
 
 
+def test_command_with_lora(processes: Processes, tmp_path: Path) -> None:
+    """An adapter put on a model in pieces, whose weights have no shape: as on a whole one."""
+    lora = ["--use-peft", "--lora-r", "4"]
+    assert processes.run(launched.command, 2, [*arguments(tmp_path, "several", 1), *lora], zero=zero(3)) == [0, 0]
+    assert launched.command([*arguments(tmp_path, "one", 2), *lora]) == 0
+    several, one = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("several", "one"))
+    assert several.keys() == one.keys()
+    assert any(bool(weight.any()) for name, weight in one.items() if "lora_B" in name)
+    for name, weight in one.items():
+        assert float((several[name] - weight).norm()) <= 2e-5 * float(weight.norm())
+
+
+def test_forget_needs_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    (tmp_path / "zero.json").write_text(json.dumps({**launched.AUTO, **zero(2)}))
+    (tmp_path / "text.txt").write_text("Some words that are to be forgotten.")
+    places = ["--model", str(save_model(tmp_path / "model")), "--forget", str(tmp_path / "text.txt")]
+    argv = ["forget", *places, "--output-dir", str(tmp_path / "run"), "--use-cpu"]
+    assert main([*argv, "--deepspeed", str(tmp_path / "zero.json")]) == 1
+    assert "fsdp, deepspeed: gru-fast forget needs the whole model" in capsys.readouterr().err
+    unset_hf_deepspeed_config()
+
+
+def test_files_of_the_docs(processes: Processes, tmp_path: Path) -> None:
+    """The two configurations of docs/larger-models.md, with torch's optimizer, in float32, which can be compared."""
+    page = (Path(__file__).parents[2] / "docs" / "larger-models.md").read_text(encoding="utf-8")
+    files = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    assert ["offload_optimizer" in file["zero_optimization"] for file in files] == [False, True]
+    for index, file in enumerate(files):
+        file |= {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True}
+        assert_follows(processes, tmp_path / str(index), zero=file, method="npo_gd", stream=True)
+
+
 # ---- DeepSpeed itself ------------------------------------------------------------------------------------------------
 
 
@@ -186,10 +227,10 @@ def test_deepspeed_and_accelerate_clip_where_nobody_says_so(processes: Processes
     assert processes.run(jobs.clipping, 2, tmp_path, zero(2), settled=True) == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_bfloat16(processes: Processes, tmp_path: Path, stage: int) -> None:
-    """Computed in bfloat16, gradients and e in float32: as far as one process in float32 to 5%."""
-    config = {**zero(stage), "bf16": {"enabled": "auto"}, "data_types": {"grad_accum_dtype": "fp32"}}
+@pytest.mark.parametrize(("stage", "accumulated"), [(1, "bf16"), (2, "fp32"), (3, "fp32")])
+def test_bfloat16(processes: Processes, tmp_path: Path, stage: int, accumulated: str) -> None:
+    """Computed in bfloat16, e in float32: as far as one process in float32 to 5%."""
+    config = {**zero(stage), "bf16": {"enabled": "auto"}, "data_types": {"grad_accum_dtype": accumulated}}
     settings = {"zero": config, "method": "npo_gd", "bf16": True}
     _, found, ema = processes.run(launched.trained, 2, tmp_path / "several", **settings)[0]
     _, weights, expected = launched.trained(tmp_path / "one", method="npo_gd")

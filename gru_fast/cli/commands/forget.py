@@ -164,5 +164,7 @@ def _check(of_model: Any, asked: Any, config: Any) -> None:
             f"also_keep_forgotten: {of_model.model} is no run of gru-fast forget, so that there is nothing earlier; "
             "leave it out"
         )
-    if config.fsdp:
-        raise ValueError("fsdp: gru-fast forget needs the whole model in every process; give --use-peft for large ones")
+    if config.fsdp or config.deepspeed_plugin is not None:
+        raise ValueError(
+            "fsdp, deepspeed: gru-fast forget needs the whole model in every process; give --use-peft for large ones"
+        )

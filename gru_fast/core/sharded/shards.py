@@ -55,7 +55,8 @@ def check_param(tensor: Tensor, label: str) -> None:
     if type(tensor) is nn.Parameter or type(tensor) is Tensor:
         if hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping"):
             raise TypeError(
-                f"{label}: expected a parameter with its gradient in .grad, got one of DeepSpeed ZeRO; {_NO_SHARD}"
+                f"{label}: expected a parameter with its gradient in .grad, got one of DeepSpeed ZeRO; {_NO_SHARD}, "
+                "and gru_fast.unlearn's trainers work with ZeRO"
             )
         return
     if is_sharded(tensor):

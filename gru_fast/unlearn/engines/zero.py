@@ -90,6 +90,9 @@ class _PartOfGroup:
 
     def read(self) -> Tensor:
         if self._offloaded:
+            from deepspeed.accelerator import get_accelerator
+
+            get_accelerator().synchronize()  # it copies to the host without waiting
             return self._offloaded_grad.to(self._device, torch.float32)
         pieces = self._optimizer.averaged_gradients[self._index]
         return torch.cat([piece.detach().reshape(-1).float() for piece in pieces])
@@ -123,7 +126,7 @@ class ZeRO(Engine):
         super().__init__(accelerator, model)
         self._deepspeed = cast("Any", model)
         self._stage = int(self._deepspeed.zero_optimization_stage())
-        self._tensors: list[Tensor] | None = None  # the stand-ins, once they have been asked for
+        self._tensors: list[DTensor] | None = None  # the stand-ins, once they have been asked for
 
     # ---- the parts ---------------------------------------------------------------------------------------------------
 
@@ -235,11 +238,11 @@ class _Driver:
         self._zero.run_backward(loss, is_last=True, **kwargs)
 
 
-def _stand_in(part: _Part, mesh: DeviceMesh, device: torch.device) -> Tensor:
+def _stand_in(part: _Part, mesh: DeviceMesh, device: torch.device) -> DTensor:
     """A leaf laid out as the part is, of one element's memory."""
     here = torch.zeros(1, device=device).expand(part.numel_here)
     found = DTensor.from_local(here, mesh, [Shard(0)], run_check=False, shape=torch.Size([part.numel]), stride=(1,))
-    return found.detach().requires_grad_()
+    return cast("DTensor", found.detach().requires_grad_())
 
 
 @torch.no_grad()
