@@ -20,12 +20,13 @@ import tiny
 import torch
 import torch.distributed as dist
 from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils.fsdp_utils import get_fsdp2_grad_scaler
 from layouts import whole
 from torch import Tensor
 from transformers import TrainerCallback
 
 from gru_fast.cli import main
-from gru_fast.core.sharded.shards import is_sharded
+from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.data.pairs import UnlearnDataset
 from gru_fast.models.load import ModelOptions, load_model
 from gru_fast.models.partitioned import piece_of, put_together, shape_of
@@ -174,12 +175,14 @@ def trained(
     mesh: dict[str, int] | None = None,
     at_load: dict[str, int] | None = None,
     zero: dict[str, Any] | None = None,
+    scale: float = 0.0,
     **settings: Any,
 ) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:
     """Three steps over the same rows, however many processes share them: logs, weights and e.
 
     A micro-batch of a process is one row, so that means over label tokens are of the same rows everywhere. ``mesh``: of
     accelerate's ParallelismConfig, ``at_load``: of transformers' DistributedConfig; neither counts in one process.
+    ``scale``: of a loss scaler as accelerate makes it for fp16, which CPUs do not compute in.
     """
     with launched(fsdp2, zero=zero) as world, ExitStack() as stack:
         takers = world // (at_load or {}).get("tp_size", 1) if world > 1 else 1
@@ -199,6 +202,8 @@ def trained(
         is_loaded = at_load is not None and world > 1
         untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora, four_bit)
         trainer = tiny.trainer(folder, untrained, dataset(settings.get("retain_sets", ())), **settings)
+        if scale:
+            trainer.accelerator.scaler = get_fsdp2_grad_scaler(device="cpu", init_scale=scale)
         trainer.train()
         unlearned = trainer.accelerator.unwrap_model(trainer.model)
         if at_load is None:
@@ -236,6 +241,35 @@ def means() -> bool:
     except RuntimeError as error:
         return "came twice in one exchange" in str(error)
     return False
+
+
+def overflown(folder: Path, **settings: Any) -> list[Any]:
+    """With FSDP2 and a loss scaler, Inf in a shard of the second process alone, in the first of three steps.
+
+    The scale after each step, the counts of steps, and whether the weights were the first step's as before and the
+    last step's others.
+    """
+    scales: list[float] = []
+
+    class Overflown(UnlearnTrainer):
+        def _end_step(self) -> bool:
+            if not scales and dist.get_rank() == 1:
+                local(self.model.model.layers[1].mlp.up_proj.weight.grad).view(-1)[3] = float("inf")
+            return super()._end_step()
+
+    class Watched(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            scales.append(trainer.accelerator.scaler.get_scale())
+            moved.append(any(not torch.equal(a, b) for a, b in zip(weights(trainer.model), before, strict=True)))
+
+    with launched(fsdp2=True):
+        moved: list[bool] = []
+        before = weights(tiny.llama())
+        config = tiny.config(folder, method="ga", optim="sgd", learning_rate=0.05, max_steps=3, **settings)
+        trainer = Overflown(tiny.llama(), config, train_dataset=dataset(), callbacks=[Watched()])
+        trainer.accelerator.scaler = get_fsdp2_grad_scaler(device="cpu", init_scale=1024.0)
+        trainer.train()
+        return [scales, trainer.gru_counts.skipped, moved]
 
 
 def average(trainer: Any) -> list[Tensor]:
@@ -434,15 +468,17 @@ def refused(
     precision: str = "",
     zero: dict[str, Any] | None = None,
     four_bit: str = "",
+    at_load: dict[str, int] | None = None,
     **settings: Any,
 ) -> str:
     """What a trainer says that cannot do it. ``precision``: as accelerate would have taken it on a GPU."""
-    with launched(fsdp2, zero=zero):
+    with launched(fsdp2, zero=zero), ExitStack() as stack:
+        untrained = stack.enter_context(sharded_at_load(folder, at_load)) if at_load else model(four_bit=four_bit)
         try:
             config = tiny.config(folder, **{"rectify": True, **settings})
             config.mixed_precision = precision or config.mixed_precision
             data = {"train_dataset": dataset(), "eval_dataset": dataset()}
-            getattr(UnlearnTrainer(model(four_bit=four_bit), config, **data), action)()
+            getattr(UnlearnTrainer(untrained, config, **data), action)()
         except (ValueError, RuntimeError) as error:
             return str(error)
         return ""

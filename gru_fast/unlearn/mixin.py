@@ -89,7 +89,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     Models may be sharded: by accelerate (FSDP2, HSDP), or by ``from_pretrained(distributed_config=...)``, which can do
     tensor parallelism too. Under FSDP2 gradients are exchanged after every backward pass, also where accumulation would
     put that off, since the two losses would mix inside the sharded modules. Not with DeepSpeed or FSDP 1, whose
-    gradients are not in ``param.grad``, nor with fp16 where parameters are sharded.
+    gradients are not in ``param.grad``, nor with fp16 under tensor parallelism.
     """
 
     gru: GRUOptions | Mapping[str, Any] | None = None
@@ -281,10 +281,10 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
                 "(fsdp_version: 2 in the accelerate configuration), or DDP"
             )
         has_shards = self.is_sharded or any(map(is_sharded, self.model.parameters()))  # or will have
-        if has_shards and self.accelerator.mixed_precision == "fp16":
+        if not self.is_fsdp_enabled and has_shards and self.accelerator.mixed_precision == "fp16":
             raise ValueError(
-                "fp16: not with sharded parameters (FSDP2, tensor parallel), where each process would find overflows "
-                "in its own shards alone; use bf16"
+                "fp16: not with parameters that are sharded without accelerate (at load, tensor parallel), with which "
+                "no loss scaler was tried; use bf16, or accelerate's FSDP2"
             )
         raise_all(
             steps_in_backward(self.args) + splits_sequences(getattr(self.accelerator, "parallelism_config", None))

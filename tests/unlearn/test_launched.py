@@ -97,11 +97,21 @@ def test_fsdp2_with_lora(processes: Processes, tmp_path: Path) -> None:
         {"method": "rmu"},
         {"method": "rmu", "stream": True},
         {"method": "npo_kl", "offload_reference": True},
+        {"method": "npo_gd", "scale": 1024.0},
     ],
-    ids=["monitor", "plain", "gdr", "rmu", "rmu-stream", "offload"],
+    ids=["monitor", "plain", "gdr", "rmu", "rmu-stream", "offload", "loss scale"],
 )
 def test_other_steps_with_fsdp2(processes: Processes, tmp_path: Path, settings: dict[str, Any]) -> None:
     assert_follows(processes, tmp_path, fsdp2=True, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"rectify": True}, {"monitor": True}], ids=["gru", "scaler alone"])
+def test_an_overflow_in_one_shard_is_one_decision(
+    processes: Processes, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    skipped = 1 if "rectify" in settings else 0  # without GRU the scaler alone decides, and counts nothing
+    wanted = [[512.0, 512.0, 512.0], skipped, [False, True, True]]
+    assert processes.run(launched.overflown, 2, tmp_path, **settings) == [wanted, wanted]
 
 
 @pytest.mark.parametrize(("method", "stream"), [("npo_gd", False), ("npo_kl", True)])
@@ -202,9 +212,9 @@ def free_port() -> int:
         ),
         (True, {"method": "npo", "action": "evaluate"}, "evaluate: npo compares with the model before unlearning"),
         (
-            True,
-            {"method": "ga", "precision": "fp16"},
-            "fp16: not with sharded parameters (FSDP2, tensor parallel), where each process would find overflows",
+            False,
+            {"method": "ga", "precision": "fp16", "at_load": {"tp_size": 2}},
+            "fp16: not with parameters that are sharded without accelerate",
         ),
     ],
 )

@@ -176,7 +176,7 @@ class ZeRO(Engine):
         ends_step = is_last and self.accelerator.sync_gradients
         for part, tensor in zip(self._parts, self._tensors, strict=True):
             if ends_step and tensor.grad is None:  # g as a whole, which goes back where it is
-                tensor.grad = global_like(cast("DTensor", tensor), part.read())
+                tensor.grad = global_like(tensor, part.read())
                 continue
             _add_to(tensor, part.read())
             part.clear()
