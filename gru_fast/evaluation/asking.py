@@ -77,10 +77,19 @@ class Scorer:
         """The norm of the gradient of each sequence's loss."""
         return gradient_norms(self.model, rows, autocast=self.autocast)
 
-    def write(self, prompts: Sequence[Prompt], draws: Sequence[Draw] | None = None) -> list[str]:
-        """What the model writes after each prompt; greedily, or as ``draws`` say, one a prompt."""
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        draws: Sequence[Draw] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
+    ) -> list[str]:
+        """What the model writes after each prompt; greedily, or as ``draws`` say, one a prompt.
+
+        ``begun``: of each prompt, tokens that it is known to write first; they are not computed again.
+        """
         written: dict[int, str] = {}
-        for some in self._groups(prompts):
+        known = [()] * len(prompts) if begun is None else begun
+        for some in self._groups(prompts, known):
             ids, limits = [prompts[i].ids for i in some], [prompts[i].max_new_tokens for i in some]
             texts = generate(
                 self.model,
@@ -90,11 +99,12 @@ class Scorer:
                 batch_size=self.batch_size,
                 autocast=self.autocast,
                 draws=None if draws is None else [draws[i] for i in some],
+                begun=[known[i] for i in some],
             )
             written.update(zip(some, texts, strict=True))
         return [written[i] for i in range(len(prompts))]
 
-    def _groups(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    def _groups(self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]]) -> list[list[int]]:
         """All prompts, or those of each length where a batch of several would leave the model's positions.
 
         A batch goes on until the last of its rows has written all that it may; of rows of one length, none then has
@@ -104,9 +114,9 @@ class Scorer:
         longest = max((len(prompt.ids) for prompt in prompts), default=0)
         most = longest + max((prompt.max_new_tokens for prompt in prompts), default=0) - 1
         groups: dict[int, list[int]] = {}
-        for index, prompt in enumerate(prompts):
+        for index, (prompt, known) in enumerate(zip(prompts, begun, strict=True)):
             fits = positions is None or most <= positions
-            groups.setdefault(0 if fits else len(prompt.ids), []).append(index)
+            groups.setdefault(0 if fits else len(prompt.ids) + len(known), []).append(index)
         return list(groups.values())
 
     @property

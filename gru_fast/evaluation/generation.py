@@ -54,6 +54,7 @@ def generate(
     batch_size: int,
     autocast: Autocast = nullcontext,
     draws: Sequence[Draw] | None = None,
+    begun: Sequence[Sequence[int]] | None = None,
 ) -> list[str]:
     """Continuation of each prompt, without special tokens; ends before the first end-of-sequence.
 
@@ -70,6 +71,7 @@ def generate(
         max_new_tokens: most tokens to write, one number or one per prompt; 0 gives "".
         batch_size: prompts per batch; they are sorted by length.
         draws: one a prompt; None: greedy.
+        begun: of each prompt, tokens that are known to be written first; not with ``draws``.
     """
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(prompts):
@@ -79,8 +81,13 @@ def generate(
             raise ValueError(f"prompts[{i}]: expected at least one token, got none")
     if draws is not None and len(draws) != len(prompts):
         raise ValueError(f"draws: expected {len(prompts)}, one a prompt, got {len(draws)}")
-    texts = [""] * len(prompts)
     ends = _end_tokens(model, tokenizer)
+    known = [_until_end(ids, ends, limit) for ids, limit in zip(begun or [()] * len(prompts), limits, strict=True)]
+    if draws is not None and any(known):
+        raise ValueError("begun: expected none with draws, by which all tokens are drawn")
+    prompts = [[*prompt, *ids] for prompt, ids in zip(prompts, known, strict=True)]
+    texts = [tokenizer.decode([t for t in ids if t not in ends], skip_special_tokens=True) for ids in known]
+    limits = [0 if ends & {*ids} else limit - len(ids) for ids, limit in zip(known, limits, strict=True)]
     pad = padding_id(model, tokenizer)
     collate = SequenceCollator(pad, padding_side="left")
 
@@ -103,9 +110,15 @@ def generate(
             of_rows = [limits[i] for i in rows]
             written = _written(run, padded([prompts[i] for i in rows]), of_rows, ends, drawing, leaving=leaving)
             for i, ids in zip(rows, written, strict=True):
-                end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-                texts[i] = tokenizer.decode(ids[: min(end, limits[i])], skip_special_tokens=True)
+                new = [token for token in _until_end(ids, ends, limits[i]) if token not in ends]
+                texts[i] = tokenizer.decode([*known[i], *new], skip_special_tokens=True)
     return texts
+
+
+def _until_end(ids: Sequence[int], ends: set[int], limit: int) -> list[int]:
+    """What is written of some tokens: up to the first that ends it, that one too, and to the limit."""
+    end = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[: min(end, limit)])
 
 
 # ---- a batch ---------------------------------------------------------------------------------------------------------

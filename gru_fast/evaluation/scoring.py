@@ -18,6 +18,7 @@ from gru_fast.models.frozen import frozen
 from gru_fast.models.head import label_scores_of
 from gru_fast.models.packs import log_probs_of_labels
 
+_SURE = math.log(0.51)  # half of the probability, and what rounding may take
 _MAX_ELEMENTS = 2**24  # of the vocabulary-wide tensors made at a time, beside the model's logits: 64 MiB in float32
 
 
@@ -26,10 +27,15 @@ _MAX_ELEMENTS = 2**24  # of the vocabulary-wide tensors made at a time, beside t
 
 @dataclass(frozen=True)
 class SequenceLoss:
-    """Teacher-forced loss of one sequence: mean of -log p over its ``num_tokens`` label tokens, natural logarithm."""
+    """Teacher-forced loss of one sequence: mean of -log p over its ``num_tokens`` label tokens, natural logarithm.
+
+    Args:
+        sure: of these, how many from the first on have more than half of the probability: the model would write them.
+    """
 
     loss: float
     num_tokens: int
+    sure: int = 0
 
 
 def label_log_probs(
@@ -56,9 +62,15 @@ def losses(
     """
     _check_labels(sequences)
     found = label_log_probs(model, sequences, batch_size=batch_size, pad_token_id=pad_token_id, autocast=autocast)
-    result = [SequenceLoss(-float(row.double().mean()), len(row)) for row in found]
+    result = [SequenceLoss(-float(row.double().mean()), len(row), _sure(row)) for row in found]
     check_finite([row.loss for row in result])
     return result
+
+
+def _sure(log_probs: Tensor) -> int:
+    """How many tokens from the first on are the most probable ones for certain."""
+    is_open = (log_probs <= _SURE).nonzero()[:, 0]
+    return int(is_open[0]) if len(is_open) else len(log_probs)
 
 
 def check_finite(values: Sequence[float], what: str = "sequences") -> None:

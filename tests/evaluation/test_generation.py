@@ -175,6 +175,31 @@ def test_rows_that_have_ended_leave_the_batch(model: LlamaForCausalLM, monkeypat
     assert left == [8] * 3 + [6] * 4 + [4] * 5
 
 
+def test_what_is_known_to_be_written_is_not_written_again(model: LlamaForCausalLM) -> None:
+    prompts = [[3, 4], [5, 6, 7], [8], [9, 10]]
+    limits = [6, 7, 3, 9]
+    whole = [greedy_by_hand(model, one, most) for one, most in zip(prompts, limits, strict=True)]
+    assert [len(ids) for ids in whole] == limits  # none has ended before
+    expected = [" ".join(map(str, ids)) for ids in whole]
+    counted: list[int] = []
+    generate(model, Words(), prompts, limits, batch_size=4)  # the trials
+    hook = model.register_forward_pre_hook(lambda *_: counted.append(1))
+    try:
+        for begun in ([2, 0, 1, 3], [0, 7, 2, 1], [99] * 4):
+            counted.clear()
+            known = [ids[:count] for ids, count in zip(whole, begun, strict=True)]
+            assert generate(model, Words(), prompts, limits, batch_size=4, begun=known) == expected
+        assert counted == []  # all of it was known
+        counted.clear()
+        ended = [[3, END, 5], [4] * 9, [], [END]]  # an end, and more than the limit
+        found = generate(model, Words(), prompts, [6, 7, 0, 9], batch_size=4, begun=ended)
+        assert (found, counted) == (["3", "4 4 4 4 4 4 4", "", ""], [])
+    finally:
+        hook.remove()
+    with pytest.raises(ValueError, match="begun: expected none with draws"):
+        generate(model, Words(), [[3]], 2, batch_size=1, begun=[[4]], draws=draws_of(1))
+
+
 def test_a_prompt_may_fill_all_positions_where_one_token_is_to_be_written() -> None:
     model = family("gpt2")
     most = model.config.n_positions

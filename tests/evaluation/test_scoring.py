@@ -47,6 +47,27 @@ def test_log_probs_are_those_of_each_sequence_alone(model: LlamaForCausalLM, bat
         assert mean.loss == pytest.approx(-sum(expected) / len(expected), abs=1e-5)
 
 
+@torch.no_grad()
+def test_what_a_model_is_sure_of_is_what_it_would_write() -> None:
+    """A model whose probabilities are drawn apart, on its own words, on these with another in between, on others."""
+    model = sharp.model()
+    model.lm_head.weight.mul_(4.0)
+    prompts = [[3, 4, 5], [6, 7], [8, 9, 10]]
+    written = [list(map(int, text.split())) for text in generate(model, Words(), prompts, 8, batch_size=3)]
+    longest = max(range(3), key=lambda i: len(written[i]))
+    prompt, own = prompts[longest], written[longest]
+    assert len(own) == 8
+    changed = [*own[:3], next(token for token in range(2, 9) if token != own[3]), *own[4:]]
+    rows: list[Encoded] = [
+        {"input_ids": [*prompt, *words], "labels": [-100] * len(prompt) + words} for words in (own, changed, own[:2])
+    ]
+    found = losses(model, rows, batch_size=2, pad_token_id=END)
+    certain = [log_p > math.log(0.51) for log_p in by_hand(model, rows[0])]
+    assert sum(certain) > 3
+    expected = [*certain, False].index(False)
+    assert [row.sure for row in found] == [expected, min(expected, 3), min(expected, 2)]
+
+
 def test_the_padding_token_is_never_seen(model: LlamaForCausalLM) -> None:
     one = losses(model, sequences(), batch_size=6, pad_token_id=END)
     other = losses(model, sequences(), batch_size=6, pad_token_id=22)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gru_fast.data.hashes import joined_hash
 from gru_fast.data.limits import Limits
-from gru_fast.data.sequences import Encoded, content_hash
+from gru_fast.data.sequences import IGNORE_INDEX, Encoded, content_hash
 from gru_fast.data.templates import Template, encode_prompt, encode_rows
 from gru_fast.evaluation.asking import Prompt, Scorer
 from gru_fast.evaluation.scoring import SequenceLoss
@@ -98,12 +98,20 @@ def content(examples: Sequence[Example]) -> str:
 
 def score(scorer: Scorer, examples: Sequence[Example]) -> list[dict[str, Any]]:
     """The records of some rows, without the index."""
-    found = iter(scorer.losses([sequence for example in examples for sequence in example.sequences]))
-    texts = scorer.write([example.prompt for example in examples])
-    return [
-        _record(example, [next(found) for _ in example.sequences], text)
-        for example, text in zip(examples, texts, strict=True)
-    ]
+    losses = iter(scorer.losses([sequence for example in examples for sequence in example.sequences]))
+    found = [[next(losses) for _ in example.sequences] for example in examples]
+    begun = [_begun(example, of[0].sure) for example, of in zip(examples, found, strict=True)]
+    texts = scorer.write([example.prompt for example in examples], begun=begun)
+    return [_record(example, of, text) for example, of, text in zip(examples, found, texts, strict=True)]
+
+
+def _begun(example: Example, sure: int) -> list[int]:
+    """Of the answer what the model is sure of: what it knows by heart is not written token by token."""
+    ids, start = example.sequences[0]["input_ids"], len(example.prompt.ids)
+    labels = example.sequences[0]["labels"]
+    if ids[:start] != example.prompt.ids or any(label != IGNORE_INDEX for label in labels[:start]):
+        return []  # where prompt and answer are cut into other tokens together
+    return [] if IGNORE_INDEX in labels[start:] else ids[start : start + sure]
 
 
 def deviation(scorer: Scorer, examples: Sequence[Example]) -> dict[str, Any]:

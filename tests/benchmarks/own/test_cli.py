@@ -11,6 +11,7 @@ import pytest
 
 from gru_fast import runs
 from gru_fast.cli import main
+from gru_fast.evaluation import points
 
 TRAINING = (
     "--use-cpu", "--disable-tqdm", "--max-length", "16", "--num-train-epochs", "1", "--learning-rate", "0.01",
@@ -55,6 +56,21 @@ def test_from_documents_to_a_table(places: Path, tmp_path: Path, capsys: pytest.
     table = capsys.readouterr().out
     assert f"{summary['measures']['forget']['probability']:.4f}" in table
     assert "ES retain" in table
+
+
+def test_scores_along_a_run_and_its_best_model(places: Path, tmp_path: Path) -> None:
+    data, out = places / "data", tmp_path / "run"
+    named = ["--forget", data / "forget", "--retain", data / "retain.jsonl", "--method", "gd", "--output-dir", out]
+    how = ["--eval-epochs", 1, "--share", 0, "--eval-options", "new_tokens=4"]
+    assert own(places, "unlearn", *TRAINING, *named, *how) == 0
+    along = points.read(out)
+    assert along is not None
+    assert [point.epoch for point in along.points] == [0.0, 1.0]
+    assert main(["eval", "own", "--model", str(out / "best"), "--device", "cpu", "--new-tokens", "4"]) == 0
+    [summary] = [json.loads(file.read_text()) for file in (out / "best").glob("eval/*/summary.json")]
+    measures = summary["measures"]
+    assert along.points[-1].quality == pytest.approx(measures["forget"]["extraction_strength"])
+    assert along.points[-1].utility == pytest.approx(measures["retain"]["probability"], rel=1e-5)
 
 
 def test_tru_needs_nothing_to_keep(places: Path, tmp_path: Path) -> None:

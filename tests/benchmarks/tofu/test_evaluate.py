@@ -14,9 +14,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from words import word_llama, word_tokenizer
 
+from gru_fast.benchmarks.tofu import records as tofu_records
+from gru_fast.benchmarks.tofu import rows as tofu_rows
 from gru_fast.benchmarks.tofu.evaluate import TofuEvalOptions, evaluate, report, title, wanted
+from gru_fast.benchmarks.tofu.records import Example, _begun
 from gru_fast.benchmarks.tofu.summary import resummarize, summarize
 from gru_fast.data.templates import TEMPLATES, encode, encode_prompt
+from gru_fast.evaluation.asking import Prompt
 from gru_fast.evaluation.summaries import finished
 from gru_fast.metrics import tofu
 from gru_fast.metrics.logs import read_log
@@ -302,6 +306,45 @@ def test_a_quick_evaluation_is_of_every_third_row(
         del asked["model_options"]
         assert finished(tmp_path / folder, asked)
         assert not finished(tmp_path / folder, {**asked, "quick": None if quick else True})
+
+
+def test_of_an_answer_what_the_model_is_sure_of_is_taken_as_written() -> None:
+    def example(ids: list[int], labels: list[int]) -> Example:
+        return Example("?", "!", [{"input_ids": ids, "labels": labels}], False, Prompt([3, 4], 9))
+
+    assert _begun(example([3, 4, 5, 6, 7], [-100, -100, 5, 6, 7]), 2) == [5, 6]
+    assert _begun(example([3, 4, 5, 6, 7], [-100, -100, 5, 6, 7]), 0) == []
+    for ids, labels in (
+        ([3, 9, 5, 6], [-100, -100, 5, 6]),  # another token, where prompt and answer are cut together
+        ([3, 4, 5, 6], [-100, 4, 5, 6]),  # a label of the prompt
+        ([3, 4, 5, 6], [-100, -100, -100, 6]),  # an answer's token without a label
+    ):
+        assert _begun(example(ids, labels), 1) == []
+
+
+def test_what_was_known_by_heart_reads_as_what_is_written(
+    tmp_path: Path, data: Path, tokenizer: Any, make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model taught two of the answers: the same texts whether or not the scored answer is taken for written."""
+    model = make_model()
+    rows = [row for name in ("forget05_perturbed", "retain_perturbed") for row in tofu_rows.load(name, data)][:4]
+    encoded = [encode(tokenizer, PHI, row["question"], row["answer"], 50) for row in rows]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for _ in range(40):
+        for one in encoded:
+            model(**{name: torch.tensor([values]) for name, values in one.items()}).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    seen: list[int] = []
+    monkeypatch.setattr(tofu_records, "_begun", lambda one, count: (seen.append(count), _begun(one, count))[1])
+    evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "begun", **OPTIONS)
+    monkeypatch.setattr(tofu_records, "_begun", lambda one, count: [])
+    evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "written", **OPTIONS)
+    assert sum(seen) > 10
+    one, other = read_log(tmp_path / "begun"), read_log(tmp_path / "written")
+    assert one == other
+    assert any(row.rougeL_recall == 1.0 for row in one["forget"])
 
 
 def test_in_bfloat16_with_the_distance_from_float32(
