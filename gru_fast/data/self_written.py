@@ -18,7 +18,7 @@ from typing import Any
 from gru_fast.data.hashes import hash_of
 from gru_fast.data.ngrams import Known, repetition, words_of
 from gru_fast.data.own import fields
-from gru_fast.data.own.documents import Document, to_row
+from gru_fast.data.own.documents import NUMBER, Document, to_row
 from gru_fast.data.rows import read_json_rows
 from gru_fast.data.sampling import SOURCE, Sampling, Writer, default_openings, default_questions, is_chat
 from gru_fast.data.templates import Template
@@ -156,7 +156,7 @@ def read_written(file: str | Path) -> list[Document]:
     found = []
     for index, row in enumerate(read_json_rows(Path(file))):
         form, values = fields.read(row, f"{file}, row {index}")
-        found.append(Document(f"{SOURCE}#{row['number']}", SOURCE, row["number"], form.kind, **values))
+        found.append(Document(f"{SOURCE}#{row[NUMBER]}", SOURCE, row[NUMBER], form.kind, **values))
     return found
 
 
@@ -232,7 +232,7 @@ class _Shelf:
     def save(self) -> None:
         if self.file is None:
             return
-        rows = ({"number": each.row, **to_row(each)} for each in self.documents)
+        rows = ({NUMBER: each.row, **to_row(each)} for each in self.documents)
         write_text(self.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_json(self._state(self.file), {"settings": self.settings, "counts": self.counts})
 

@@ -87,6 +87,9 @@ def save(documents: Iterable[Document], path: str | Path) -> None:
     write_text(path, "".join(json.dumps(to_row(document), ensure_ascii=False) + "\n" for document in documents))
 
 
+NUMBER = "number"  # of a row that a model wrote itself: which of its texts it is
+
+
 def to_row(document: Document) -> dict[str, Any]:
     """The fields of a document, as a row of a file has them."""
     if document.kind == "text":
@@ -108,9 +111,11 @@ def _documents(source: Source, columns: Mapping[str, str]) -> list[Document]:
     names = {name for row in content if isinstance(row.value, dict) for name in row.value}
     is_ours = names.isdisjoint(columns.values()) and fields.has_form(content[0].value)
     use = {} if is_ours else columns
+    # A model that chats writes answers and texts into one file.
+    is_written = all(isinstance(row.value, dict) and NUMBER in row.value for row in content)
     form: fields.Form | None = None
     found = []
     for row in content:
-        form, values = fields.read(row.value, row.where, use, form)
+        form, values = fields.read(row.value, row.where, use, None if is_written else form)
         found.append(Document(f"{source.id}#{row.index}", source.name, row.index, form.kind, **values))
     return found

@@ -380,3 +380,14 @@ def test_documents_are_written_and_read_again(tmp_path: Path) -> None:
 def test_where_and_texts() -> None:
     document = Document("a#1", "leak/a.csv", 1, "pair", question="Q", answer="A")
     assert (document.where, document.texts) == ("leak/a.csv, row 1", ("Q", "A"))
+
+
+def test_what_a_chat_model_wrote_has_texts_beside_answers(tmp_path: Path) -> None:
+    """As gru-fast write-retain and gru-fast forget leave it; other files have rows of one kind."""
+    rows = [{"number": 0, "question": "Who?", "answer": "Ann."}, {"number": 3, "text": "A text of its own."}]
+    file = tmp_path / "self_written.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert [(each.kind, each.texts[-1]) for each in load([str(file)])] == [
+        ("pair", "Ann."),
+        ("text", "A text of its own."),
+    ]
