@@ -278,8 +278,8 @@ __device__ __forceinline__ Stats clipped_to(Stats stats, double tau) {
 
 // |g'| is measured where it has cancelled in the sums: rare, so one kernel for all kinds. All blocks decide alike: Stats
 // change only when the last of them is done. Coefficients beyond float32 leave a step undone, as an overflow does: on the
-// CPU, where the host looks on, it is made in float64.
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+// CPU, where the host looks on, it is made in float64. All rules in one kernel want more than 64 registers.
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2)
     settle_kernel(__grid_constant__ Shared<AdamWTable> table, const SettleArgs args) {
   const Stats stats = *args.stats;
   const Decision decision = decide(args.rule, stats, args.tau);
