@@ -3,10 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <string_view>
 
 #include "cpu/backend.h"
 #include "optim.h"
+#include "rule_of.h"
 #include "rules.h"
 #include "tensor_view.h"
 #include "vector_view.h"
@@ -75,16 +77,19 @@ class AdamWTable {
     cpu::adamw(plan_, which, args, where);
   }
 
-  void settle(py::handle stats, py::handle scratch, double tau, bool rectifies) const {
+  // `rule`: None clips alone.
+  void settle(py::handle stats, py::handle scratch, double tau, std::optional<std::string_view> rule,
+              const RuleOptions& options) const {
     const AdamWContext where = context(py::none(), stats, py::none(), py::none(), scratch, 1);
     if (where.stats == nullptr) throw py::value_error("stats: expected a tensor, got None");
+    const Rule chosen = rule ? rule_of(*rule, options) : Rule{};
 #ifdef GRU_FAST_HAS_CUDA
     if (on_cuda_) {
       const py::gil_scoped_release nogil;
-      return cuda::settle(plan_, tau, rectifies, const_cast<Stats*>(where.stats), where);
+      return cuda::settle(plan_, tau, rule ? &chosen : nullptr, const_cast<Stats*>(where.stats), where);
     }
 #endif
-    (void)tau, (void)rectifies;
+    (void)tau, (void)chosen;
     throw py::value_error("settle: expected tensors on a CUDA device; elsewhere the host decides");
   }
 
@@ -141,7 +146,7 @@ void bind_adamw(py::module_& m) {
            arg("which"), arg("scalars"), arg("stats"), arg("update"), arg("floor"), arg("scratch"), arg("seed"),
            arg("numel"), arg("feed_back"), arg("write_grad"), arg("maximize"), arg("num_threads"))
       .def("settle", &AdamWTable::settle, "CUDA: completes stats as if g had been written, which it is not.",
-           arg("stats"), arg("scratch"), arg("tau"), arg("rectifies"));
+           arg("stats"), arg("scratch"), arg("tau"), arg("rule"), arg("options"));
   m.attr("NUM_ADAMW_SCALARS") = kNumAdamWScalars;
   m.attr("NUM_UPDATE_STATS") = kNumUpdateStats;
 }

@@ -214,7 +214,14 @@ class AdamWTable:
         maximize: bool,
         num_threads: int,
     ) -> None: ...
-    def settle(self, stats: torch.Tensor, scratch: torch.Tensor, tau: float, rectifies: bool) -> None: ...
+    def settle(
+        self,
+        stats: torch.Tensor,
+        scratch: torch.Tensor,
+        tau: float,
+        rule: str | None,
+        options: tuple[float, float, float, float],
+    ) -> None: ...
 
 class SetTable:
     """One step's tensors beside several vectors, on one device. Keep the lists alive."""

@@ -256,6 +256,7 @@ struct SettleArgs {
   double tau;
   Slots<Norm> slots;
   AdamWKind kind;
+  Rule rule;
   bool rectifies;
 };
 
@@ -277,11 +278,11 @@ __device__ __forceinline__ Stats clipped_to(Stats stats, double tau) {
 
 // |g'| is measured where it has cancelled in the sums: rare, so one kernel for all kinds. All blocks decide alike: Stats
 // change only when the last of them is done. Coefficients beyond float32 leave a step undone, as an overflow does: on the
-// CPU, where the host looks on, it is made in float64.
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+// CPU, where the host looks on, it is made in float64. All rules in one kernel want more than 64 registers.
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2)
     settle_kernel(__grid_constant__ Shared<AdamWTable> table, const SettleArgs args) {
   const Stats stats = *args.stats;
-  const Decision decision = decide(Rule{}, stats, args.tau);
+  const Decision decision = decide(args.rule, stats, args.tau);
   Norm norm;
   if (args.rectifies && decision.measure) {
     walk_chunks<Direction::kForward>(table, [&](const AdamWRow& row, int64_t begin, int numel) {
@@ -302,8 +303,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
   Stats written = stats;
   if (decision.writes()) written.written_norm_sq = decision.measure ? norm.sq : decision.norm_sq;
-  Stats out = settle(Rule{}, written, args.tau);
+  Stats out = settle(args.rule, written, args.tau);
   if (!fits_float(out.alpha * out.rescale) || !fits_float(out.beta * out.rescale)) out.vetoed = 1.0;
+  if (stats.retain_nonfinite > 0.0 && needs_all_of_r(args.rule)) out.vetoed = 1.0;  // the step is given up
   *args.stats = out;
 }
 
@@ -349,11 +351,11 @@ void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const A
   });
 }
 
-void settle(const AdamWPlan& plan, double tau, bool rectifies, Stats* stats, const AdamWContext& context) {
+void settle(const AdamWPlan& plan, double tau, const Rule* rule, Stats* stats, const AdamWContext& context) {
   const DeviceGuard guard(context.device);
   const Context where = context_of(context);
   Header* header = clear_header(where);
-  SettleArgs kernel_args{stats, tau, slots_in<Norm>(where), {}, rectifies};
+  SettleArgs kernel_args{stats, tau, slots_in<Norm>(where), {}, rule != nullptr ? *rule : Rule{}, rule != nullptr};
   for_each_launch(plan, [&](const AdamWLaunch& launch, bool is_last) {
     kernel_args.kind = launch.kind;
     kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;

@@ -28,7 +28,8 @@ void add(const VectorPlan& plan, const VectorArgs& args, const Context& context)
 
 size_t scratch_bytes(const AdamWPlan& plan);
 void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const AdamWContext& context);
-void settle(const AdamWPlan& plan, double tau, bool rectifies, Stats* stats, const AdamWContext& context);
+// By `rule`; null: g is only clipped.
+void settle(const AdamWPlan& plan, double tau, const Rule* rule, Stats* stats, const AdamWContext& context);
 
 // Of sets.h, as on the CPU. `stats` lies on the device.
 size_t scratch_bytes(const SetPlan& plan);

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gru_fast.core.checks import check_gamma, check_tau
 from gru_fast.core.ema import RetainEMA
+from gru_fast.core.rules import GRU, Rule, rule_of
 from gru_fast.core.sharded.shards import check_params
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RECTIFY = ("gradient", "update", "both")
 METRICS = ("euclidean", "adam")
-RULES = ("gru",)  # of the gradient; those that add r itself need it in the second pass too
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -25,7 +25,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class RectifyOptions:
     """What of a step is rectified, and how."""
 
-    gradient: bool = False
+    rule: Rule | None = None  # of the gradient; None: it is not rectified
     update: bool = False
     adam: bool = False  # the metric of the update
     gamma: float = 0.0
@@ -48,7 +48,7 @@ class RectifyOptions:
         gamma: float | None,
         tau: float | None,
         rectify: str | None,
-        rule: str,
+        rule: str | Rule,
         metric: str,
         *,
         feed_back: bool,
@@ -66,19 +66,33 @@ class RectifyOptions:
         if gamma is None:
             raise ValueError("gamma: expected a number in [0, 1] beside an ema (the paper's is 0.8), got None")
         rectify = "gradient" if rectify is None else rectify
-        choices = (("rectify", rectify, RECTIFY), ("metric", metric, METRICS), ("rule", rule, RULES))
+        choices = (("rectify", rectify, RECTIFY), ("metric", metric, METRICS))
         for name, value, known in choices:
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         update = rectify != "gradient"
+        chosen = _check_rule(rule, rectify)
         if feed_back and not update:
             raise ValueError('feed_back: expected rectify="update" or "both" beside it, since nothing else feeds back')
         if metric == "adam" and not update:
             raise ValueError('metric: expected rectify="update" or "both" beside "adam", since it is the update\'s')
         return cls(
-            gradient=rectify != "update", update=update, adam=metric == "adam", gamma=check_gamma(gamma),
-            tau=check_tau(tau), feed_back=feed_back, error_if_nonfinite=error_if_nonfinite,
+            rule=None if rectify == "update" else chosen, update=update, adam=metric == "adam",
+            gamma=check_gamma(gamma), tau=check_tau(tau), feed_back=feed_back, error_if_nonfinite=error_if_nonfinite,
         )  # fmt: skip
+
+
+def _check_rule(rule: str | Rule, rectify: str) -> Rule:
+    """The rule of the gradient, if it is one for an optimizer that forms the gradient itself."""
+    chosen = rule_of(rule)
+    if chosen.elementwise:
+        raise ValueError(
+            f"rule: expected one that goes by sums, got {chosen.name}, which decides element by element; rectify_ by "
+            "it, in front of torch.optim.AdamW"
+        )
+    if rectify == "update" and chosen != GRU():
+        raise ValueError(f'rule: expected rectify="gradient" or "both" beside {chosen.name}, got "update"')
+    return chosen
 
 
 def refuse_unoffered(*, amsgrad: bool, differentiable: bool) -> None:

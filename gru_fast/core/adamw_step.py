@@ -22,7 +22,7 @@ from gru_fast.core.backends.adamw import AdamWArgs, AdamWPasses, AdamWRows, Pass
 from gru_fast.core.backends.native import NativeAdamW, serves
 from gru_fast.core.backends.reference import sum_of_products, widest
 from gru_fast.core.backends.reference_adamw import ReferenceAdamW
-from gru_fast.core.rules import GRU, Decision, decide, settle
+from gru_fast.core.rules import Decision, Rule, decide, settle
 from gru_fast.core.sharded.shards import Shards
 
 
@@ -107,12 +107,12 @@ class AdamWStep:
         self._run("update")
         return update
 
-    def settle(self, tau: float, rectifies: bool) -> None:
+    def settle(self, tau: float, rule: Rule | None) -> None:
         """Completes ``stats`` on the device, as :func:`settle_gradient` does on the host. For one part."""
         if not self._parts:  # no g anywhere: nothing to complete
             return
         (part,) = self._parts
-        part.passes.settle(part.args, tau, rectifies)
+        part.passes.settle(part.args, tau, rule)
 
     def _sums(self, which: Pass, floor: Tensor | None) -> Tensor:
         for part in self._parts:
@@ -227,24 +227,24 @@ def _hyperparameters(row: Row) -> tuple[Any, ...]:
 
 
 def settle_gradient(
-    stats: Tensor, tau: float, rows: Callable[[], list[Row]], shards: Shards | None, *, rectifies: bool
+    stats: Tensor, tau: float, rows: Callable[[], list[Row]], shards: Shards | None, *, rule: Rule | None
 ) -> None:
     """Completes the statistics of :func:`gru_fast.core.rectify.reduced` as if g had been written, on the host.
 
-    ``rectifies``: by the rule "gru"; else g is clipped to ``tau`` alone. ``rows`` makes those with a g or an e.
+    ``rule``: None clips g to ``tau`` alone. ``rows`` makes those with a g or an e.
     """
     values = stats.tolist()
-    if not rectifies:
+    if rule is None:
         norm = math.sqrt(values[fields.GRAD_NORM_SQ])
         if tau < norm < math.inf:
             stats[fields.ALPHA], stats[fields.CLIPPED], stats[fields.OUT_NORM_SQ] = tau / norm, 1.0, tau * tau
         return
-    decision = decide(GRU(), values, tau)
+    decision = decide(rule, values, tau)
     if decision.writes:
         values[fields.WRITTEN] = decision.norm_sq
         if decision.measure:
             values[fields.WRITTEN] = _norm_sq(decision, rows(), shards)
-    outcome = [values[fields.WRITTEN], *settle(GRU(), values, tau)]
+    outcome = [values[fields.WRITTEN], *settle(rule, values, tau)]
     stats[fields.OUTCOME] = torch.tensor(outcome, dtype=torch.float64, device=stats.device)
 
 

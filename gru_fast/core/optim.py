@@ -39,6 +39,7 @@ from gru_fast.core.ema import RetainEMA
 from gru_fast.core.load import core
 from gru_fast.core.rectify import check_same_params, reduced
 from gru_fast.core.result import Rectification
+from gru_fast.core.rules import Rule
 from gru_fast.core.sharded.rows import ShardedRows
 from gru_fast.core.sharded.shards import Shards, local, rounding_key
 
@@ -96,7 +97,7 @@ class AdamW(Optimizer):
             sharded only after the optimizer has been made.
         gamma, tau: of :func:`gru_fast.rectify_`; gamma is needed with an ``ema``.
         rectify: "gradient" (the default with an ``ema``), "update" or "both".
-        rule: by which the gradient is rectified: "gru".
+        rule: by which the gradient is rectified, against e: "gru", or another of :mod:`gru_fast.rules` (not sago).
         metric: "euclidean" or "adam", of the update.
         feed_back: M takes its part of the correction of U, so that momentum repeats it and later steps need less.
         write_grad: leave the rectified gradient in ``.grad`` of parameters that have one, which costs writing it.
@@ -132,7 +133,7 @@ class AdamW(Optimizer):
         gamma: float | None = None,
         tau: float | None = None,
         rectify: str | None = None,
-        rule: str = "gru",
+        rule: str | Rule = "gru",
         metric: str = "euclidean",
         feed_back: bool = False,
         write_grad: bool = False,
@@ -207,12 +208,12 @@ class AdamW(Optimizer):
         options = self._options
         stats = reduced(self.ema.params, self.ema, options.gamma, error_if_nonfinite=options.error_if_nonfinite)
         if self._params.stays_on_device:
-            self._step_of(self._rows(needs_grad=not options.gradient), stats).settle(options.tau, options.gradient)
+            self._step_of(self._rows(needs_grad=options.rule is None), stats).settle(options.tau, options.rule)
         else:
             rows = functools.partial(self._rows, needs_grad=False, with_state=False)
-            settle_gradient(stats, options.tau, rows, self._params.shards, rectifies=options.gradient)
+            settle_gradient(stats, options.tau, rows, self._params.shards, rule=options.rule)
         self._prepared, self._given_up = stats, False
-        self.last_step = Rectification(stats)
+        self.last_step = Rectification(stats, options.rule)
         return self.last_step
 
     @torch.no_grad()
@@ -245,8 +246,8 @@ class AdamW(Optimizer):
         stats, self._prepared = self._prepared, None
         assert stats is not None  # of prepare()
         if self._params.stays_on_device:  # kernels look at what was found, the host does not
-            rows = self._rows(needs_grad=not self._options.gradient)
-        elif Rectification(stats).skipped:
+            rows = self._rows(needs_grad=self._options.rule is None)
+        elif Rectification(stats, self._options.rule).skipped:
             return
         else:
             values = stats.tolist()

@@ -475,8 +475,10 @@ class UnlearnConfig(GRUOptions, TrainingArguments):
         if self.rectify_update and not uses_ours:
             errors.append(f"rectify_update: expected optim {GRU_ADAMW} beside it, got {self.optim}")
         if uses_ours and self.rectify:
-            chosen = {"rectifier": self.rectifier, "granularity": self.granularity, "rectify_against": self.against}
-            wanted = {"rectifier": "gru", "granularity": "global", "rectify_against": "ema"}
+            chosen = {"granularity": self.granularity, "rectify_against": self.against, "retain_sets": self.retain_sets}
+            wanted = {"granularity": "global", "rectify_against": "ema", "retain_sets": None}
+            if self.rectifier in RULES and RULES[self.rectifier].elementwise:
+                errors.append(f"rectifier: expected one that goes by sums with optim {GRU_ADAMW}, got {self.rectifier}")
             errors += [
                 f"{name}: expected {wanted[name]} with optim {GRU_ADAMW}, got {value}; take adamw_torch with it"
                 for name, value in chosen.items()

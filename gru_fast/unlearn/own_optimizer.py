@@ -65,6 +65,7 @@ class OwnOptimizer(_Base):
             if options.rectify:
                 # FSDP2 may shard the parameters only now: e comes when the first step wants it.
                 kwargs |= {"ema": lambda: self.retain_ema, "gamma": options.gamma, "tau": options.tau}
+                kwargs["rule"] = options.make_rule()
             if options.rectify_update:
                 kwargs |= {"rectify": "both", "metric": options.update_metric}
             self.optimizer_cls_and_kwargs = (AdamW, kwargs)
@@ -84,10 +85,12 @@ class OwnOptimizer(_Base):
         options, asked = self.gru_options, _ASKED
         if not options.rectify:
             return
-        if options.rectifier != "gru":
-            raise ValueError(f"rectifier: expected gru with {asked}, got {options.rectifier}; take adamw_torch with it")
-        if options.granularity != "global" or options.against != "ema":
-            raise ValueError(f"granularity, rectify_against: expected global and ema with {asked}; take adamw_torch")
+        if options.make_rule().elementwise:
+            raise ValueError(f"rectifier: expected one that goes by sums with {asked}, got {options.rectifier}")
+        if options.granularity != "global" or options.against != "ema" or options.retain_sets:
+            raise ValueError(
+                f"granularity, rectify_against, retain_sets: expected global, ema, none with {asked}; take adamw_torch"
+            )
         if self.accelerator.mixed_precision == "fp16":
             raise ValueError(f"fp16: not with {asked}, which know no loss scale; use bf16")
         if self.args.max_grad_norm:

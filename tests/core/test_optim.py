@@ -25,6 +25,7 @@ from gru_fast.core.backends.native import NativeAdamW
 from gru_fast.core.backends.reference_adamw import ReferenceAdamW
 from gru_fast.core.load import core
 from gru_fast.optim import AdamW, measure_update
+from gru_fast.rules import GRU, MGDA, PCGrad, Rule, Subspace
 
 SIZES = (1, 7, 64, 1000, 70_001)  # below a block, whole blocks, tails, more than a rounding tile
 
@@ -429,10 +430,10 @@ def test_kernels_and_reference_agree(kind: tuple[torch.dtype, ...], level: str, 
 
 @pytest.mark.core
 @pytest.mark.skipif(not hasattr(core, "emulation"), reason="the host settles on the CPU; .ci/emulate runs this")
-@pytest.mark.parametrize("rectifies", [True, False])
+@pytest.mark.parametrize("rule", [GRU(), None, PCGrad(form="sum"), MGDA()], ids=repr)
 @pytest.mark.parametrize("tau", [math.inf, 0.3])
 @pytest.mark.parametrize("turn", [0.5, -0.5, -0.999999, -1.0, -1e38, math.nan])
-def test_the_device_settles_as_the_host_does(turn: float, tau: float, rectifies: bool) -> None:
+def test_the_device_settles_as_the_host_does(turn: float, tau: float, rule: Rule | None) -> None:
     """``turn``: g is so much of e and, unless it is opposite, as much again of something else."""
     rows = random_rows(F32, F32, F32)
     sums = [0.0, 0.0, 0.0]
@@ -457,8 +458,8 @@ def test_the_device_settles_as_the_host_does(turn: float, tau: float, rectifies:
     held = [
         adamw_step.Row(param, g, {}, {}, e) for param, g, e in zip(rows.params, rows.grads, rows.ema or [], strict=True)
     ]
-    adamw_step.settle_gradient(expected, tau, lambda: held, None, rectifies=rectifies)
-    NativeAdamW(rows).settle(AdamWArgs(torch.zeros(2, 8), stats), tau, rectifies)
+    adamw_step.settle_gradient(expected, tau, lambda: held, None, rule=rule)
+    NativeAdamW(rows).settle(AdamWArgs(torch.zeros(2, 8), stats), tau, rule)
     if abs(float(expected[7])) > 1e37:
         assert stats[4] == 1.0  # vetoed
     else:
@@ -691,6 +692,42 @@ def test_another_steps_gradients_are_looked_at_anew() -> None:
     assert torch.equal(params[0], others[0])
 
 
+@pytest.mark.parametrize("rule", [PCGrad(), PCGrad(form="mean"), MGDA(), Subspace(w_r=0.5)], ids=repr)
+@pytest.mark.parametrize("tau", [None, 0.7])
+def test_another_rule_is_that_rule_before_a_plain_step(rule: Rule, tau: float | None) -> None:
+    """Against rectify_, whose rules have tests of their own, and the same optimizer without an e."""
+    ours, theirs = parameters((15, 7)), parameters((15, 7))
+    inside = AdamW(ours, ema=RetainEMA(ours), gamma=0.4, tau=tau, rule=rule, lr=0.01)
+    plain, ema = AdamW(theirs, lr=0.01), RetainEMA(theirs)
+    generator = torch.Generator().manual_seed(6)
+    for step in range(3):
+        r = [torch.randn(p.shape, generator=generator) for p in ours]
+        noise = [0.3 * torch.randn(p.shape, generator=generator) for p in ours]
+        g = [a - 0.5 * (1 - step) * x for a, x in zip(noise, r, strict=True)]
+        take_step(inside, g, r)
+        rectified = rectify_(put(theirs, g), ema, 0.4, tau, retain_grads=r, rule=rule)
+        plain.step()
+        assert inside.last_step is not None
+        assert inside.last_step.rule == rule
+        assert inside.last_step.norm_after == pytest.approx(rectified.norm_after, rel=1e-5)
+    np.testing.assert_allclose(flat(ours), flat(theirs), rtol=1e-5, atol=2e-7)
+
+
+def put(params: list[nn.Parameter], gradients: list[Tensor]) -> list[nn.Parameter]:
+    for param, g in zip(params, gradients, strict=True):
+        param.grad = g.clone()
+    return params
+
+
+def test_a_rule_that_adds_e_needs_all_of_r() -> None:
+    for rule, moves in ((GRU(), True), (PCGrad(), False)):
+        params = parameters((4,))
+        before = params[0].detach().clone()
+        optimizer = AdamW(params, ema=RetainEMA(params), gamma=1.0, rule=rule)
+        take_step(optimizer, [torch.ones(4)], [torch.tensor([1.0, math.nan, 0.0, 0.0])])
+        assert torch.equal(params[0], before) == (not moves)
+
+
 @pytest.mark.parametrize("skipped", [0, 1, 2])
 def test_a_skipped_first_step_leaves_the_metric_to_the_next(skipped: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """rms(D) is that of the first step that is made, also where only the device knows which that is."""
@@ -710,9 +747,9 @@ def test_a_skipped_first_step_leaves_the_metric_to_the_next(skipped: int, monkey
                     assert "rms_denominator" not in optimizer.state_dict()["param_groups"][0]
         return params[0].detach(), optimizer
 
-    def settled_on_host(self: AdamWStep, tau: float, rectifies: bool) -> None:
+    def settled_on_host(self: AdamWStep, tau: float, rule: Rule | None) -> None:
         assert self.stats is not None
-        settle_gradient(self.stats, tau, lambda: self.rows, self.shards, rectifies=rectifies)
+        settle_gradient(self.stats, tau, lambda: self.rows, self.shards, rule=rule)
 
     monkeypatch.setattr(AdamWStep, "settle", settled_on_host)
     (expected, known), (found, optimizer) = made(False), made(True)
@@ -749,7 +786,11 @@ def test_a_step_that_is_given_up_touches_nothing(stays_on_device: bool, monkeypa
         ({"rectify": "both"}, "rectify: expected an ema beside it"),
         ({"ema": True}, "gamma: expected a number in .0, 1. beside an ema"),
         ({"ema": True, "gamma": 0.5, "rectify": "all"}, "rectify: expected one of gradient, update, both, got 'all'"),
-        ({"ema": True, "gamma": 0.5, "rule": "gdr"}, "rule: expected one of gru, got 'gdr'"),
+        ({"ema": True, "gamma": 0.5, "rule": "sago"}, "rule: expected one that goes by sums, got sago"),
+        (
+            {"ema": True, "gamma": 0.5, "rule": "pcgrad", "rectify": "update"},
+            'rule: expected rectify="gradient" or "both" beside pcgrad, got "update"',
+        ),
         ({"ema": True, "gamma": 0.5, "metric": "adam"}, 'metric: expected rectify="update" or "both"'),
         ({"ema": True, "gamma": 0.5, "feed_back": True}, 'feed_back: expected rectify="update" or "both"'),
         ({"ema": True, "gamma": 0.5, "maximize": True}, "maximize: expected False with an ema"),

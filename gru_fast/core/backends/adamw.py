@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from gru_fast.core.rules import Rule
+
 Pass = Literal["step", "moments", "update", "sums"]
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY, BIAS1, BIAS2_ROOT, STEP = range(8)  # columns of AdamWArgs.scalars
 
@@ -70,8 +72,8 @@ class AdamWPasses(Protocol):
     def run(self, which: Pass, args: AdamWArgs) -> None:
         """``step``: M, V, theta. ``moments``: M, V, the sums of U. ``update``: theta, by those. ``sums``: they only."""
 
-    def settle(self, args: AdamWArgs, tau: float, rectifies: bool) -> None:
-        """Completes ``args.stats``, as apply and finish of a rectified step would, where the host must not ask.
+    def settle(self, args: AdamWArgs, tau: float, rule: Rule | None) -> None:
+        """Completes ``args.stats``, as apply and finish of a step by ``rule`` would, where the host must not ask.
 
-        ``rectifies``: by the rule "gru", else g is clipped to ``tau`` alone.
+        None: g is clipped to ``tau`` alone.
         """

@@ -13,7 +13,7 @@ from torch import Tensor
 from gru_fast.core.backends.adamw import AdamWArgs, AdamWRows, Pass
 from gru_fast.core.backends.passes import Groups, Rows, StepArgs
 from gru_fast.core.load import core
-from gru_fast.core.rules import SeveralRule
+from gru_fast.core.rules import Rule, SeveralRule
 from gru_fast.core.stats import NUM_SET_STATS, NUM_STATS
 
 HAS_CUDA: bool = core.HAS_CUDA
@@ -282,5 +282,6 @@ class NativeAdamW:
         )  # fmt: skip
         self._tabled.write_back()
 
-    def settle(self, args: AdamWArgs, tau: float, rectifies: bool) -> None:
-        self._table.settle(args.stats, self._scratch, tau, rectifies)
+    def settle(self, args: AdamWArgs, tau: float, rule: Rule | None) -> None:
+        name, options = (None, (0.0,) * 4) if rule is None else (rule.name, rule.options)
+        self._table.settle(args.stats, self._scratch, tau, name, options)

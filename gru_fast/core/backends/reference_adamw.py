@@ -32,6 +32,7 @@ from gru_fast.core.backends.reference import (
     sum_of_products,
     widest,
 )
+from gru_fast.core.rules import Rule
 
 # Added to the seed: rounding bits of their own for M, V, theta, and what is fed back into M.
 _STREAMS = (0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89)
@@ -47,7 +48,7 @@ class ReferenceAdamW:
         self._ema: list[Tensor | None] = [None] * len(rows.params) if rows.ema is None else rows.ema
         self._keys = list(range(len(rows.params))) if rows.rounding_keys is None else rows.rounding_keys
 
-    def settle(self, args: AdamWArgs, tau: float, rectifies: bool) -> None:
+    def settle(self, args: AdamWArgs, tau: float, rule: Rule | None) -> None:
         """The host settles: these passes read the statistics there anyway."""
         raise NotImplementedError("settle: only kernels that keep the statistics to themselves")
 
