@@ -86,10 +86,12 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     Trainer's own clipping comes after GRU's: leave it to ``tau`` with ``max_grad_norm=0`` in ``TrainingArguments``,
     where it is 1 (``UnlearnConfig`` has it off).
 
-    Models may be sharded: by accelerate (FSDP2, HSDP), or by ``from_pretrained(distributed_config=...)``, which can do
-    tensor parallelism too. Under FSDP2 gradients are exchanged after every backward pass, also where accumulation would
-    put that off, since the two losses would mix inside the sharded modules. Not with DeepSpeed or FSDP 1, whose
-    gradients are not in ``param.grad``, nor with fp16 under tensor parallelism.
+    Models may be sharded: by accelerate (FSDP2, HSDP, DeepSpeed ZeRO), or by
+    ``from_pretrained(distributed_config=...)``, which can do tensor parallelism too. Under FSDP2 gradients are
+    exchanged after every backward pass, also where accumulation would put that off, since the two losses would mix
+    inside the sharded modules. DeepSpeed's engine is driven in place of accelerate, which would step within backward;
+    e follows stand-ins for its parts. Not with FSDP 1, whose gradients are not in ``param.grad``, nor with fp16 under
+    tensor parallelism or DeepSpeed.
     """
 
     gru: GRUOptions | Mapping[str, Any] | None = None
