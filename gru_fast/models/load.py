@@ -119,12 +119,14 @@ def check_training(options: ModelOptions) -> None:
         )
 
 
-def load_merged(options: ModelOptions, *, into_4bit: bool = False) -> Any:
+def load_merged(options: ModelOptions, *, into_4bit: bool = False, rounded_from: str | None = None) -> Any:
     """An adapter, merged into the model that it is for; on the CPU, in eval mode and without 4 bits.
 
     Args:
         into_4bit: into the values that 4 bits of the model stand for, which the adapter was trained beside, in place of
             those that the model has. Which 4 bits, ``options`` say; :func:`four_bit_of_run` knows.
+        rounded_from: with ``into_4bit``, the dtype that the model is loaded in before it is rounded to 4 bits: from
+            another one than the training's they are partly others. By default ``options.dtype``, which the result has.
 
     Raises:
         ValueError: no adapter, or what :func:`load_model` refuses.
@@ -132,7 +134,10 @@ def load_merged(options: ModelOptions, *, into_4bit: bool = False) -> Any:
     found = find(options.model)
     if found is None or not is_adapter(found):
         raise ValueError(f"model: {options.model} is no adapter (it has no adapter_config.json): nothing to merge")
-    return _load(replace(options, load_in_4bit=into_4bit), expand=True).eval()
+    if not into_4bit:
+        return _load(replace(options, load_in_4bit=False)).eval()
+    wanted = _dtype(options.dtype, *list(lineage(options.model, options.base_model))[-1], options)
+    return _load(replace(options, load_in_4bit=True, dtype=rounded_from or options.dtype), expand_to=wanted).eval()
 
 
 def load_model(options: ModelOptions, *, train: bool = False, device: str | torch.device = "cpu") -> Any:
@@ -327,7 +332,9 @@ def _where(name: str, found: Path | None) -> dict[str, Any]:
 
 
 def four_bit_of_run(model: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The options of 4 bits under which an adapter was trained; nothing of any other model.
+    """The options of 4 bits under which an adapter was trained, dtype among them; nothing of any other model.
+
+    The dtype says what was rounded to 4 bits: from float32 and from bfloat16 they are not quite the same.
 
     Args:
         config: of its run; by default :func:`config_of`.
@@ -336,11 +343,13 @@ def four_bit_of_run(model: str, config: Mapping[str, Any] | None = None) -> dict
     if found is None or not is_adapter(found):
         return {}
     config = config_of(model) if config is None else config
-    return {name: config[name] for name in OF_4_BITS if name in config} if config.get("load_in_4bit") else {}
+    if not config.get("load_in_4bit"):
+        return {}
+    return {name: config[name] for name in (*OF_4_BITS, "dtype") if name in config}
 
 
-def _load(options: ModelOptions, device: str = "cpu", *, expand: bool = False) -> Any:
-    """The model with all adapters that it has merged into it. With ``expand`` 4 bits become what they stand for."""
+def _load(options: ModelOptions, device: str = "cpu", *, expand_to: Any = None) -> Any:
+    """The model with all adapters that it has merged into it. 4 bits become what they stand for, in ``expand_to``."""
     *adapters, (name, found) = _with_files(options)
     try:
         model = _pretrained(name, found, options, device)
@@ -350,8 +359,8 @@ def _load(options: ModelOptions, device: str = "cpu", *, expand: bool = False) -
         raise
     if found is not None and found.is_file():
         _as_expanded(model)
-    if is_four_bit(model) and expand:
-        model = dequantized(model)
+    if is_four_bit(model) and expand_to is not None:
+        model = dequantized(model).to(expand_to)
     if is_four_bit(model):
         return _in_four_bits(model, name, adapters)
     for adapter, folder in reversed(adapters):
@@ -404,7 +413,9 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions, device: st
         settings["revision"] = options.revision or "main"
     if options.load_in_4bit:
         settings["quantization_config"] = quantization(
-            options.bnb_4bit_quant_type, options.bnb_4bit_use_double_quant, _compute_dtype(name, found, options)
+            options.bnb_4bit_quant_type,
+            options.bnb_4bit_use_double_quant,
+            _dtype(options.bnb_4bit_compute_dtype or options.dtype, name, found, options),
         )
         settings["device_map"] = {"": device}
     try:
@@ -424,9 +435,11 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions, device: st
     return model
 
 
-def _compute_dtype(name: str, found: Path | None, options: ModelOptions) -> Any:
-    wanted = options.bnb_4bit_compute_dtype or options.dtype
-    return configuration(name, found, options).dtype if wanted == "auto" else wanted
+def _dtype(wanted: str, name: str, found: Path | None, options: ModelOptions) -> Any:
+    """That of torch; "auto": the one the model called ``name`` has."""
+    import torch
+
+    return configuration(name, found, options).dtype if wanted == "auto" else getattr(torch, wanted)
 
 
 def _why_not_causal(name: str, found: Path | None, options: ModelOptions) -> str:

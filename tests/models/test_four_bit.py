@@ -232,7 +232,7 @@ def test_commands_refuse_in_one_line(
 def test_it_goes_back_on_the_base_as_it_was_trained(run: Path) -> None:
     assert four_bit_of_run(str(run)) == {
         "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": None,
+        "bnb_4bit_compute_dtype": None, "dtype": "float32",
     }  # fmt: skip
     assert four_bit_of_run(str(run.parent / "model")) == {}
     on_top = load_model(options(run))
@@ -257,6 +257,39 @@ def test_the_command_merges_with_the_options_of_the_run(run: Path, capsys: pytes
     assert "expected a new or an empty folder" in capsys.readouterr().err
     assert main(["merge", "--model", str(target)]) == 1
     assert "is no adapter" in capsys.readouterr().err
+
+
+def test_4_bits_are_made_from_the_dtype_of_the_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights in float32, loaded in bfloat16 and rounded to 4 bits: merged, they are those that the adapter was on."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    trained, target = run.parent / "in16", run.parent / "merged16"
+    argv = ["--max-steps", "1", "--learning-rate", "0.05", "--use-peft", "--lora-r", "4", "--dtype", "bfloat16"]
+    assert unlearn(run.parent, trained.name, *argv) == 0
+    assert main(["merge", "--model", str(trained), "--into-4bit", "--output-dir", str(target)]) == 0
+    assert "in float32, merged into what nf4" in capsys.readouterr().out
+    merged = dict(load_model(options(target, load_in_4bit=False)).named_parameters())
+    model = load_model(options(trained, dtype="bfloat16")).get_base_model()
+    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    assert len(layers) == 7
+    for name, layer in layers.items():
+        weight = layer.base_layer.weight
+        wanted = dequantize_4bit(weight.data, weight.quant_state).float() + layer.get_delta_weight("default").float()
+        torch.testing.assert_close(merged[f"{name}.weight"], wanted, rtol=0, atol=1e-6, msg=name)
+    assert main(["eval", "tofu", "--model", str(trained), "--print-config"]) == 0
+    assert "dtype: bfloat16" in capsys.readouterr().out
+    assert main(["eval", "tofu", "--model", str(trained), "--no-load-in-4bit", "--print-config"]) == 0
+    assert "dtype: bfloat16" not in capsys.readouterr().out
+
+
+def test_into_4_bits_only_what_was_trained_on_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--max-steps", "1", "--use-peft", "--lora-r", "4", "--no-load-in-4bit"]
+    assert unlearn(run.parent, "in-full", *argv) == 0
+    target = run.parent / "never"
+    assert main(["merge", "--model", str(run.parent / "in-full"), "--into-4bit", "--output-dir", str(target)]) == 1
+    assert "into_4bit: " in (said := capsys.readouterr().err)
+    assert "was not trained on a base in 4 bits; leave it out" in said
+    assert not target.exists()
 
 
 def test_evaluated_as_it_was_trained(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from gru_fast.runs import processes
 
     benchmark = benchmarks.evaluation(args.benchmark)
-    chosen, how, model = options.resolve(args, *commands.evaluate(benchmark), fill=partial(_defaults, benchmark))
+    fill = partial(_defaults, benchmark, getattr(args, "load_in_4bit", True))
+    chosen, how, model = options.resolve(args, *commands.evaluate(benchmark), fill=fill)
     if args.print_config:
         print(options.config_text((chosen, how, model), args), end="")
         return 0
@@ -68,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _defaults(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run of the model says of options that were not given."""
+def _defaults(benchmark: Any, is_as_trained: bool, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run of the model says of options that were not given; ``is_as_trained``: whether 4 bits are its own."""
     from gru_fast.models.load import config_of, four_bit_of_run, template_of_run
 
     if not values.get("model"):
@@ -79,7 +80,7 @@ def _defaults(benchmark: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         **benchmark.defaults_of_run(config),
         **template_of_run(config, values.get("template")),
-        **four_bit_of_run(values["model"]),
+        **(four_bit_of_run(values["model"]) if is_as_trained else {}),
     }
     return {name: value for name, value in found.items() if value is not None}
 

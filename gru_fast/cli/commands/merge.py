@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gru_fast import models
-    from gru_fast.models.load import load_merged
+    from gru_fast.models.load import config_of, four_bit_of_run, load_merged
     from gru_fast.options import flags as options
 
     how, model = options.resolve(args, *_classes(), fill=_fill)
@@ -56,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
     target = Path(how.output_dir or Path(model.model) / "merged")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"--output-dir: expected a new or an empty folder, got {target}")
-    merged = load_merged(model, into_4bit=how.into_4bit)
+    trained = four_bit_of_run(model.model)
+    if how.into_4bit and not trained and config_of(model.model):
+        raise ValueError(f"into_4bit: {model.model} was not trained on a base in 4 bits; leave it out")
+    merged = load_merged(model, into_4bit=how.into_4bit, rounded_from=trained.get("dtype"))
     tokenizer = models.load_tokenizer(model)
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -75,7 +78,8 @@ def _fill(values: Mapping[str, Any]) -> dict[str, Any]:
     """What the run of the model says of options that were not given."""
     from gru_fast.models.load import four_bit_of_run
 
-    return four_bit_of_run(values["model"]) if values.get("model") else {}
+    found = four_bit_of_run(values["model"]) if values.get("model") else {}
+    return {name: value for name, value in found.items() if name != "dtype"}  # here it is of what is written
 
 
 def _classes() -> tuple[type, ...]:

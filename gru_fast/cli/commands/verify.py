@@ -48,11 +48,10 @@ def run(args: argparse.Namespace) -> int:
     if documents is not None:
         asked = ModelOptions(
             model=model_name,
-            dtype=said["dtype"],
             template=said["template"],
             template_options=said["template_options"],
             trust_remote_code=said["trust_remote_code"],
-            **four_bit_of_run(model_name, said),
+            **{"dtype": said["dtype"], **four_bit_of_run(model_name, said)},
         )
         model, tokenizer, template = evaluating.load(asked, args.device)
         scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size=said["eval_batch_size"])
