@@ -108,11 +108,12 @@ class Scorer:
         """All prompts, or those of each length where a batch of several would leave the model's positions.
 
         A batch goes on until the last of its rows has written all that it may; of rows of one length, none then has
-        more than its own.
+        more than its own. What a row has ``begun`` with is read, not written.
         """
         positions = limits_of(self.model).positions
-        longest = max((len(prompt.ids) for prompt in prompts), default=0)
-        most = longest + max((prompt.max_new_tokens for prompt in prompts), default=0) - 1
+        longest = max((len(prompt.ids) + len(known) for prompt, known in zip(prompts, begun, strict=True)), default=0)
+        left = (prompt.max_new_tokens - len(known) for prompt, known in zip(prompts, begun, strict=True))
+        most = longest + max(left, default=0) - 1
         groups: dict[int, list[int]] = {}
         for index, (prompt, known) in enumerate(zip(prompts, begun, strict=True)):
             fits = positions is None or most <= positions

@@ -192,13 +192,15 @@ def _reads_packs(model: nn.Module, longest: Pack, pad_token_id: int, autocast: A
 
 
 def _as_alone(model: nn.Module, pack: Pack, pad_token_id: int, autocast: Autocast) -> bool:
-    """The longest row and the same with another first token after the prompt, as one pack, against each alone.
+    """The longest row and the same with another token in it, as one pack, against each alone.
 
-    And the second beside that pack, with padding.
+    And the second beside that pack, with padding. They part after the prompt, but in the middle at the latest: a pack
+    of answers of one token does not branch, and what it got would say nothing of one that does.
     """
     path = max(pack.paths, key=len)
     one = [*(pack.ids[node] for node in path), pad_token_id]  # the last token is not read
-    other = [*one[: pack.prompt], 0 if one[pack.prompt] else 1, *one[pack.prompt + 1 :]]
+    branch = min(pack.prompt, len(path) // 2)
+    other = [*one[:branch], 0 if one[branch] else 1, *one[branch + 1 :]]
     both, last = Pack(pack.prompt), Pack(pack.prompt)
     for to, rows in ((both, (one, other)), (last, (other,))):
         for index, ids in enumerate(rows):
@@ -208,7 +210,7 @@ def _as_alone(model: nn.Module, pack: Pack, pad_token_id: int, autocast: Autocas
         ids = torch.tensor([row[:-1]])
         with autocast():
             batch: Mapping[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            return logits_of(model, to_device(batch, model))[0, pack.prompt - 1 :]
+            return logits_of(model, to_device(batch, model))[0, branch:]
 
     try:
         with frozen(model):
@@ -218,7 +220,7 @@ def _as_alone(model: nn.Module, pack: Pack, pad_token_id: int, autocast: Autocas
             answers = [found[0, both.paths[0]], found[0, both.paths[1]], found[1, last.paths[0]]]
             most = tolerance(dtype_of(model, autocast))
             return all(
-                moved(sampled(ours[pack.prompt - 1 :]), sampled(theirs)) <= most
+                moved(sampled(ours[branch:]), sampled(theirs)) <= most
                 for ours, theirs in zip(answers, [*expected, expected[1]], strict=True)
             )
     except torch.OutOfMemoryError:

@@ -51,6 +51,19 @@ def test_what_is_written_together_stays_within_the_positions_of_the_model() -> N
     assert Scorer(model, Words(), END, batch_size=4).write([]) == []
 
 
+def test_a_row_that_is_known_almost_to_its_end_stays_within_them_beside_others() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)).eval()
+    prompts = [Prompt([3, 4, 5, 6], 18)] * 8  # the first has one token left to write, the others 18
+    alone = generate(model, Words(), [prompts[0].ids], 18, batch_size=1)[0]
+    begun = [[*map(int, alone.split())][:17], *[[]] * 7]
+    assert len(begun[0]) == 17
+    assert Scorer(model, Words(), END, batch_size=8).write(prompts, begun=begun) == [alone] * 8
+
+
 def test_the_summary_is_told_what_the_records_depend_on(tmp_path: Path, scorer: Scorer) -> None:
     def work(rows: list[Any]) -> list[dict[str, Any]]:
         return [{"loss": one.loss} for one in scorer.losses(rows)]

@@ -111,6 +111,21 @@ def test_a_model_that_does_not_read_the_mask_runs_rows_one_by_one() -> None:
         torch.testing.assert_close(values, alone(model, one), atol=1e-4, rtol=1e-4)
 
 
+def test_answers_of_one_token_say_nothing_of_longer_ones() -> None:
+    """Their pack does not branch, so that a model that does not read the mask gets all of it right."""
+    sizes = {"vocab_size": 48, "hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 32}
+    model = tiny.family("rwkv", **sizes, num_hidden_layers=2, context_length=64)
+    with torch.no_grad():
+        for param in model.parameters():
+            if param.ndim > 1:
+                param.mul_(4.0)
+    letters = [row([*range(3, 23)], [letter]) for letter in (5, 6, 7, 8)]
+    for rows in (letters, ROWS):
+        for one, values in zip(rows, log_probs_of_labels(model, rows, batch_size=4, pad_token_id=0), strict=True):
+            torch.testing.assert_close(values, alone(model, one), atol=1e-4, rtol=1e-4)
+    assert packs._tried[model] == {20: False, 16: False}
+
+
 def test_rows_without_a_common_prompt_are_not_tried() -> None:
     model = tiny.llama()
     rows = tiny.rows(5, seed=1)
