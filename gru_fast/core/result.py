@@ -134,7 +134,7 @@ class Rectification(LazyStats):
             return math.nan
         if self.rule.elementwise and not self.skipped:  # <g, e> as written is in the place of alpha
             return cosine(self.values[stats.ALPHA] * self.values[stats.RESCALE], self.norm_after, self.norm_ema)
-        if self._sets is not None:
+        if self._sets is not None and not self.skipped:
             after = self._dots_after
             return cosine(math.fsum(after) / len(after), self.norm_after, self.norm_ema)
         if self.skipped or (self.values[stats.BETA] == 0.0 and self._labelled is None):
@@ -311,6 +311,8 @@ class Rectification(LazyStats):
     def _dots_after(self) -> list[float]:
         """<g, x_j> afterwards: 0 where what is left of the terms is rounding."""
         found, out = self._set_values, []
+        if self.skipped:
+            return found[stats.SET_DOTS][: len(self._gram)]
         for dot, products in zip(found[stats.SET_DOTS], self._gram, strict=False):
             betas = found[stats.SET_BETAS]
             terms = [found[stats.ALPHA] * dot, *(b * p for b, p in zip(betas, products, strict=False))]

@@ -108,10 +108,16 @@ def _folded(
     rows: Rows, args: StepArgs, rounding: Mapping[torch.device, Tensor], veto: Tensor | None
 ) -> Iterator[Tensor]:
     """e of one set takes r in, device by device; the statistics of each."""
-    by_device: dict[torch.device, list[int]] = {}
+    current = rows.ema_is_current
+    behind: dict[torch.device, list[int]] = {e.device: [] for e in rows.ema}
     for row, e in enumerate(rows.ema):
-        by_device.setdefault(e.device, []).append(row)
-    for device, places in by_device.items():
+        if current is False or (current is not True and not current[row]):
+            behind[e.device].append(row)
+    for device, places in behind.items():
+        if not places:  # all was streamed; roundings are counted on as by a pass
+            if device in rounding:
+                rounding[device].add_(1 if veto is None else (veto == 0.0).to(device))
+            continue
         here = rows.select(places)
         if veto is None:
             passes = passes_for(device, here)

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gru_fast import RetainEMA, RetainGradient, measure, rectify_
+from gru_fast.core import folding, several
 from gru_fast.core import stats as fields
+from gru_fast.core.backends import sets
 from gru_fast.core.backends.native import NativeSets
+from gru_fast.core.backends.reference import ReferencePasses
 from gru_fast.core.backends.reference_sets import ReferenceSets
 from gru_fast.core.load import core
 from gru_fast.core.rules import SeveralRule
@@ -350,6 +353,29 @@ def test_every_set_has_the_average_it_would_have_alone(how: str, dtype: torch.dt
     assert ema.step == steps
 
 
+def test_streamed_gradients_are_taken_in_once_without_kernels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second set one parameter has no gradient in the last step, and its e decays."""
+    found = []
+    for how in ("collect", "stream", "without kernels"):
+        if how == "without kernels":
+            monkeypatch.setattr(several, "passes_for", lambda _, rows: ReferencePasses(rows))
+            monkeypatch.setattr(folding, "passes_for", lambda _, rows: ReferencePasses(rows))
+            monkeypatch.setattr(sets, "NativeSets", ReferenceSets)
+        model = Model()
+        ema = RetainEMA(model.params, sets=2)
+        for step in range(3):
+            for j in range(2):
+                with ema.collect(set=j) if how == "collect" else ema.stream(0.5, set=j):
+                    left = [(p * g).sum() for p, g in zip(model.params, model.gradient(), strict=True)]
+                    (left[0] if (step, j) == (2, 1) else left[0] + left[1]).backward()
+            model.put(model.gradient())
+            rectify_(model.params, ema, 0.5, rule="gem")
+        found.append([*ema.tensors, model.flat()])
+    for others in found[1:]:
+        for ours, theirs in zip(found[0], others, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7, check_dtype=False)
+
+
 def test_a_set_without_gradients_stays_as_it_is() -> None:
     model = Model()
     ema = RetainEMA(model.params, sets=2)
@@ -385,6 +411,8 @@ def test_nan_in_one_set_or_in_g() -> None:
     step = rectify_(model.params, ema, 1.0, rule="subspace")
     assert step.grad_nonfinite
     assert step.skipped
+    assert math.isnan(step.cos_after)
+    assert all(math.isnan(entry.cos_after) for entry in step.sets())
     assert torch.equal(model.flat(), model.flat(g))
 
 

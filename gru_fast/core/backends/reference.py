@@ -147,7 +147,8 @@ class ReferencePasses:
     def fold(self, args: StepArgs, rounding_step: Tensor | None) -> None:
         self.stats.zero_()
         step = _count(rounding_step)
-        refused = [self._update_ema(row, args, step) for row in range(len(self._ema))]
+        behind = [row for row, current in enumerate(self._is_current) if not current]
+        refused = [self._update_ema(row, args, step) for row in behind]
         self.stats[fields.RETAIN_NONFINITE] = float(any(refused))
         _count_on(rounding_step)
 
