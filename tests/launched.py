@@ -280,7 +280,8 @@ def average(trainer: Any) -> list[Tensor]:
         return []
     if groups is None:  # else of ZeRO-1 or 2, which has one parameter after the other
         shapes = [shape_of(param) for param in trainer.model.parameters() if param.requires_grad]
-        return [e.view(shape) for e, shape in zip(tensors, shapes, strict=True)]
+        sets = len(tensors) // len(shapes)
+        return [e.view(shape) for e, shape in zip(tensors, shapes * sets, strict=True)]
     flat = {
         id(param): piece.view_as(param)
         for group, e in zip(groups, tensors, strict=True)

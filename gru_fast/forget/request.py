@@ -102,6 +102,7 @@ class Rows:
 
     forget: Sequence[Mapping[str, Any]]
     retain: Sequence[Mapping[str, Any]] | None
+    sets: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # none, as of any dataset
 
 
 def to_show(documents: Documents, options: ForgetOptions, tokenizer: Any, template: Any) -> Rows:

@@ -68,7 +68,7 @@ def test_bucket_views_are_not_kept(processes: Processes) -> None:
 def test_stream_under_ddp_is_refused(processes: Processes) -> None:
     for said in processes.run(wrapped.streamed_under_ddp, 2):
         assert said.startswith("stream(): expected each gradient once, but something put gradients back")
-        assert "use collect(), or FSDP2 (fully_shard)" in said
+        assert "use collect(), or stream() within its no_sync()" in said
 
 
 @pytest.mark.parametrize("collector", COLLECTORS)

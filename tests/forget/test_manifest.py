@@ -77,6 +77,6 @@ def test_a_model_given_back_still_knows_the_requests_before(tmp_path: Path) -> N
     assert manifest.earlier(str(tmp_path)) == [{"run": "first"}]
     (tmp_path / manifest.MANIFEST).write_text(
         '{"format": 1, "finished": "", "verdict": "", "documents": {}, "options": {}, "level": {}, '
-        '"earlier": [{"run": "zeroth"}]}'
+        '"measures": {"before": {"forget": []}}, "earlier": [{"run": "zeroth"}]}'
     )  # a run's own manifest has them itself
     assert [each["run"] for each in manifest.earlier(str(tmp_path))] == ["zeroth", str(tmp_path.resolve())]

@@ -169,7 +169,7 @@ def test_training_is_what_a_loop_by_hand_does(stream: bool, tmp_path: Path) -> N
 
 
 def test_the_switch_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"^rectifier: expected one of gru, gdr, .*, sago, got 'best'$"):
+    with pytest.raises(ValueError, match=r"^rectifier: expected one of gru, gdr, .*, sago, gem, subspace, got 'best'$"):
         GRUOptions(rectifier="best")
     assert GRUOptions(rectifier="gdr", gamma=0.3).ema_gamma == 1.0
     assert GRUOptions(gamma=0.3).ema_gamma == 0.3
