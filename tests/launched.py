@@ -211,8 +211,10 @@ def trained(
         if (mesh or at_load) and world > 1:
             sizes = (mesh or at_load).values()
             assert max(p.device_mesh.ndim for p in unlearned.parameters() if is_sharded(p)) == len(sizes)
+        has_names = zero is None or zero["zero_optimization"]["stage"] == 3  # of parameters
+        wanted = (*STATISTICS, "lora_a_share") if has_names else STATISTICS
         logs = [
-            {name: entry[name] for name in STATISTICS if name in entry}
+            {name: entry[name] for name in wanted if name in entry}
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
