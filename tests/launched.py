@@ -282,17 +282,20 @@ def average(trainer: Any) -> list[Tensor]:
         return []
     if groups is None:  # else of ZeRO-1 or 2, which has one parameter after the other
         shapes = [shape_of(param) for param in trainer.model.parameters() if param.requires_grad]
-        return [e.view(shape) for e, shape in zip(tensors, shapes, strict=True)]
+        sets = len(tensors) // len(shapes)
+        return [e.view(shape) for e, shape in zip(tensors, shapes * sets, strict=True)]
     flat = {
-        id(param): piece.view_as(param)
-        for group, e in zip(groups, tensors, strict=True)
-        for param, piece in zip(group, e.split([*(p.numel() for p in group), _padding(group, e)]), strict=False)
+        (id(param), at // len(groups)): piece.view_as(param)
+        for at, e in enumerate(tensors)
+        for param, piece in _split(groups[at % len(groups)], e)
     }
-    return [flat[id(param)] for param in trainer.model.parameters() if param.requires_grad]
+    params, sets = [p for p in trainer.model.parameters() if p.requires_grad], len(tensors) // len(groups)
+    return [flat[id(param), at] for at in range(sets) for param in params]
 
 
-def _padding(group: list[Tensor], flat: Tensor) -> int:
-    return flat.numel() - sum(param.numel() for param in group)
+def _split(group: list[Tensor], flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    padding = flat.numel() - sum(param.numel() for param in group)
+    return zip(group, flat.split([*(param.numel() for param in group), padding]), strict=False)
 
 
 def resumed(
