@@ -211,8 +211,10 @@ def trained(
         if (mesh or at_load) and world > 1:
             sizes = (mesh or at_load).values()
             assert max(p.device_mesh.ndim for p in unlearned.parameters() if is_sharded(p)) == len(sizes)
+        has_names = zero is None or zero["zero_optimization"]["stage"] == 3  # of parameters
+        wanted = (*STATISTICS, "lora_a_share") if has_names else STATISTICS
         logs = [
-            {name: entry[name] for name in STATISTICS if name in entry}
+            {name: entry[name] for name in wanted if name in entry}
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
@@ -283,15 +285,17 @@ def average(trainer: Any) -> list[Tensor]:
         sets = len(tensors) // len(shapes)
         return [e.view(shape) for e, shape in zip(tensors, shapes * sets, strict=True)]
     flat = {
-        id(param): piece.view_as(param)
-        for group, e in zip(groups, tensors, strict=True)
-        for param, piece in zip(group, e.split([*(p.numel() for p in group), _padding(group, e)]), strict=False)
+        (id(param), at // len(groups)): piece.view_as(param)
+        for at, e in enumerate(tensors)
+        for param, piece in _split(groups[at % len(groups)], e)
     }
-    return [flat[id(param)] for param in trainer.model.parameters() if param.requires_grad]
+    params, sets = [p for p in trainer.model.parameters() if p.requires_grad], len(tensors) // len(groups)
+    return [flat[id(param), at] for at in range(sets) for param in params]
 
 
-def _padding(group: list[Tensor], flat: Tensor) -> int:
-    return flat.numel() - sum(param.numel() for param in group)
+def _split(group: list[Tensor], flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    padding = flat.numel() - sum(param.numel() for param in group)
+    return zip(group, flat.split([*(param.numel() for param in group), padding]), strict=False)
 
 
 def resumed(

@@ -44,14 +44,22 @@ def keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def check_trainable(model: Any) -> None:
+def check_trainable(model: Any, *, is_sharded: bool = False) -> None:
     """Makes sure that a model in 4 bits can be trained as it is, if it is one: by an adapter, gradients flowing.
 
+    Args:
+        is_sharded: whether it is, or will be when training begins.
+
     Raises:
-        ValueError: it has no adapter, or has been packed for inference.
+        ValueError: it has no adapter, has been packed for inference, or is to be sharded.
     """
     if not is_four_bit(model):
         return
+    if is_sharded:
+        raise ValueError(
+            "load_in_4bit: not with FSDP or DeepSpeed, which were not tried with weights in 4 bits; use DDP, where each"
+            " process holds all of them, or leave it out"
+        )
     if not hasattr(model, "peft_config"):
         raise ValueError(NO_ADAPTER)
     packed = [

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gru_fast.core.sharded.shards import local, whole
@@ -27,9 +28,15 @@ def shape_of(param: Any) -> tuple[int, ...]:
 
 
 def piece_of(param: Any) -> Tensor:
-    """What of a parameter lies in this process, the memory itself; of any other, or of a DTensor, too."""
-    piece: Tensor = (param.ds_tensor if is_partitioned(param) else local(param)).detach()
-    return piece
+    """What of a parameter lies in this process, the memory itself; of any other, or of a DTensor, too.
+
+    Without what DeepSpeed pads the last pieces with, which it never writes.
+    """
+    if not is_partitioned(param):
+        return local(param).detach()
+    padded: Tensor = param.ds_tensor.detach().view(-1)
+    before = padded.numel() * torch.distributed.get_rank(param.ds_process_group)
+    return padded[: max(0, param.ds_numel - before)]
 
 
 def whole_of(param: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from gru_fast.data.sequences import Encoded, SequenceCollator
+from gru_fast.models.four_bit import check_trainable
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.unlearn.config import errors_of_training, raise_all
 from gru_fast.unlearn.lora_start import LoraStart
@@ -101,7 +102,7 @@ def finetune_trainer(
         cls: the trainer's class.
 
     Raises:
-        ValueError: no rows, or one that the model cannot read.
+        ValueError: no rows, or one that the model cannot read; a model in 4 bits that cannot be trained so.
     """
     if not rows:
         raise ValueError("rows: expected at least one row to fine-tune on, got an empty set")
@@ -113,6 +114,7 @@ def finetune_trainer(
         data_collator=SequenceCollator(padding_id(model, tokenizer)),
         processing_class=tokenizer,
     )
+    check_trainable(model, is_sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
     trainer.add_callback(LostSteps(trainer.log))
     accelerator = trainer.accelerator
     trainer.add_callback(LoraStart(accelerator.reduce, lambda: bool(accelerator.optimizer_step_was_skipped)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from gru_fast.core.sharded.shards import local
+from gru_fast.core.sharded.shards import local, shards_of
 from gru_fast.models.adapters import is_drawn_factor, is_zero_factor
 from gru_fast.models.partitioned import piece_of
 
@@ -84,22 +84,37 @@ class LoraShare:
 
     def __init__(self, params: Iterable[tuple[str, Tensor]]) -> None:
         named = [(name, param) for name, param in params if param.requires_grad]
-        self._drawn = [param for name, param in named if is_drawn_factor(name)]
-        self._all = [param for _, param in named]
+        self._params = [param for _, param in named]
+        self._drawn = {row for row, (name, _) in enumerate(named) if is_drawn_factor(name)}
+        self._shards = shards_of(self._params)
+        self._rows: dict[int, list[int]] = {}  # whose squares this process brings, by where it brings them
+        for row in range(len(self._params)):
+            place = 0 if self._shards is None else self._shards.counted_in[row]
+            if place is not None:
+                self._rows.setdefault(place, []).append(row)
 
     def __bool__(self) -> bool:
         """Whether there are such factors."""
         return bool(self._drawn)
 
+    @torch.no_grad()
     def of_gradient(self) -> Tensor:
-        """|g of A|^2 / |g|^2 of what of the gradients lies in this process, float32, 0 where there is none."""
-        drawn, total = _norm(self._drawn), _norm(self._all)
-        return torch.where(total > 0, (drawn / total).square(), torch.zeros_like(total))
+        """|g of A|^2 / |g|^2, float64, 0 where there is no gradient. Of shards, every process must ask."""
+        brought = {place: self._squares(rows) for place, rows in self._rows.items()}
+        nothing = self._squares([])
+        total = brought[0] if self._shards is None else self._shards.add_up(brought, nothing)
+        return torch.where(total[1] > 0, total[0] / total[1], nothing[0])
 
+    def _squares(self, rows: Iterable[int]) -> Tensor:
+        """|g of A|^2 and |g|^2 of what of these lies in this process, (2,)."""
+        there = [row for row in rows if self._params[row].grad is not None]
+        drawn, others = [row for row in there if row in self._drawn], [row for row in there if row not in self._drawn]
+        of_a, of_others = self._square(drawn), self._square(others)
+        return torch.stack([of_a, of_a + of_others])
 
-def _norm(params: list[Tensor]) -> Tensor:
-    grads = [local(param.grad) for param in params if param.grad is not None]
-    if not grads:
-        return torch.zeros((), device=params[0].device)
-    norms = torch._foreach_norm(grads, 2, dtype=torch.float32)
-    return torch.linalg.vector_norm(torch.stack(norms))
+    def _square(self, rows: list[int]) -> Tensor:
+        if not rows:
+            return torch.zeros((), dtype=torch.float64, device=local(self._params[0]).device)
+        grads: list[Any] = [self._params[row].grad for row in rows]
+        norms = torch._foreach_norm([local(grad) for grad in grads], 2, dtype=torch.float32)
+        return torch.stack([norm.double() for norm in norms]).square().sum()

@@ -19,7 +19,7 @@ from gru_fast.core.rectify import measure, rectify_
 from gru_fast.core.result import Rectification
 from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.core.update_monitor import measure_update
-from gru_fast.models.four_bit import check_trainable, is_four_bit
+from gru_fast.models.four_bit import check_trainable
 from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward
 from gru_fast.unlearn.engines import zero_config
 from gru_fast.unlearn.engines.fsdp import sharded_modules
@@ -265,13 +265,8 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     def _check_supported(self) -> None:
         options = self.gru_options
         self.check_optimizer()
-        model = self.accelerator.unwrap_model(self.model)
-        check_trainable(model)
-        if is_four_bit(model) and (self.is_sharded or self.is_deepspeed_enabled):
-            raise ValueError(
-                "load_in_4bit: not with FSDP2 or DeepSpeed, which were not tried with weights in 4 bits; use DDP, where"
-                " each process holds all of them, or leave it out"
-            )
+        is_spread = self.is_sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled
+        check_trainable(self.accelerator.unwrap_model(self.model), is_sharded=is_spread)
         if self.is_deepspeed_enabled:
             self._check_deepspeed(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         if not options.follows_retain:

@@ -16,6 +16,7 @@ from gru_fast.cli import main
 from gru_fast.models import four_bit
 from gru_fast.models.load import ModelOptions, four_bit_of_run, load_merged, load_model
 from gru_fast.unlearn import UnlearnTrainer
+from gru_fast.unlearn.finetune import FinetuneConfig, FinetuneTrainer, finetune_trainer
 
 pytest.importorskip("bitsandbytes", reason="the extra 4bit is not installed")
 
@@ -185,6 +186,21 @@ def test_weights_packed_for_inference_are_refused(folder: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"^model: bitsandbytes has packed 1 of its weights .*layers\.1\.mlp\.up_proj"):
         UnlearnTrainer(model, tiny.config(tmp_path / "run"), train_dataset=tiny.dataset())
     assert not (tmp_path / "run").exists()
+
+
+def test_finetuning_in_python_asks_the_same(folder: Path, tmp_path: Path) -> None:
+    class Sharded(FinetuneTrainer):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.is_fsdp_enabled = True
+
+    config = FinetuneConfig(str(tmp_path), use_cpu=True)
+    model = with_adapter(folder)
+    with pytest.raises(ValueError, match=r"^load_in_4bit: not with FSDP or DeepSpeed"):
+        finetune_trainer(model, config, tiny.rows(4, 0), None, Sharded)
+    model.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(ValueError, match=r"^model: bitsandbytes has packed 1 of its weights"):
+        finetune_trainer(model, config, tiny.rows(4, 0), None)
 
 
 def test_without_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ pytest.importorskip("deepspeed", reason="needs the extra gru_fast[deepspeed]")
 
 SMALL = {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 1000}  # many buckets; nothing is kept whole
 ON_CPU = {"offload_optimizer": {"device": "cpu"}}
+SETS = {"method": "ga", "retain_sets": ["facts"], "rectifier": "gem", "rectify_against": "ema", "gamma": 0.3}
 
 
 def zero(stage: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def zero(stage: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
         (1, {}, {"method": "npo_gd"}),
         (2, {}, {"method": "npo_gd", "stream": True}),
         (3, {}, {"method": "npo_gd"}),
-        (3, SMALL, {"method": "npo_kl", "stream": True}),
+        (3, SMALL, {"method": "npo_kl", "stream": True, "offload_reference": True}),
         (3, {}, {"method": "ga_kl", "lora": True}),
         (2, SMALL, {"method": "ga_kl", "lora": True}),
         (2, {}, {"method": "rmu"}),
@@ -47,6 +48,8 @@ def zero(stage: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
         (3, ON_CPU, {"method": "npo_gd"}),
         (2, {}, {"method": "ga", "rectifier": "gdr", "tau": 1.0}),
         (3, {}, {"method": "ga", "granularity": "tensor"}),
+        (2, {}, SETS),
+        (3, {}, {**SETS, "stream": True}),
         (3, {}, {"method": "ga", "retain_batch_size": 3, "warm_up_retain": 4, "gamma": 0.3, "tau": 5.0}),
     ],
 )

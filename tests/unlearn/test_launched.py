@@ -59,7 +59,7 @@ def test_a_base_in_4_bits(processes: Processes, tmp_path: Path) -> None:
     four_bit = str(tmp_path / "model")
     assert_follows(processes, tmp_path, method="npo_gd", four_bit=four_bit, stream=True)
     for found in processes.run(launched.refused, 2, tmp_path / "refused", fsdp2=True, four_bit=four_bit, method="ga"):
-        assert found.startswith("load_in_4bit: not with FSDP2")
+        assert found.startswith("load_in_4bit: not with FSDP or DeepSpeed")
 
 
 def test_means_over_processes_in_one_order(processes: Processes) -> None:

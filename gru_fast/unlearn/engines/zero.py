@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from gru_fast.core.sharded.shards import global_like, local
+from gru_fast.models.partitioned import piece_of
 from gru_fast.unlearn.engines.plain import Engine
 
 
@@ -54,8 +55,7 @@ class _PartOfParameter:
         self._param = param
         self.numel: int = self._param.ds_numel
         self._padded: int = self._param.partition_numel()
-        before = self._padded * torch.distributed.get_rank(self._param.ds_process_group)
-        self.numel_here = max(0, min(self._padded, self.numel - before))
+        self.numel_here = piece_of(param).numel()
 
     def read(self) -> Tensor:
         from deepspeed.utils import safe_get_local_grad
