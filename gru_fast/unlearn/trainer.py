@@ -131,7 +131,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
 
     @property
     def is_for_zero3(self) -> bool:
-        """Whether the model is trained with DeepSpeed ZeRO-3: it may be cut up by now, or be so when training begins."""
+        """Whether the model is trained with ZeRO-3: it may be cut up by now, or be so when training begins."""
         return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
 
     # ---- data --------------------------------------------------------------------------------------------------------
