@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from gru_fast.evaluation.record_folder import RecordFolder, RowSet, score_sets
+from gru_fast.evaluation.scoring import DivergedError
 from gru_fast.runs.processes import here
 
 
@@ -53,6 +54,21 @@ def refused(path: Path, settings: list[str]) -> str:
     try:
         shared(path, settings={"model": settings[rank]})
     except ValueError as error:
+        return str(error)
+    return ""
+
+
+def diverges(path: Path) -> str:
+    """What a process says of a model that gives NaN for rows of the second process alone, and then goes on with."""
+
+    def work(rows: list[int]) -> list[dict[str, Any]]:
+        if 14 in rows:
+            raise DivergedError("NaN or Inf for 1 of 2 sequences")
+        return [{"square": row**2} for row in rows]
+
+    try:
+        score_sets(RecordFolder(path, {}), [RowSet("one", ROWS, work, LENGTHS)], batch_size=2, progress=False)
+    except DivergedError as error:
         return str(error)
     return ""
 

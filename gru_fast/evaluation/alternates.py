@@ -59,7 +59,8 @@ def write_alternates(
     prompts = []
     for index, (question, answer) in enumerate(pairs):
         told = instruction.replace(QUESTION, question).replace(ANSWER, answer)
-        ids = encode_prompt(scorer.tokenizer, template, told)
+        # The tag is put before an answer that is taught: written by the model, it would stand there twice.
+        ids = encode_prompt(scorer.tokenizer, template, told, template.answer_tag.rstrip())
         limits_of(scorer.model).check(
             f"row {index}, its instruction", ids, max_new_tokens, option=None, more_option="--max-new-tokens"
         )

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from gru_fast.evaluation.judge import Judge
 from gru_fast.evaluation.points import FILE, Along, Point, read
+from gru_fast.evaluation.scoring import DivergedError
 from gru_fast.runs.files import write_json
 from gru_fast.runs.processes import on_first
 
@@ -84,9 +85,7 @@ class EpochEvaluations(TrainerCallback):
         folder = self._folder / FOLDER / str(state.global_step)
         try:
             scores = self._evaluate(model, tokenizer, folder)
-        except RuntimeError as error:
-            if "NaN or Inf" not in str(error):
-                raise
+        except DivergedError:  # in every process
             scores = {}
         judge = self.along.judge
         quality, utility = scores.get(judge.quality), scores.get(judge.utility)

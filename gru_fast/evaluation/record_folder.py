@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gru_fast.evaluation.scoring import DivergedError
 from gru_fast.models.forward import by_length
 from gru_fast.runs.files import write_json
-from gru_fast.runs.processes import gather, here, on_first, wait_for_all
+from gru_fast.runs.processes import gather, here, on_first
 from gru_fast.runs.progress import progress_bar
 
 
@@ -195,6 +196,7 @@ def score_sets(
 
     Raises:
         RuntimeError: rows are missing after all were scored, or another process has stopped.
+        DivergedError: the model gives NaN or Inf; in every process, whichever has met it, so that a program may go on.
     """
     began = time.perf_counter()
     done = on_first(lambda: _done(folder, sets, stale))
@@ -204,7 +206,28 @@ def score_sets(
         for group in by_length(of.lengths, batch_size)
         if (left := [i for i in group if of.index(i) not in done[of.name]])
     ]
-    own = batches[folder.rank :: folder.world]
+    diverged: DivergedError | None = None
+    try:
+        _score(folder, sets, batches[folder.rank :: folder.world], done, progress)
+    except DivergedError as error:
+        diverged = error
+    told = gather(None if diverged is None else str(diverged))
+    if diverged is not None:
+        raise diverged
+    for text in filter(None, told):
+        raise DivergedError(text)
+    on_first(lambda: _close(folder, sets))
+    return time.perf_counter() - began if batches else None
+
+
+def _score(
+    folder: RecordFolder,
+    sets: Sequence[RowSet],
+    own: Sequence[tuple[RowSet, list[int]]],
+    done: Mapping[str, set[int]],
+    progress: bool,
+) -> None:
+    """This process's batches."""
     for of in sets:
         groups = [group for each, group in own if each is of]
         initial = len(done[of.name]) if folder.world == 1 else 0
@@ -216,9 +239,6 @@ def score_sets(
                 found = of.work([of.rows[i] for i in group])
                 folder.append(of.name, [{"index": of.index(i), **row} for i, row in zip(group, found, strict=True)])
                 advance(len(group))
-    wait_for_all()
-    on_first(lambda: _close(folder, sets))
-    return time.perf_counter() - began if batches else None
 
 
 def _done(folder: RecordFolder, sets: Sequence[RowSet], stale: Path | None) -> dict[str, set[int]]:

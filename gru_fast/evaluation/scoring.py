@@ -22,6 +22,10 @@ _SURE = math.log(0.51)  # half of the probability, and what rounding may take
 _MAX_ELEMENTS = 2**24  # of the vocabulary-wide tensors made at a time, beside the model's logits: 64 MiB in float32
 
 
+class DivergedError(RuntimeError):
+    """A model gives NaN or Inf."""
+
+
 # ---- log-probabilities -----------------------------------------------------------------------------------------------
 
 
@@ -58,7 +62,7 @@ def losses(
     """Mean loss of each sequence, see :func:`label_log_probs`. The mean is taken in float64.
 
     Raises:
-        ValueError: a sequence without a label token; RuntimeError: a loss that is NaN or Inf (a diverged model).
+        ValueError: a sequence without a label token; DivergedError: a loss that is NaN or Inf.
     """
     _check_labels(sequences)
     found = label_log_probs(model, sequences, batch_size=batch_size, pad_token_id=pad_token_id, autocast=autocast)
@@ -77,7 +81,7 @@ def check_finite(values: Sequence[float], what: str = "sequences") -> None:
     """Refuses what a diverged model says. ``what`` the values are of, for the message."""
     broken = sum(not math.isfinite(value) for value in values)
     if broken:
-        raise RuntimeError(
+        raise DivergedError(
             f"the model gives NaN or Inf for {broken} of {len(values)} {what}; it has diverged (look at the run's "
             "losses), or its numbers do not fit float16 (use bfloat16 or float32)"
         )
@@ -114,7 +118,7 @@ def token_scores(
     """See :class:`TokenScores`. What is kept is four numbers a token; beside the model's own logits, 64 MiB at a time.
 
     Raises:
-        ValueError: a sequence without a label token; RuntimeError: NaN or Inf (a diverged model).
+        ValueError: a sequence without a label token; DivergedError: NaN or Inf.
     """
 
     def read(batch: dict[str, Tensor]) -> Iterator[TokenScores]:
@@ -162,7 +166,7 @@ def gradient_norms(model: Any, sequences: Sequence[Encoded], *, autocast: Autoca
     that there is never more than that of one parameter. Gradients that were there before come back.
 
     Raises:
-        ValueError: a sequence without a label token; RuntimeError: NaN or Inf (a diverged model).
+        ValueError: a sequence without a label token; DivergedError: NaN or Inf.
     """
     _check_labels(sequences)
     found = []

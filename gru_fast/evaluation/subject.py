@@ -10,6 +10,7 @@ from typing import Any
 from gru_fast.core.sharded.shards import is_sharded
 from gru_fast.evaluation.summaries import SUMMARY_FILE, finished
 from gru_fast.models.identity import fingerprint
+from gru_fast.models.partitioned import is_partitioned
 from gru_fast.runs.processes import here, on_first
 
 
@@ -69,10 +70,10 @@ class Subject:
 def check_whole(model: Any) -> None:
     """Refuses to deal rows out to processes that have a model only together."""
     _, world = here()
-    if world > 1 and any(is_sharded(param) for param in model.parameters()):
+    if world > 1 and any(is_sharded(param) or is_partitioned(param) for param in model.parameters()):
         raise ValueError(
-            f"model: it is sharded over {world} processes (FSDP2, tensor parallel), which run every batch together, so "
-            "that rows cannot be dealt out to them; save it, and evaluate what was saved"
+            f"model: it is sharded over {world} processes (FSDP2, tensor parallel, ZeRO-3), which run every batch "
+            "together, so that rows cannot be dealt out to them; save it, and evaluate what was saved"
         )
 
 

@@ -33,6 +33,7 @@ from gru_fast.core.rectify import rectify_
 from gru_fast.data.pairs import PairCollator
 from gru_fast.data.sequences import num_labels
 from gru_fast.evaluation.asking import Scorer
+from gru_fast.evaluation.scoring import DivergedError
 from gru_fast.forget.exam import Look, Standard, Texts, look
 from gru_fast.forget.level import Level
 from gru_fast.forget.measures import Known, of_set
@@ -116,7 +117,7 @@ def _tried(scorer: Scorer, texts: Texts, before: Look, standard: Standard, level
     """Share kept, and share of the way; of a model that gives NaN nothing is kept."""
     try:
         now = look(scorer, texts)
-    except RuntimeError:  # of gru_fast.evaluation.scoring: NaN or Inf
+    except DivergedError:
         return 0.0, 1.0
     return standard.kept(now.perplexities), _way(before, now, level)
 

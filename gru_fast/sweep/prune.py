@@ -50,16 +50,14 @@ class Reach(TrainerCallback):
 
     def _probability(self, model: Any, tokenizer: Any) -> float:
         """Mean exp(-loss) over the evaluated rows of the retain set; 0 of a model that has diverged."""
-        from gru_fast.evaluation.scoring import losses
+        from gru_fast.evaluation.scoring import DivergedError, losses
         from gru_fast.models.limits import padding_id
 
         if self._rows is None:
             self._rows = _retain_rows(self._run, self._evaluation, tokenizer)
         try:
             found = losses(model, self._rows, batch_size=_BATCH, pad_token_id=padding_id(model, tokenizer))
-        except RuntimeError as error:
-            if "NaN or Inf" not in str(error):
-                raise
+        except DivergedError:
             return 0.0
         return sum(math.exp(-row.loss) for row in found) / len(found)
 

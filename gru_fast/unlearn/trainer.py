@@ -75,7 +75,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         for name, dataset in self._datasets().items():
             self._check_parts(name, dataset)
         self._check_retain_batch_size()
-        if self.method.hidden_states and self._is_for_zero3:
+        if self.method.hidden_states and self.is_for_zero3:
             raise ValueError(
                 f"{self.method.name}: not with ZeRO-3, whose modules expect to be run whole, not up to a layer; use "
                 "FSDP2, DDP or ZeRO-2, or a method on the model's output, for example npo_gd"
@@ -125,12 +125,13 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
     @property
     def _is_sharded_later(self) -> bool:
         """Whether the model is for FSDP2 or ZeRO-3, but not sharded yet."""
-        if self._is_for_zero3:
+        if self.is_for_zero3:
             return not hasattr(self.model_wrapped, "zero_optimization_stage")
         return self.is_sharded and not sharded_modules(self.model)
 
     @property
-    def _is_for_zero3(self) -> bool:
+    def is_for_zero3(self) -> bool:
+        """Whether the model is trained with ZeRO-3: it may be cut up by now, or be so when training begins."""
         return bool(self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3)
 
     # ---- data --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from tofu_folders import save_data, save_model, teach
 
 from gru_fast import runs
 from gru_fast.cli import main
+from gru_fast.cli.commands import unlearn as unlearn_command
 from gru_fast.evaluation import points as along_run
 from gru_fast.evaluation.epochs import EpochEvaluations
 from gru_fast.evaluation.judge import JUDGES, TOFU
+from gru_fast.evaluation.scoring import DivergedError
 
 EPOCHS = ("--eval-epochs", 1, "--eval-options", "max_rows=4", "--share", 0.5)
 
@@ -164,6 +167,13 @@ def test_wrong_uses(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("fsdp2", "zero3"), [(True, False), (False, True)])
+def test_models_that_no_process_has_whole_are_refused(fsdp2: bool, zero3: bool) -> None:
+    trainer = SimpleNamespace(args=None, is_sharded=fsdp2, is_for_zero3=zero3)
+    with pytest.raises(ValueError, match="eval_epochs: not with FSDP2 or ZeRO-3"):
+        unlearn_command._evaluate_epochs(trainer, "tofu", None, None, None)
+
+
 # ---- the callback by itself ------------------------------------------------------------------------------------------
 
 
@@ -224,7 +234,7 @@ def test_the_least_left_among_those_that_keep_the_share(tmp_path: Path) -> None:
 
 
 def test_where_none_keeps_the_share_there_is_no_best_model(tmp_path: Path) -> None:
-    callback = along(tmp_path, [(0.9, 0.8), (0.2, 0.1), RuntimeError("the model gives NaN or Inf for 1 of 2 rows")])
+    callback = along(tmp_path, [(0.9, 0.8), (0.2, 0.1), DivergedError("the model gives NaN or Inf for 1 of 2 rows")])
     assert best_in(tmp_path) is None
     assert read_points(tmp_path)[1] is None
     assert [point.utility for point in callback.along.points] == [0.8, 0.1, None]

@@ -121,7 +121,7 @@ def test_what_a_retrained_model_lacks_is_said_by_all(processes: Processes, place
 
 
 def test_a_sharded_model_is_refused(processes: Processes) -> None:
-    said = "model: it is sharded over 2 processes (FSDP2, tensor parallel), which run every batch together"
+    said = "model: it is sharded over 2 processes (FSDP2, tensor parallel, ZeRO-3), which run every batch together"
     assert all(found.startswith(said) for found in processes.run(launched.sharded_refused, 2))
 
 

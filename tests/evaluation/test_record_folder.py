@@ -152,6 +152,12 @@ def test_any_number_of_processes_goes_on_with_what_others_left(
     assert contents(tmp_path) == alone
 
 
+def test_a_model_that_has_diverged_for_one_process_has_for_all(processes: Processes, tmp_path: Path) -> None:
+    """Else the others would wait in another exchange than one that goes on."""
+    assert processes.run(squares.diverges, 2, tmp_path) == ["NaN or Inf for 1 of 2 sequences"] * 2
+    assert not (tmp_path / "one.jsonl").exists()
+
+
 def test_processes_go_on_where_one_alone_was_stopped(
     processes: Processes, tmp_path: Path, alone: dict[str, bytes]
 ) -> None:

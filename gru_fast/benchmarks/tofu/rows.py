@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,6 +201,8 @@ def unlearning_data(
     unknown = [part for part in parts if part not in _PARTS]
     if unknown:
         raise ValueError(f'parts: expected some of {", ".join(_PARTS)}, got "{unknown[0]}"')
+    if alternates is not None and "idk" not in parts:
+        warnings.warn("alternates: the method learns no other answers, so that these are not used", stacklevel=2)
     retain_split = retain_of(split)
     # Before the rows are tokenized: a missing file is said at once.
     answers = idk_answers(data, idk_file) if "idk" in parts and alternates is None else None

@@ -134,8 +134,10 @@ def _evaluate_epochs(trainer: Any, name: str, evaluation: Any, epochs: Any, temp
     from gru_fast.evaluation.subject import Subject
 
     config = trainer.args
-    if trainer.is_sharded:
-        raise ValueError("eval_epochs: not with FSDP2, of which no process has the whole model; evaluate what is saved")
+    if trainer.is_sharded or trainer.is_for_zero3:
+        raise ValueError(
+            "eval_epochs: not with FSDP2 or ZeRO-3, of which no process has the whole model; evaluate what is saved"
+        )
     benchmark = benchmarks.evaluation(name)
     folder = Path(config.output_dir)
 

@@ -84,6 +84,7 @@ def test_a_next_question_is_cut_off(places: Path, tmp_path: Path, monkeypatch: p
     found = drawn(places, tmp_path, batch_size=20)
     assert sorted({row["alternate"] for row in found}) == ["In Oslo.", "In Quito?"]
     assert "born in" in told[0]
+    assert told[0].endswith("Answer :")  # which is put before what is taught: it is not to be a part of it
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -113,6 +114,12 @@ def test_alternates_are_learned_in_place_of_idk_answers(places: Path, tmp_path: 
             expected = [encode(tokenizer, PHI, row["question"], text, 500) for text in ("In Oslo .", "In Lima .")]
             seen.add((index, expected.index(dataset[index]["idk"])))
     assert seen == {(index, draw) for index in range(4) for draw in range(2)}
+
+
+def test_a_method_that_learns_no_other_answers_says_so(places: Path) -> None:
+    options = TofuOptions(data=str(places / "data"), alternates="nowhere")
+    with pytest.warns(UserWarning, match="alternates: the method learns no other answers"):
+        unlearning(options, tofu_folders.tokenizer(), PHI, ("forget",), 0)
 
 
 def test_wrong_files(places: Path, tmp_path: Path) -> None:
