@@ -203,9 +203,13 @@ class RetainEMA:
             yield self
         retain: list[Tensor | None] = list(pending.retain or [None] * len(self))
         parts = self._average.sharded.parts(retain, "retain_grads")
-        nothing = all(r is None for r in parts)
-        if nothing or not all(r is None or bool(r.isfinite().all()) for r in parts):
-            raise ValueError(f"keep: expected a gradient of finite numbers, got {'none' if nothing else 'NaN or Inf'}")
+        is_there = any(r is not None for r in parts)
+        is_finite = all(r is None or bool(r.isfinite().all()) for r in parts)
+        shards = self._average.sharded.shards
+        if shards is not None:  # all processes keep it, or none
+            is_there, is_finite = shards.any(is_there), not shards.any(not is_finite)
+        if not (is_there and is_finite):
+            raise ValueError(f"keep: expected a gradient of finite numbers, got {'NaN or Inf' if is_there else 'none'}")
         self._average.note(parts)
         with torch.no_grad():
             self._kept.append(
@@ -388,5 +392,6 @@ def _take_over(tensors: list[Tensor], saved: Sequence[Tensor], params: Sequence[
 
 
 def _empty_part(param: Tensor, like: Tensor) -> Tensor:
-    """Room for what of ``like`` lies here."""
-    return torch.empty_like(local(param), dtype=like.dtype, requires_grad=False)
+    """Room for what of ``like`` lies here, in a dtype that goes with the parameter's gradient."""
+    dtype = like.dtype if like.dtype == param.dtype else torch.float32
+    return torch.empty_like(local(param), dtype=dtype, requires_grad=False)

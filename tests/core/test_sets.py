@@ -565,6 +565,19 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
     assert not any(e.any() for e in ema.tensors)
 
 
+def test_kept_gradients_of_a_model_in_sixteen_bits_go_with_one_in_thirty_two() -> None:
+    half, model = Model(torch.bfloat16), Model()
+    saved = RetainEMA(half.params)
+    with saved.keep():
+        half.backward(half.gradient())
+    ema = RetainEMA(model.params)
+    ema.load_state_dict(saved.state_dict())
+    assert [kept.dtype for kept in ema.kept[0]] == [torch.float32] * 2
+    assert torch.equal(model.flat(ema.kept[0]), half.flat(saved.kept[0]))
+    model.put([-r for r in ema.kept[0]])
+    assert rectify_(model.params, ema, 0.5, rule="gem").degenerate
+
+
 # ---- what does not go together ---------------------------------------------------------------------------------------
 
 
