@@ -78,9 +78,13 @@ def test_several_retain_sets(processes: Processes, layout: str, world: int, part
 
 
 def test_all_processes_keep_a_gradient_or_none(processes: Processes) -> None:
-    assert processes.run(layouts.kept_nan, 2) == [
-        ("keep: expected a gradient of finite numbers, got NaN or Inf", 0),
-    ] * 2
+    assert (
+        processes.run(layouts.kept_nan, 2)
+        == [
+            ("keep: expected a gradient of finite numbers, got NaN or Inf", 0),
+        ]
+        * 2
+    )
 
 
 @pytest.mark.parametrize(("layout", "world"), [("mixed with plain", 3), ("experts", 4), ("hsdp", 4)])
