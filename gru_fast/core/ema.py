@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gru_fast.core.average import Average
 from gru_fast.core.checks import check_gamma, check_share
 from gru_fast.core.folding import Exchange
-from gru_fast.core.saved_state import FORMAT, check_state
+from gru_fast.core.saved_state import FORMAT, FORMAT_KEPT, check_state
 from gru_fast.core.sharded.shards import global_like, is_sharded, local, take_over
 from gru_fast.core.stats import MAX_VECTORS
 from gru_fast.core.step import StepInProgress
@@ -313,14 +313,16 @@ class RetainEMA:
             "seed": self._average.seed,
             "rounding_steps": [step for average in self._averages for step in _rounding_steps(average)],
         }
-        return state if not self._kept else state | {"kept": self.kept}
+        if self._kept:
+            state |= {"format": FORMAT_KEPT, "kept": self.kept, "num_kept": len(self._kept)}
+        return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up a saved state. Checks everything (number, names, shapes, dtypes) before it changes anything.
 
         Its e may be sharded in another way than the parameters here, or not at all. ``torch.distributed.checkpoint``
-        fills kept gradients in where as many have been kept here.
+        fills kept gradients in where as many have been kept here; where not, this is an error.
         """
         self._expect_between_steps("load_state_dict")
         shapes = [param.shape for param in self.params]
