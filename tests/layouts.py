@@ -260,6 +260,21 @@ def nonfinite(where: str, how: str) -> dict[str, Any]:
     }
 
 
+def kept_nan() -> tuple[str, int]:
+    """What each of two processes says of a gradient to keep with NaN in the part of the second, and how many it has."""
+    params = fsdp_params([torch.arange(6.0), torch.ones(5)])
+    ema = gru_fast.RetainEMA(params)
+    said = ""
+    try:
+        with ema.keep():
+            for param in params:
+                param.grad = torch.zeros_like(param)
+                spoil(param.grad, 1, math.nan)
+    except ValueError as error:
+        said = str(error)
+    return said, len(ema.kept)
+
+
 def kept(folder: Path, action: str, dtype: torch.dtype) -> tuple[list[Tensor], list[bool], list[int]]:
     """A RetainEMA after two steps, saved by torch.distributed.checkpoint; or one that loads it: e, seen and steps."""
     values = [torch.arange(24.0).view(8, 3), torch.ones(5), torch.zeros(1)]  # uneven, empty in some processes

@@ -56,9 +56,12 @@ class RectifyOptions:
     ) -> RectifyOptions:
         """Those of an optimizer, or a TypeError or ValueError that names the culprit."""
         if ema is None:
-            given = {"gamma": gamma, "tau": tau, "rectify": rectify}
-            for name, value in given.items():
-                if value is not None:
+            given = (
+                ("gamma", gamma, None), ("tau", tau, None), ("rectify", rectify, None),
+                ("rule", rule, "gru"), ("metric", metric, "euclidean"), ("feed_back", feed_back, False),
+            )  # fmt: skip
+            for name, value, usual in given:
+                if value != usual:
                     raise ValueError(f"{name}: expected an ema beside it, since without one nothing is rectified")
             return cls()
         if not callable(ema):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gru_fast.core.average import Average
 from gru_fast.core.checks import check_gamma, check_share
 from gru_fast.core.folding import Exchange
-from gru_fast.core.saved_state import FORMAT, check_state
+from gru_fast.core.saved_state import FORMAT, FORMAT_KEPT, check_state
 from gru_fast.core.sharded.shards import global_like, is_sharded, local, take_over
 from gru_fast.core.stats import MAX_VECTORS
 from gru_fast.core.step import StepInProgress
@@ -203,9 +203,13 @@ class RetainEMA:
             yield self
         retain: list[Tensor | None] = list(pending.retain or [None] * len(self))
         parts = self._average.sharded.parts(retain, "retain_grads")
-        nothing = all(r is None for r in parts)
-        if nothing or not all(r is None or bool(r.isfinite().all()) for r in parts):
-            raise ValueError(f"keep: expected a gradient of finite numbers, got {'none' if nothing else 'NaN or Inf'}")
+        is_there = any(r is not None for r in parts)
+        is_finite = all(r is None or bool(r.isfinite().all()) for r in parts)
+        shards = self._average.sharded.shards
+        if shards is not None:  # all processes keep it, or none
+            is_there, is_finite = shards.any(is_there), not shards.any(not is_finite)
+        if not (is_there and is_finite):
+            raise ValueError(f"keep: expected a gradient of finite numbers, got {'NaN or Inf' if is_there else 'none'}")
         self._average.note(parts)
         with torch.no_grad():
             self._kept.append(
@@ -309,14 +313,16 @@ class RetainEMA:
             "seed": self._average.seed,
             "rounding_steps": [step for average in self._averages for step in _rounding_steps(average)],
         }
-        return state if not self._kept else state | {"kept": self.kept}
+        if self._kept:
+            state |= {"format": FORMAT_KEPT, "kept": self.kept, "num_kept": len(self._kept)}
+        return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up a saved state. Checks everything (number, names, shapes, dtypes) before it changes anything.
 
         Its e may be sharded in another way than the parameters here, or not at all. ``torch.distributed.checkpoint``
-        fills kept gradients in where as many have been kept here.
+        fills kept gradients in where as many have been kept here; where not, this is an error.
         """
         self._expect_between_steps("load_state_dict")
         shapes = [param.shape for param in self.params]
@@ -388,5 +394,6 @@ def _take_over(tensors: list[Tensor], saved: Sequence[Tensor], params: Sequence[
 
 
 def _empty_part(param: Tensor, like: Tensor) -> Tensor:
-    """Room for what of ``like`` lies here."""
-    return torch.empty_like(local(param), dtype=like.dtype, requires_grad=False)
+    """Room for what of ``like`` lies here, in a dtype that goes with the parameter's gradient."""
+    dtype = like.dtype if like.dtype == param.dtype else torch.float32
+    return torch.empty_like(local(param), dtype=dtype, requires_grad=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
+FORMAT_KEPT = 2  # with kept gradients, which must not be left behind unnoticed
 _KEYS = frozenset({"format", "ema", "names", "seen", "step", "seed", "rounding_steps"})
 
 
@@ -32,12 +33,14 @@ def check_state(
     missing = _KEYS - set(state)
     if missing:
         raise ValueError(f"state_dict: expected the keys of RetainEMA.state_dict(), missing {sorted(missing)}")
-    if state["format"] != FORMAT:
-        raise ValueError(f"state_dict: expected format {FORMAT}, got {state['format']}; upgrade gru_fast")
+    if state["format"] not in (FORMAT, FORMAT_KEPT):
+        raise ValueError(f"state_dict: expected format {FORMAT_KEPT} at most, got {state['format']}; upgrade gru_fast")
     saved, count = state["ema"], len(shapes)
-    if len(saved) != count * len(sets) or len(state["seen"]) != len(saved):
-        if len(saved) % count == 0 and len(state["seen"]) == len(saved) and saved:
-            raise ValueError(f"state_dict: expected {len(sets)} retain sets, got {len(saved) // count}")
+    found = len(state["seen"])  # all that were saved, also where torch.distributed.checkpoint has filled in fewer e
+    if len(saved) != count * len(sets) or found != len(saved):
+        if found % count == 0 and found not in {0, count * len(sets)}:
+            wanted = f"{len(sets)} retain sets, got {found // count}"
+            raise ValueError(f"state_dict: expected {wanted}; RetainEMA(..., sets=) says how many there are")
         of_sets = "" if len(sets) == 1 else f" in each of {len(sets)} sets"
         raise ValueError(f"state_dict: expected {count} parameters{of_sets}, got {len(saved)}: of another model?")
     if names is not None and state["names"] is not None and list(state["names"]) != list(names):
@@ -51,7 +54,13 @@ def check_state(
             raise TypeError(
                 f"{label}: expected {own.dtype}, got {theirs.dtype}; give RetainEMA the dtype of the saved run"
             )
-    _check_kept(state.get("kept", []), names, shapes)
+    kept = state.get("kept", [])
+    if state["format"] == FORMAT_KEPT and len(kept) != state.get("num_kept", -1):
+        raise ValueError(
+            f"state_dict: expected {state.get('num_kept', 'some')} kept gradients, got {len(kept)}; "
+            "torch.distributed.checkpoint fills in those there are: keep() as many before it loads"
+        )
+    _check_kept(kept, names, shapes)
 
 
 def _check_kept(kept: Sequence[Sequence[Tensor]], names: Sequence[str] | None, shapes: Sequence[torch.Size]) -> None:

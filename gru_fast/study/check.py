@@ -8,6 +8,7 @@ from typing import Any
 
 from gru_fast.runs.files import differences
 from gru_fast.study.results import StudyResults, StudyRun
+from gru_fast.study.statistics import finite
 
 _PLACES = ("model", "tokenizer", "data", "output_dir", "retain_logs")  # options that name places
 _MACHINE = ("python", "platform", "versions", "devices", "processes", "threads")  # of an environment
@@ -23,12 +24,14 @@ class Again:
         count: numbers that both have: scores, those along the way and of mixtures, what attacks brought back.
         others: those that differ, (here, there) by name.
         settings: options and rows that differ, "gamma 0.8, not 0.4", those there first. Then numbers may differ.
+        missing: names of numbers that are there alone.
     """
 
     name: str
     count: int
     others: Mapping[str, tuple[float | None, float | None]]
     settings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def said(check: Check, name: str) -> list[str]:
             shown = [f"{what} {_number(a)}, not {_number(b)}" for what, (a, b) in [*run.others.items()][:_MOST]]
             more = len(run.others) - len(shown)
             lines.append(f"  {run.name}: {'; '.join(shown)}{f'; and {more} more' if more else ''}")
+        if run.missing:
+            lines.append(f"  {run.name}: only there: {len(run.missing)} numbers ({_some(run.missing)})")
         lines += [f"  {run.name}: {text}" for text in run.settings]
     if check.missing:
         lines.append(f"only there: {len(check.missing)} runs ({_some(check.missing)})")
@@ -102,10 +107,16 @@ def _again(here: StudyRun, there: StudyRun) -> Again:
         len(both),
         {name: (ours[name], theirs[name]) for name in both if ours[name] != theirs[name]},
         tuple(differences(before, now)),
+        tuple(name for name in theirs if name not in ours),
     )
 
 
 def _numbers(run: StudyRun) -> Iterator[tuple[str, float | None]]:
+    """By name; None in place of NaN and infinities, as results.json has them."""
+    yield from ((name, finite(value)) for name, value in _every(run))
+
+
+def _every(run: StudyRun) -> Iterator[tuple[str, float | None]]:
     yield from run.scores.items()
     for point in run.points:
         yield from ((f"{name} after step {point.step}", value) for name, value in point.scores.items())
@@ -119,16 +130,10 @@ def _numbers(run: StudyRun) -> Iterator[tuple[str, float | None]]:
 
 
 def _settings(*runs: StudyRun) -> tuple[dict[str, Any], ...]:
-    """Options and rows of runs, those that all of them have on record."""
-    found = [{**run.config, "rows": run.result.get("rows")} for run in runs]
-    return tuple(
-        {
-            name: value
-            for name, value in each.items()
-            if name not in _PLACES and all(other.get(name) is not None for other in found)
-        }
-        for each in found
-    )
+    """Options and rows of runs, those that all of them have on record, none among them."""
+    found = [{**run.config, **({"rows": run.result["rows"]} if "rows" in run.result else {})} for run in runs]
+    shared = set.intersection(*map(set, found)) - set(_PLACES)
+    return tuple({name: value for name, value in each.items() if name in shared} for each in found)
 
 
 def _machine(results: StudyResults) -> dict[str, Any]:

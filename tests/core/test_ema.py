@@ -422,7 +422,7 @@ def test_load_checks_everything_first() -> None:
             TypeError,
             r'ema\[1\] "0.bias": expected torch.float32, got torch.bfloat16',
         ),
-        (state | {"format": 99}, ValueError, "expected format 1, got 99"),
+        (state | {"format": 99}, ValueError, "expected format 2 at most, got 99"),
     ]
     for bad, error, message in wrong:
         with pytest.raises(error, match=message):

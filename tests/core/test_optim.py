@@ -784,6 +784,9 @@ def test_a_step_that_is_given_up_touches_nothing(stays_on_device: bool, monkeypa
     [
         ({"gamma": 0.5}, "gamma: expected an ema beside it"),
         ({"rectify": "both"}, "rectify: expected an ema beside it"),
+        ({"rule": "pcgrad"}, "rule: expected an ema beside it"),
+        ({"metric": "adam"}, "metric: expected an ema beside it"),
+        ({"feed_back": True}, "feed_back: expected an ema beside it"),
         ({"ema": True}, "gamma: expected a number in .0, 1. beside an ema"),
         ({"ema": True, "gamma": 0.5, "rectify": "all"}, "rectify: expected one of gradient, update, both, got 'all'"),
         ({"ema": True, "gamma": 0.5, "rule": "sago"}, "rule: expected one that goes by sums, got sago"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -558,11 +560,60 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(resumed.tensors, ema.tensors, strict=True))
     assert resumed.step == 4
     assert repr(resumed) == "RetainEMA(2 parameters, 22 elements, bfloat16, 2 sets, 1 kept, 4 steps)"
-    with pytest.raises(ValueError, match=r"^state_dict: expected 3 retain sets, got 2$"):
+    with pytest.raises(ValueError, match=r"^state_dict: expected 3 retain sets, got 2; RetainEMA\(\.\.\., sets="):
         RetainEMA(later.params, torch.bfloat16, sets=3).load_state_dict(state)
     ema.reset()
     assert not ema.kept
     assert not any(e.any() for e in ema.tensors)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process has nobody to meet
+@pytest.mark.parametrize(
+    ("sets", "kept", "said"),
+    [
+        (2, 2, None),
+        (2, 1, r"^state_dict: expected 2 kept gradients, got 1; "),
+        (2, 0, r"^state_dict: expected some kept gradients, got 0; .* keep\(\) as many before it loads$"),
+        (1, 2, r"^state_dict: expected 1 retain sets, got 2; "),
+    ],
+)
+def test_a_distributed_checkpoint_leaves_nothing_behind_unsaid(
+    tmp_path: Path, sets: int, kept: int, said: str | None
+) -> None:
+    """It fills in what there is room for, and says nothing of the rest."""
+
+    def made(sets: int, kept: int) -> RetainEMA:
+        ema = RetainEMA(model.params, sets=sets)
+        for _ in range(kept):
+            with ema.keep():
+                model.backward(model.gradient())
+        return ema
+
+    model = Model()
+    saved = made(2, 2)
+    run_of(saved, model, 1)
+    dcp.save({"ema": saved}, checkpoint_id=tmp_path)
+    loaded = made(sets, kept)
+    if said is None:
+        dcp.load({"ema": loaded}, checkpoint_id=tmp_path)
+        ours, theirs = ([*e.tensors, *(t for gradient in e.kept for t in gradient)] for e in (loaded, saved))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    else:
+        with pytest.raises(ValueError, match=said):
+            dcp.load({"ema": loaded}, checkpoint_id=tmp_path)
+
+
+def test_kept_gradients_of_a_model_in_sixteen_bits_go_with_one_in_thirty_two() -> None:
+    half, model = Model(torch.bfloat16), Model()
+    saved = RetainEMA(half.params)
+    with saved.keep():
+        half.backward(half.gradient())
+    ema = RetainEMA(model.params)
+    ema.load_state_dict(saved.state_dict())
+    assert [kept.dtype for kept in ema.kept[0]] == [torch.float32] * 2
+    assert torch.equal(model.flat(ema.kept[0]), half.flat(saved.kept[0]))
+    model.put([-r for r in ema.kept[0]])
+    assert rectify_(model.params, ema, 0.5, rule="gem").degenerate
 
 
 # ---- what does not go together ---------------------------------------------------------------------------------------

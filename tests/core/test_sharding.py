@@ -77,6 +77,16 @@ def test_several_retain_sets(processes: Processes, layout: str, world: int, part
     assert [stats[10] for stats in expected.stats] == [1.0, 1.0, 1.0]
 
 
+def test_all_processes_keep_a_gradient_or_none(processes: Processes) -> None:
+    assert (
+        processes.run(layouts.kept_nan, 2)
+        == [
+            ("keep: expected a gradient of finite numbers, got NaN or Inf", 0),
+        ]
+        * 2
+    )
+
+
 @pytest.mark.parametrize(("layout", "world"), [("mixed with plain", 3), ("experts", 4), ("hsdp", 4)])
 @pytest.mark.parametrize("how", ["list", "measure", "direct", "tensors", "sago", "sago direct"])
 def test_plain_sequences_and_measure(processes: Processes, layout: str, world: int, how: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_every_kind_of_number_counts() -> None:
     assert line.endswith("; and 1 more")
 
 
+def test_what_json_has_no_number_for_is_the_same_as_its_null(tmp_path: Path) -> None:
+    """Of a run that has diverged: the study at hand has NaN, its results.json null."""
+    here = study([run("GA", math.nan, -math.inf)])
+    assert check.compare(here, results.read(results.write(here, tmp_path))).is_same
+
+
+def test_what_is_there_alone_is_said() -> None:
+    there = run("GA", 0.5, -4.0, calibrated=[Calibrated(0.9, 0.25, {"MU": 0.7})])
+    found = check.compare(study([replace(there, calibrated=[])]), study([there]))
+    assert found.again[0].missing == ("alpha at 90%", "MU at 90%")
+    assert check.said(found, "R")[1] == f"  {there.name}: only there: 2 numbers (alpha at 90%, MU at 90%)"
+
+
 def test_what_is_otherwise_is_named() -> None:
     there = run("GA", 0.5, -4.0, config={"gamma": 0.4, "model": "a"}, result={"rows": {"forget": {"hash": "ab"}}})
     here = replace(there, config={"gamma": 0.8, "model": "b"}, result={"rows": {"forget": {"hash": "cd"}}})
@@ -63,6 +77,8 @@ def test_what_is_otherwise_is_named() -> None:
     assert found.again[0].settings == ("gamma 0.4, not 0.8", "rows.forget.hash 'ab', not 'cd'")
     assert (found.more, found.missing) == ((more.name,), (missing.name,))
     assert found.machine == ("versions.torch '2.13.0', not '2.14.0'", "threads 1, not 2")
+    clipped = replace(there, config={"tau": 1.0}), replace(there, config={"tau": None})
+    assert check.compare(*(study([each]) for each in clipped)).again[0].settings == ("tau None, not 1.0",)
     old = replace(there, result={})  # of a version that kept no hash
     assert check.compare(study([here]), study([old])).again[0].settings == ("gamma 0.4, not 0.8",)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,23 @@ def numbers_of(cells: list[str]) -> list[float]:
     numbers = [cell for cell in cells if cell != "-"]
     assert cells == numbers + ["-"] * (len(cells) - len(numbers))
     return [float(cell.split()[0]) for cell in numbers]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js on PATH")
+def test_variants_of_a_recipe_are_drawn_in_colors_of_their_own() -> None:
+    """A style of that name there is not, and a line without a color is none."""
+    script = (resources.files("gru_fast.study") / "templates" / "report.js").read_text(encoding="utf-8")
+    wanted = tuple(f"  const {name} =" for name in ("NAMES", "kindOf", "OTHERS", "color"))
+    lines = [line for line in script.splitlines() if line.startswith(wanted)]
+    runs = [{"kind": "unlearned", "variant": variant} for variant in ("gru", "update", "rows16", "plain")]
+    text = "\n".join([f"const data = {json.dumps({'runs': runs})};", *lines])
+    text += "\nconsole.log(JSON.stringify(data.runs.map((run) => color(kindOf(run)))));"
+    shown = subprocess.run(["node", "-e", text], capture_output=True, text=True, timeout=60, check=True)
+    gru, update, rows, plain = json.loads(shown.stdout)
+    assert (gru, plain) == ("var(--gru)", "var(--plain)")
+    assert update.startswith("hsl(")
+    assert rows.startswith("hsl(")
+    assert update != rows
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")

@@ -26,8 +26,10 @@
     return element;
   }
 
-  const color = (kind) => `var(--${kind})`;
   const kindOf = (run) => (run.kind === "unlearned" ? run.variant : run.kind === "vector" ? "vector" : "reference");
+  // A recipe's own variants have names that no style knows.
+  const OTHERS = [...new Set(data.runs.map(kindOf))].filter((kind) => !Object.hasOwn(NAMES, kind));
+  const color = (kind) => (OTHERS.includes(kind) ? `hsl(${(150 + 67 * OTHERS.indexOf(kind)) % 360} 55% 45%)` : `var(--${kind})`);
   const unique = (values) => [...new Set(values)];
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const number = (value) =>
