@@ -241,6 +241,10 @@ VectorCapture<SetRow, SetKind> capture_sets(py::sequence grads, py::sequence vec
           if (part.dtype == DType::kFloat32) {
             found.is_float32 |= static_cast<uint8_t>(1u << j);
           } else {
+            if (any && found.grad_dtype != DType::kFloat32 && found.grad_dtype != part.dtype) {
+              type_error({kLists[j], i, &names},
+                         "expected float32 or the 16-bit dtype of the sets before, got the other");
+            }
             found.grad_dtype = part.dtype;
           }
         }

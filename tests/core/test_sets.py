@@ -232,6 +232,15 @@ def test_kernels_do_what_the_reference_does(device: torch.device, dtype: torch.d
             assert error <= 2 * torch.finfo(dtype).eps * 0.2, f"row {row}"
 
 
+@pytest.mark.core
+def test_two_16_bit_dtypes_in_a_row_without_a_gradient_are_refused() -> None:
+    """Else the one would be read as the other."""
+    row = [torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.float16)]
+    with pytest.raises(TypeError, match=r"sets\[2\]\[0\].*: expected float32 or the 16-bit dtype of the sets before"):
+        NativeSets([None], [[x] for x in row])
+    NativeSets([None], [[row[0]], [row[1]], [row[1].clone()]])
+
+
 def test_a_graph_replays_a_step_against_two_sets(device: torch.device) -> None:
     """Nothing of it asks the host; on the CPU the same steps are made one by one."""
 
