@@ -112,3 +112,17 @@ def mixin(folder: Path, zero: dict[str, Any] | None = None) -> tuple[list[Tensor
             said = str(error)
         trainer.train()
         return launched.weights(trainer.model), said
+
+
+def again(folder: Path, zero: dict[str, Any], first: str) -> str:
+    """What a trainer says that is to train after ``first``: "train" or "evaluate"."""
+    with launched.launched(zero=zero):
+        config = tiny.config(folder, method="ga", **{**_STEPS, "max_steps": 1})
+        data = launched.dataset()
+        trainer = UnlearnTrainer(tiny.llama(), config, train_dataset=data, eval_dataset=data)
+        getattr(trainer, first)()
+        try:
+            trainer.train()
+        except RuntimeError as error:
+            return str(error)
+        return "trained"

@@ -37,7 +37,13 @@ class WholeCheckpoints(AnyTrainer):
         Raises:
             FileNotFoundError: no such checkpoint.
             ValueError: none that is whole, or one of another model or another way to launch.
+            RuntimeError: with DeepSpeed, after a training or an evaluation by this trainer.
         """
+        if self.is_deepspeed_enabled and hasattr(self.model_wrapped, "zero_optimization_stage"):
+            raise RuntimeError(
+                "train: expected a new trainer, since accelerate takes this one's DeepSpeed engine down, which it has "
+                "from train() or evaluate(); make another one, of the model loaded anew, and evaluate after training"
+            )
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self._before_training(checkpoint)
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)

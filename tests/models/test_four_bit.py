@@ -264,8 +264,13 @@ def test_it_goes_back_on_the_base_as_it_was_trained(run: Path) -> None:
 def test_the_command_merges_with_the_options_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = run.parent / "merged"
     assert main(["merge", "--model", str(run), "--into-4bit", "--output-dir", str(target)]) == 0
-    said = capsys.readouterr().out.strip()
-    assert said == f"{target}: {run} in float32, merged into what nf4 with scales in 8 bits makes of its base"
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"{target}: {run} in float32, merged into what nf4 with scales in 8 bits makes of its base",
+        f"{target}: not in its run's folder, which says how it was asked: give --template plain with it",
+    ]
+    assert main(["merge", "--model", str(run)]) == 0  # by default in that folder
+    assert capsys.readouterr().out.splitlines() == [f"{run / 'merged'}: {run} in float32, merged into its base"]
     torch.testing.assert_close(
         logits(load_model(options(target, load_in_4bit=False))), logits(load_model(options(run)))
     )

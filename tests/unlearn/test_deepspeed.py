@@ -164,6 +164,13 @@ def test_another_trainer_behind_the_mixin(processes: Processes, tmp_path: Path, 
             assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
 
 
+@pytest.mark.parametrize(("stage", "first"), [(2, "train"), (3, "evaluate")])
+def test_its_engine_trains_once(processes: Processes, tmp_path: Path, stage: int, first: str) -> None:
+    """accelerate takes an engine down that is there already when training begins, in which gradients then go astray."""
+    for said in processes.run(jobs.again, 2, tmp_path, zero(stage), first):
+        assert said.startswith("train: expected a new trainer, since accelerate takes this one's DeepSpeed engine down")
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_command(processes: Processes, tmp_path: Path, stage: int) -> None:
     """gru-fast unlearn, whose model transformers loads in pieces with ZeRO-3, saves it as one process."""

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gru_fast import models
-    from gru_fast.models.load import config_of, four_bit_of_run, load_merged
+    from gru_fast.models.load import config_of, four_bit_of_run, load_merged, template_of_run
     from gru_fast.options import flags as options
 
     how, model = options.resolve(args, *_classes(), fill=_fill)
@@ -64,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
     print(f"{target}: {model.model} in {str(merged.dtype).removeprefix('torch.')}, {_said(how, model)}")
+    template = template_of_run(config_of(model.model)).get("template")
+    if template and not config_of(str(target)):
+        print(f"{target}: not in its run's folder, which says how it was asked: give --template {template} with it")
     return 0
 
 
