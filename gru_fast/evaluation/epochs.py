@@ -112,7 +112,7 @@ class EpochEvaluations(TrainerCallback):
             shutil.rmtree(target := self._of(before.best), ignore_errors=True)
             placed.replace(target)
         shutil.rmtree(placed, ignore_errors=True)
-        for folder in (self._folder / FOLDER).glob("*"):
+        for folder in (self._folder / FOLDER).glob("[0-9]*"):
             if not step or int(folder.name) > step:
                 shutil.rmtree(folder)
         if along.points:

@@ -65,10 +65,19 @@ def rows(
         if retain:
             check_apart(documents, retain, 0.0, names=("an earlier request", "retain"))
         cut = pieces(documents, tokenizer, template, int(request["options"]["max_length"]))
-        found += [_with_reference(piece, request["before"]) for piece in cut if piece.document in request["before"]]
+        before = _before(request, documents)
+        found += [_with_reference(piece, before) for piece in cut if piece.document in before]
     if not found:
         raise ValueError(f"also_keep_forgotten: nothing of the earlier requests is at hand: {'; '.join(lacking)}")
     return found, lacking
+
+
+def _before(request: Mapping[str, Any], documents: Sequence[Document]) -> dict[str, float]:
+    """Document -> its probability before the request, by what it says: its name may be another by now."""
+    said = request["documents"]
+    names = {each["hash"]: each["id"] for each in said["forget"]}
+    then = {document.id: names[manifest.document_hash(said["salt"], document)] for document in documents}
+    return {now: request["before"][name] for now, name in then.items() if name in request["before"]}
 
 
 def _with_reference(piece: Piece, before: Mapping[str, float]) -> Piece:

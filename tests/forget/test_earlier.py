@@ -66,6 +66,16 @@ def test_a_row_is_held_against_the_model_before_its_own_request(tmp_path: Path) 
         assert piece.row["reference_log_probs"] == pytest.approx(num_labels(piece.row) * log_prob)
 
 
+def test_a_document_that_has_another_name_by_now_is_the_same(tmp_path: Path) -> None:
+    first = request(tmp_path, "first", "The town by the sea.", 0.5)
+    (tmp_path / "first.txt").rename(tmp_path / "renamed.txt")
+    first["options"]["forget"] = [str(tmp_path / "*.txt")]
+    found, lacking = kept([first])
+    assert lacking == []
+    assert all(piece.document.endswith("renamed.txt") for piece in found)
+    assert found[0].row["reference_log_probs"] == pytest.approx(num_labels(found[0].row) * math.log(0.5))
+
+
 def test_what_is_not_at_hand_is_said(tmp_path: Path) -> None:
     requests = [
         request(tmp_path, name, f"The {name} town by the sea.", 0.5) for name in ("gone", "other", "old", "here")

@@ -335,6 +335,7 @@ def test_rows_are_printed_as_they_would_be_trained(
             "also_keep_forgotten: expected NPO, which is pushed by how much",
         ),
         (["--attacks", "sample"], "attacks: there is no attack without --attack; give it too"),
+        (["--attack", "--attack-options", "output_dir=there"], "attack_options: output_dir is not to be chosen there"),
         (["--attack", "--attack-options", "sample=2"], 'has no option "sample", did you mean "samples"?'),
         (["--attack", "--attacks", "samples"], 'got "samples", did you mean "sample"?'),
         (["--eval-steps", "0"], "eval_steps: expected a whole number of at least 1, got 0"),

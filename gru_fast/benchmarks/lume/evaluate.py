@@ -163,7 +163,8 @@ def report(summary: Mapping[str, Any]) -> str:
         for task, scores in tasks.items():
             lines.append(f"{part + ' ' + task:<16}" + "".join(_number(scores.get(kind)) for kind in kinds))
     lines.append(f"{'Task aggregate':<16}{_number(summary['task_aggregate'])}")
-    lines.append(f"{'MIA score':<16}{_number(summary['mia_score'])}" + _hint(summary["mia_score"], "--mia-data"))
+    of_members = _hint(summary["mia_score"], "--mia-data, with --overwrite")
+    lines.append(f"{'MIA score':<16}{_number(summary['mia_score'])}{of_members}")
     lines.append(f"{'MMLU':<16}{_number(summary['mmlu'])}" + _hint(summary["mmlu"], "--mmlu"))
     lines.append(f"{'Final score':<16}{_number(summary['final_score'])}")
     if summary["mmlu"] is not None and summary["mmlu"] < LEAST_MMLU:

@@ -145,6 +145,11 @@ def _check(of_model: Any, asked: Any, config: Any) -> None:
     from gru_fast.forget import manifest
     from gru_fast.forget.options import NONE
 
+    if "output_dir" in (asked.attack_options or {}):
+        raise ValueError(
+            "attack_options: output_dir is not to be chosen there: the report is made of what lies in the run's "
+            "folder; leave it out, or give it to gru-fast attack afterwards"
+        )
     if asked.attack:
         attack.check(_of_attacks(asked, config))
     if asked.keep_delta and of_model.use_peft:
