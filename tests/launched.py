@@ -122,15 +122,17 @@ def deepspeed(config: dict[str, Any]) -> Iterator[None]:
             importlib.reload(importlib.import_module("deepspeed.utils.groups"))
 
 
-def dataset(sets: Sequence[str] = ()) -> UnlearnDataset:
+def dataset(sets: Sequence[str] = (), answers: bool = False) -> UnlearnDataset:
     """Rows to keep that share most of their tokens with those to forget, so that the gradients are in conflict.
 
-    ``sets``: names of further ones.
+    ``sets``: names of further ones. ``answers``: of "I don't know", to those to forget.
     """
     forget, other = tiny.rows(12, seed=1), tiny.rows(12, seed=2)
     keep = [[*row["input_ids"][:-2], *others["input_ids"][:2]] for row, others in zip(forget, other, strict=True)]
     retain = [{"input_ids": ids, "labels": [-100, -100, *ids[2:]]} for ids in keep]
-    return UnlearnDataset(forget, retain, sets={name: tiny.rows(5, 7 + at) for at, name in enumerate(sets)})
+    idk = tiny.rows(12, seed=3)
+    given = (lambda index, epoch: idk[(index + epoch) % 12]) if answers else None
+    return UnlearnDataset(forget, retain, given, sets={name: tiny.rows(5, 7 + at) for at, name in enumerate(sets)})
 
 
 def weights(model: Any) -> list[Tensor]:
@@ -201,7 +203,8 @@ def trained(
             settings["warm_up_retain"] //= takers
         is_loaded = at_load is not None and world > 1
         untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora, four_bit)
-        trainer = tiny.trainer(folder, untrained, dataset(settings.get("retain_sets", ())), **settings)
+        data = dataset(settings.get("retain_sets", ()), settings.get("method") == "idk")
+        trainer = tiny.trainer(folder, untrained, data, **settings)
         if scale:
             trainer.accelerator.scaler = get_fsdp2_grad_scaler(device="cpu", init_scale=scale)
         trainer.train()

@@ -106,13 +106,15 @@ class ObjectiveTrainer(Trainer):
     def _retain_terms(self, model: nn.Module, inputs: _Inputs, weight: float) -> Iterator[Tensor]:
         """What keeps, each with its own graph: ``weight`` times the retain NLL, and what else the method has."""
         asks_dual = self.dual is not None and self._in_training_step and not self.gru_options.follows_retain
-        if weight != 0.0 or asks_dual:
+        # Where another process may have some, all run it: shards are exchanged by all, or they wait for each other.
+        has_gradient = weight != 0.0 or (self.method.weighs_by_batch and self.accelerator.num_processes > 1)
+        if has_gradient or asks_dual:
             total = torch.zeros((), device=self.args.device)
             for share, piece in self.retain_pieces(inputs):
-                with nullcontext() if weight != 0.0 else torch.no_grad():
+                with nullcontext() if has_gradient else torch.no_grad():
                     nll = share * self._batch(model, piece).retain.mean_nll
                 total = total + nll.detach()
-                if weight != 0.0:
+                if has_gradient:
                     yield weight * nll
             if self._in_training_step and not self.gru_options.follows_retain:
                 self.note("retain_loss", total)

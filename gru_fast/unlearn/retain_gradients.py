@@ -33,6 +33,7 @@ class RetainGradients(AnyTrainer):
     gru_share: float = 0.0
     gru_retain_loss: Tensor | None = None
     _ema: RetainEMA | RetainGradient | None = None
+    _shares_differ: bool = False  # whether retain_share_of goes by the rows of the batch
     _step_share: float | None = None  # of the step in progress, where all its micro-batches must agree
 
     # ---- for subclasses ----------------------------------------------------------------------------------------------
@@ -176,10 +177,13 @@ class RetainGradients(AnyTrainer):
             scaler.update(scaler.get_scale() / 2)  # a float16 overflow: as the scaler itself would
 
     def _agreed_share(self, share: float) -> float:
-        """The share that can be taken from r: with stream() each micro-batch's own, else one for the whole step."""
-        if self.gru_options.stream:
+        """The share that can be taken from r, which is the processes' mean, and so the same in all of them.
+
+        With stream() each micro-batch's own, else one for the whole step.
+        """
+        if self.gru_options.stream and not self._shares_differ:
             return share
-        if self._step_share is None:
+        if self._step_share is None or self.gru_options.stream:
             self._step_share = share
             if self.accelerator.num_processes > 1:  # all processes add the same mean of r
                 tensor = torch.tensor([share], dtype=torch.float64, device=self.accelerator.device)

@@ -71,6 +71,7 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         self._check_engine()
         self.references: ReferenceLogProbs | None = None
+        self._shares_differ = self.method.weighs_by_batch
         self._reference_fingerprint = ""
         for name, dataset in self._datasets().items():
             self._check_parts(name, dataset)

@@ -67,6 +67,20 @@ def test_means_over_processes_in_one_order(processes: Processes) -> None:
     assert processes.run(launched.means, 2) == [True, True]
 
 
+@pytest.mark.parametrize(("fsdp2", "stream"), [(False, True), (True, False), (True, True)])
+def test_a_share_of_r_that_goes_by_the_rows(processes: Processes, tmp_path: Path, fsdp2: bool, stream: bool) -> None:
+    """In each process another, of a gradient that is the mean over the processes."""
+    settings: dict[str, Any] = {"method": "idk", "stream": stream}
+    found = processes.run(launched.trained, 2, tmp_path / "several", fsdp2, **settings)
+    _, expected, ema = launched.trained(tmp_path / "one", **settings)
+    start = launched.weights(launched.model())
+    for _, weights, average in found:
+        for a, b, w in zip(weights, expected, start, strict=True):
+            assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
+        for a, b in zip(average, ema, strict=True):
+            assert float((a - b).norm()) <= 2e-5 * float(b.norm()) + 1e-8
+
+
 def test_ddp_measures_too(processes: Processes, tmp_path: Path) -> None:
     assert_follows(processes, tmp_path, method="ga", rectify=False, monitor=True)
 

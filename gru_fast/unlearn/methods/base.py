@@ -37,6 +37,7 @@ class Method(ABC):
     hidden_states: ClassVar[bool] = False  # whether it reads Batch.hidden_states
     logits: ClassVar[bool] = False  # whether it reads Batch.label_logits; with reference_model, that model's too
     has_dual: ClassVar[bool] = False  # whether it reads Batch.dual, a weight that follows the retain NLL step by step
+    weighs_by_batch: ClassVar[bool] = False  # whether retain_nll_weight goes by the rows of the batch
     parts: ClassVar[tuple[str, ...]] = ("forget",)  # parts of a batch its objective reads: forget, retain, idk
 
     def __post_init__(self) -> None:

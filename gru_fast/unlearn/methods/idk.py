@@ -22,6 +22,7 @@ class IDK(Method):
     """
 
     parts: ClassVar[tuple[str, ...]] = ("idk", "retain")
+    weighs_by_batch: ClassVar[bool] = True
 
     def forget_loss(self, batch: Batch) -> Tensor:
         return (1.0 - self.retain_nll_weight(batch)) * batch.idk.mean_nll
