@@ -263,7 +263,11 @@ def test_it_goes_back_on_the_base_as_it_was_trained(run: Path) -> None:
 
 def test_the_command_merges_with_the_options_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = run.parent / "merged"
+    stopped = run.parent / ".merged.partial"  # what a merge that was killed leaves
+    stopped.mkdir()
+    (stopped / "model.safetensors").write_text("half")
     assert main(["merge", "--model", str(run), "--into-4bit", "--output-dir", str(target)]) == 0
+    assert not stopped.exists()
     said = capsys.readouterr().out.splitlines()
     assert said == [
         f"{target}: {run} in float32, merged into what nf4 with scales in 8 bits makes of its base",

@@ -13,6 +13,7 @@ another one, evaluate it. Weights are written in --dtype; rounded to 4 bits agai
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,13 +62,22 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"into_4bit: {model.model} was not trained on a base in 4 bits; leave it out")
     merged = load_merged(model, into_4bit=how.into_4bit, rounded_from=trained.get("dtype"))
     tokenizer = models.load_tokenizer(model)
-    merged.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    _save(target, merged, tokenizer)
     print(f"{target}: {model.model} in {str(merged.dtype).removeprefix('torch.')}, {_said(how, model)}")
     template = template_of_run(config_of(model.model)).get("template")
     if template and not config_of(str(target)):
         print(f"{target}: not in its run's folder, which says how it was asked: give --template {template} with it")
     return 0
+
+
+def _save(target: Path, *parts: Any) -> None:
+    """Writes them, so that the folder is there as a whole or not at all; what a killed merge has left is gone then."""
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    for part in parts:
+        part.save_pretrained(partial)
+    partial.replace(target)  # an empty folder too
 
 
 def _said(how: MergeOptions, model: Any) -> str:
