@@ -106,7 +106,7 @@ def test_a_grid(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_killed_and_started_again(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep"
-    command = [sys.executable, "-m", "gru_fast.cli", *argv(places, out, num_train_epochs=60)]
+    command = [sys.executable, "-m", "gru_fast.cli", *argv(places, out, num_train_epochs=200)]
     process = subprocess.Popen(
         command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -121,7 +121,7 @@ def test_killed_and_started_again(places: Path, tmp_path: Path, capsys: pytest.C
     found = states(out)
     assert (found["original"], found[GRID[0]], found[GRID[1]], found[GRID[2]]) == ("done", "done", "waiting", "waiting")
 
-    assert main(argv(places, out, num_train_epochs=60)) == 0
+    assert main(argv(places, out, num_train_epochs=200)) == 0
     assert set(states(out).values()) == {"done"}
     assert runs.read_run(out / "runs" / GRID[0]).result == done.result  # not done again
     assert len(runs.read_run(out / "runs" / GRID[1]).environment["resumed"]) == 1
