@@ -37,6 +37,16 @@ class Subject:
     progress: bool = True
 
     @property
+    def how(self) -> dict[str, Any]:
+        """What every benchmark's ``evaluate`` is given of it."""
+        return {
+            "batch_size": self.batch_size,
+            "overwrite": self.overwrite,
+            "progress": self.progress,
+            "model_options": self.asked,
+        }
+
+    @property
     def summary_file(self) -> Path:
         """Where the summary goes."""
         return self.output_dir / SUMMARY_FILE

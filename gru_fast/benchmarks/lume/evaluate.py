@@ -113,10 +113,7 @@ def run(options: LumeEvalOptions, subject: Subject) -> dict[str, Any]:
         subject.output_dir,
         **_how(options),
         mmlu=options.mmlu,
-        batch_size=subject.batch_size,
-        overwrite=subject.overwrite,
-        progress=subject.progress,
-        model_options=subject.asked,
+        **subject.how,
     )
 
 

@@ -160,10 +160,7 @@ def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
         tokenizer,
         data,
         subject.output_dir,
-        batch_size=subject.batch_size,
-        overwrite=subject.overwrite,
-        progress=subject.progress,
-        model_options=subject.asked,
+        **subject.how,
         **how,
         **limits,
     )

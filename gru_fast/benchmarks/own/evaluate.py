@@ -111,10 +111,7 @@ def run(options: OwnEvalOptions, subject: Subject) -> dict[str, Any]:
         sets,
         subject.output_dir,
         **how,
-        batch_size=subject.batch_size,
-        overwrite=subject.overwrite,
-        progress=subject.progress,
-        model_options=subject.asked,
+        **subject.how,
     )
 
 

@@ -117,10 +117,7 @@ def run(options: RwkuEvalOptions, subject: Subject) -> dict[str, Any]:
         template,
         subject.output_dir,
         **_how(options),
-        batch_size=subject.batch_size,
-        overwrite=subject.overwrite,
-        progress=subject.progress,
-        model_options=subject.asked,
+        **subject.how,
     )
 
 

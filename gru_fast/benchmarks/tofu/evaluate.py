@@ -216,10 +216,7 @@ def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
         retain_logs=options.retain_logs,
         truth_ratio=options.truth_ratio,
         matching_rows=options.matching_rows,
-        batch_size=subject.batch_size,
-        overwrite=subject.overwrite,
-        progress=subject.progress,
-        model_options=subject.asked,
+        **subject.how,
         **limits,
     )
 

@@ -106,10 +106,7 @@ def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
         subject.output_dir,
         tasks=specs,
         limit=options.limit or None,
-        batch_size=subject.batch_size,
-        overwrite=subject.overwrite,
-        progress=subject.progress,
-        model_options=subject.asked,
+        **subject.how,
     )
 
 
