@@ -10,27 +10,16 @@
 #include "optim.h"
 #include "rule_of.h"
 #include "rules.h"
+#include "takes_cuda.h"
 #include "tensor_view.h"
 #include "vector_view.h"
 
 #ifdef GRU_FAST_HAS_CUDA
 #include "cuda/backend.h"
 #endif
-#ifdef GRU_FAST_EMULATE
-#include "emulator.h"
-#endif
 
 namespace gru_fast {
 namespace {
-
-// As in bindings.cpp.
-bool takes_cuda(dlpack::Device device) {
-#ifdef GRU_FAST_EMULATE
-  return emulator::is_on() && device.type == dlpack::kCPU;
-#else
-  return device.type == dlpack::kCUDA;
-#endif
-}
 
 PlanLimits limits_of(bool on_cuda, const std::vector<AdamWRow>& rows) {
 #ifdef GRU_FAST_HAS_CUDA

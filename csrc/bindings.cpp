@@ -14,14 +14,12 @@
 #include "rule_of.h"
 #include "rules.h"
 #include "set_bindings.h"
+#include "takes_cuda.h"
 #include "tensor_view.h"
 #include "vector_view.h"
 
 #ifdef GRU_FAST_HAS_CUDA
 #include "cuda/backend.h"
-#endif
-#ifdef GRU_FAST_EMULATE
-#include "emulator.h"
 #endif
 
 namespace gru_fast {
@@ -51,15 +49,6 @@ struct Backend {
   void (*vector_measure)(const VectorPlan&, const VectorArgs&, const Context&);
   void (*vector_add)(const VectorPlan&, const VectorArgs&, const Context&);
 };
-
-// Whether the sources of csrc/cuda serve a device. In a build for their tests they run on the CPU.
-[[maybe_unused]] bool takes_cuda(dlpack::Device device) {
-#ifdef GRU_FAST_EMULATE
-  return emulator::is_on() && device.type == dlpack::kCPU;
-#else
-  return device.type == dlpack::kCUDA;
-#endif
-}
 
 Backend backend_of(dlpack::Device device) {
 #ifdef GRU_FAST_HAS_CUDA

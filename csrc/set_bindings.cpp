@@ -9,27 +9,16 @@
 #include "cpu/backend.h"
 #include "rule_of.h"
 #include "sets.h"
+#include "takes_cuda.h"
 #include "tensor_view.h"
 #include "vector_view.h"
 
 #ifdef GRU_FAST_HAS_CUDA
 #include "cuda/backend.h"
 #endif
-#ifdef GRU_FAST_EMULATE
-#include "emulator.h"
-#endif
 
 namespace gru_fast {
 namespace {
-
-// As in bindings.cpp.
-bool takes_cuda(dlpack::Device device) {
-#ifdef GRU_FAST_EMULATE
-  return emulator::is_on() && device.type == dlpack::kCPU;
-#else
-  return device.type == dlpack::kCUDA;
-#endif
-}
 
 // The passes of the backend that owns a device.
 struct SetBackend {
