@@ -1,6 +1,7 @@
 """From a recipe to jobs, each a list of gru-fast commands, and to the runs that they leave.
 
 OUTPUT_DIR/toy/                           data and untrained models, where the recipe has a toy
+OUTPUT_DIR/excerpt/                       data, where it has an excerpt
 OUTPUT_DIR/models/original-seed0/         what unlearning starts from
 OUTPUT_DIR/models/retrained-forget05-seed0/
 OUTPUT_DIR/runs/forget05/seed0/ga-gru/    a run folder as gru-fast unlearn leaves it, with its evaluations
@@ -18,13 +19,13 @@ from typing import Any, cast
 from gru_fast.runs.records import Job
 from gru_fast.study import results
 from gru_fast.study.arguments import Arguments, flags
-from gru_fast.study.recipe import Attacks, Calibration, Part, Recipe
+from gru_fast.study.recipe import Attacks, Calibration, Excerpt, Part, Recipe
 from gru_fast.study.render import setting
 from gru_fast.study.results import StudyRun
 from gru_fast.study.task import CHECKPOINT, launcher_of
 from gru_fast.study.toy import TAUGHT_TOO
 
-MODELS, RUNS, TOY = "models", "runs", "toy"  # folders of a study
+MODELS, RUNS, TOY, EXCERPT = "models", "runs", "toy", "excerpt"  # folders of a study
 _ALONG = {"save_strategy": "epoch", "save_only_model": True}
 
 # Steps of a job, as JSON. See gru_fast/study/task.py.
@@ -113,6 +114,8 @@ class Plan:
                     yield self._given_retrained(split)
                 yield self._original(split, None)
             return
+        if recipe.excerpt is not None:
+            yield _Work(EXCERPT, [self._excerpt(recipe.excerpt)])
         for seed in recipe.seeds:
             if recipe.toy is not None:
                 yield _Work(f"toy-seed{seed}", [self._toy(seed)])
@@ -120,6 +123,10 @@ class Plan:
             for split in recipe.splits:
                 yield self._retrained(split, seed)
                 yield self._original(split, seed)
+
+    def _excerpt(self, part: Excerpt) -> Step:
+        splits = list(self.recipe.splits)
+        return {"do": "excerpt", "source": self.recipe.data, "data": self._data, "splits": splits, **asdict(part)}
 
     def _toy(self, seed: int) -> Step:
         return {
@@ -142,13 +149,18 @@ class Plan:
 
     @property
     def _data(self) -> str | None:
-        return str(self.folder / TOY / "data") if self.recipe.toy else self.recipe.data
+        if self.recipe.toy is not None:
+            return str(self.folder / TOY / "data")
+        return str(self.folder / EXCERPT) if self.recipe.excerpt is not None else self.recipe.data
 
     def _finetuned(self, seed: int) -> _Work:
-        return _Work(f"original-seed{seed}", [self._finetune("full", seed, self._target(seed))], self._toys(seed))
+        return _Work(f"original-seed{seed}", [self._finetune("full", seed, self._target(seed))], self._made(seed))
 
-    def _toys(self, seed: int) -> tuple[str, ...]:
-        return (f"toy-seed{seed}",) if self.recipe.toy else ()
+    def _made(self, seed: int) -> tuple[str, ...]:
+        """The job that makes the data, and a toy's untrained model."""
+        if self.recipe.toy is not None:
+            return (f"toy-seed{seed}",)
+        return (EXCERPT,) if self.recipe.excerpt is not None else ()
 
     def _finetune(self, subset: str, seed: int, run: str) -> Step:
         options = {
@@ -170,7 +182,7 @@ class Plan:
         run = str(self.folder / MODELS / name)
         subset = benchmarks.get(self.recipe.benchmark).retain_of(split)
         steps = [self._finetune(subset, seed, run), *self._evaluations_of_retrained(run, run, split)]
-        return _Work(name, steps, self._toys(seed), [self._reference(results.RETRAINED, name, run, split, seed)])
+        return _Work(name, steps, self._made(seed), [self._reference(results.RETRAINED, name, run, split, seed)])
 
     def _given_retrained(self, split: str) -> _Work:
         given = self.recipe.retrained[split]

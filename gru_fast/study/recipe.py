@@ -78,6 +78,20 @@ class Toy:
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """As much of TOFU as a model can be taught in the time there is: the rows to forget, and so many to keep.
+
+    Real authors and world facts are evaluated and not taught: a pretrained model knows some of them.
+    """
+
+    retain_rows: int = _key(400, "rows to keep, those of the evaluation first")
+
+    def problems(self) -> list[str]:
+        """What cannot be."""
+        return [] if self.retain_rows >= 1 else [f"expected retain_rows of at least 1, got {self.retain_rows}"]
+
+
+@dataclass(frozen=True)
 class Split:
     """What holds for one split alone."""
 
@@ -247,6 +261,7 @@ class Recipe:
     data: str | None = _key(None, "the benchmark's files: hub name or folder; by default its own")
     device: str | None = _key(None, "cpu: not on the accelerator, where there is one")
     toy: Toy | None = field(default=None, metadata={"help": "a model made here, instead of model"})
+    excerpt: Excerpt | None = field(default=None, metadata={"help": "a part of TOFU; a toy has its own"})
     model: Options = field(default_factory=dict, metadata={"help": "options of the model: model, template, dtype, ..."})
     finetune: Options | None = field(
         default=None, metadata={"help": "how target and retrained model are trained; TOFU alone"}
@@ -284,7 +299,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         problems = [
-            *self._of_models(), *self._of_names(), *self._of_numbers(), *self._of_parts(), *self._of_options(),
+            *self._of_models(), *self._of_what_is_taught(), *self._of_names(), *self._of_numbers(), *self._of_parts(),
+            *self._of_options(),
         ]  # fmt: skip
         if problems:
             raise ValueError("; ".join(problems))
@@ -311,6 +327,12 @@ class Recipe:
             found.append("expected either finetune or target: how the original model is made, or which it is")
         if self.finetune is not None and self.benchmark != "tofu":
             found.append(f"finetune: gru-fast finetune teaches TOFU, not {self.benchmark}; give target")
+        if self.target is not None and self.benchmark in _COMPARED:
+            found += [f"retrained: no model for {split}" for split in self.splits if split not in self.retrained]
+        return found
+
+    def _of_what_is_taught(self) -> list[str]:
+        found: list[str] = []
         if self.toy is not None:
             found += [f"toy: {problem}" for problem in self.toy.problems()]
             if self.finetune is None or "model" in self.model:
@@ -319,8 +341,10 @@ class Recipe:
                 found.append("toy: expected model: {template: ...}, e.g. llama2-chat; its tokenizer has none")
         elif self.finetune is not None and "model" not in self.model:
             found.append("model: expected model: {model: NAME}, what finetune begins with")
-        if self.target is not None and self.benchmark in _COMPARED:
-            found += [f"retrained: no model for {split}" for split in self.splits if split not in self.retrained]
+        if self.excerpt is not None:
+            found += [f"excerpt: {problem}" for problem in self.excerpt.problems()]
+            if self.finetune is None or self.toy is not None:
+                found.append("excerpt: expected finetune beside it, and no toy: it is what finetune teaches")
         return found
 
     def _of_names(self) -> list[str]:

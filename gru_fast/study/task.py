@@ -8,7 +8,8 @@ A step is a mapping; ``do`` says which:
     print     argv, file: one whose output is kept in a file
     along     argv, run: one for every checkpoint of a run; "{checkpoint}" in it is its folder, then its name
     moved     run, start: how far the run, and each of its checkpoints, is from the model that it started from
-    toy       the data and the untrained model of a toy
+    excerpt   a part of the benchmark's rows
+    toy       the same, and the untrained model of a toy
     delete    run: its weights
 
 Commands are run in this process, or as the recipe's ``launch`` says: by a launcher, on several GPUs.
@@ -107,8 +108,9 @@ def commands_of(steps: Sequence[Mapping[str, Any]], launch: Launch) -> list[str]
 
 
 def _shown(step: Mapping[str, Any], launch: Launch) -> str:
-    if step["do"] == "toy":
-        return f"# {step['data']} and {step['model']}: made by gru-fast study"
+    if step["do"] in {"excerpt", "toy"}:
+        made = " and ".join(str(step[what]) for what in ("data", "model") if what in step)
+        return f"# {made}: made by gru-fast study"
     if step["do"] == "print":
         return f"{_typed(step['argv'], {})} > {shlex.quote(step['file'])}"
     line = _typed(step["argv"], launch)
@@ -206,6 +208,13 @@ def _moved(step: Mapping[str, Any], runner: _Runner) -> None:
         write_json(run / MOVED, {name: distance(start, path) for name, path in folders.items()})
 
 
+def _excerpt(step: Mapping[str, Any], runner: _Runner) -> None:
+    from gru_fast.study import toy
+
+    toy.write_data(Path(step["data"]), step["source"], step["splits"], step["retain_rows"])
+    runner.said.append(_shown(step, {}))
+
+
 def _toy(step: Mapping[str, Any], runner: _Runner) -> None:
     from gru_fast.study import toy
 
@@ -225,6 +234,7 @@ _STEPS: Mapping[str, Callable[[Mapping[str, Any], _Runner], None]] = {
     "print": _print,
     "along": _along,
     "moved": _moved,
+    "excerpt": _excerpt,
     "toy": _toy,
     "delete": _delete,
 }

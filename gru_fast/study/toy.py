@@ -1,4 +1,4 @@
-"""A model that begins with nothing, and the part of TOFU that it can learn in minutes; see Toy of a recipe."""
+"""A part of TOFU that can be learned in minutes, and a model that begins with nothing: Excerpt and Toy of a recipe."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ TAUGHT_TOO = "_world"  # names a subset that holds real authors and world facts 
 _WORLD = ("real_authors_perturbed", "world_facts_perturbed")
 
 
-def write_data(folder: Path, source: str | None, splits: Sequence[str], retain_rows: int, world_repeats: int) -> None:
+def write_data(
+    folder: Path, source: str | None, splits: Sequence[str], retain_rows: int, world_repeats: int | None = None
+) -> None:
     """A folder in TOFU's layout with the rows that are taught.
 
     full, retainNN       question, answer: what is kept, then, for full, what can be forgotten; rows in their order
-    ..._world            with real authors and world facts besides, ``world_repeats`` times: what a model is taught
+    ..._world            with real authors and world facts besides, ``world_repeats`` times: what a toy is taught;
+                         none where that is None
     forgetNN, ..._perturbed, idontknow.txt
                          as published; of retain_perturbed the rows that are taught
 
@@ -40,10 +43,11 @@ def write_data(folder: Path, source: str | None, splits: Sequence[str], retain_r
     for split, rows in forget.items():
         outside = _keys(forget[largest]) - _keys(rows)
         if not _keys(rows) <= _keys(forget[largest]):
-            raise ValueError(f"splits: {split} is no part of {largest}; a toy learns one set of rows")
+            raise ValueError(f"splits: {split} is no part of {largest}; one set of rows is taught")
         subsets[retain_of(split)] = [*kept, *(row for row in forget[largest] if _key(row) in outside)]
     files = {**subsets, **forget, **{f"{split}_perturbed": load(f"{split}_perturbed", data) for split in splits}}
-    files |= {f"{name}{TAUGHT_TOO}": [*rows, *(world * world_repeats)] for name, rows in subsets.items()}
+    if world_repeats is not None:
+        files |= {f"{name}{TAUGHT_TOO}": [*rows, *(world * world_repeats)] for name, rows in subsets.items()}
     files |= {name: load(name, data) for name in _WORLD}
     files["retain_perturbed"] = [row for row in evaluated if _key(row) in _keys(kept)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,7 @@ def write_model(folder: Path, data: Path, toy: Mapping[str, Any], template: str,
 def _kept(rows: Sequence[Row], evaluated: Sequence[Row], count: int) -> list[Row]:
     """``count`` rows in their order, those that are evaluated first."""
     if count > len(rows):
-        raise ValueError(f"toy: retain_rows: expected at most the {len(rows)} there are, got {count}")
+        raise ValueError(f"retain_rows: expected at most the {len(rows)} there are, got {count}")
     places = {key: place for place, key in enumerate(map(_key, evaluated))}
     order = sorted(range(len(rows)), key=lambda index: (places.get(_key(rows[index]), len(places)), index))
     return [rows[index] for index in sorted(order[:count])]

@@ -304,6 +304,15 @@ def test_task_vectors_whose_models_are_all_there_are_not_computed_again(tmp_path
     assert not _has_all_strengths(["unlearn"], tmp_path, parse)
 
 
+def test_an_excerpt_is_the_toys_rows_without_the_world(places: Path, tmp_path: Path) -> None:
+    toy.write_data(tmp_path, str(places / "data"), ["forget05"], retain_rows=8)
+    kept, forgotten = (tofu.load(name, str(places / "data")) for name in ("retain95", "forget05"))
+    plain = [{name: row[name] for name in ("question", "answer")} for row in (*kept[:8], *forgotten)]
+    assert tofu.load("full", str(tmp_path)) == plain
+    assert tofu.load("retain95", str(tmp_path)) == plain[:8]
+    assert not list(tmp_path.glob("*_world.json"))
+
+
 def test_rows_of_a_toy(places: Path, tmp_path: Path) -> None:
     toy.write_data(tmp_path, str(places / "data"), ["forget05"], retain_rows=8, world_repeats=2)
     kept, forgotten = (tofu.load(name, str(places / "data")) for name in ("retain95", "forget05"))

@@ -58,6 +58,19 @@ def test_models_come_first_and_are_needed() -> None:
     assert all(job.needs == needs for name, job in found.items() if name.startswith("forget05"))
 
 
+def test_an_excerpt_is_made_once_and_what_all_jobs_read() -> None:
+    found = jobs(plan_of(excerpt={"retain_rows": 9}, data="locuslab/TOFU", seeds=[3, 4]))
+    assert list(found)[:2] == ["excerpt", "original-seed3"]
+    assert found["excerpt"].spec["steps"] == [
+        {"do": "excerpt", "source": "locuslab/TOFU", "data": "out/excerpt", "splits": ["forget05"], "retain_rows": 9}
+    ]
+    assert found["original-seed4"].needs == found["retrained-forget05-seed4"].needs == ("excerpt",)
+    assert options(found["original-seed3"], "finetune").data == "out/excerpt"
+    assert options(found["original-seed3"], "finetune").subset == "full"
+    assert options(found["forget05-seed3-ga"], "unlearn").data == "out/excerpt"
+    assert options(found["forget05-seed3-ga"], "eval").data == "out/excerpt"
+
+
 def test_plain_and_rectified_differ_in_gru_alone() -> None:
     found = jobs(plan_of())
     plain, gru = (vars(options(found[f"forget05-seed3-gd{suffix}"], "unlearn")) for suffix in ("", "-gru"))

@@ -78,6 +78,8 @@ def test_points_of_a_sensitivity_come_once() -> None:
         ({"benchmark": "muse"}, "finetune: gru-fast finetune teaches TOFU, not muse"),
         ({"toy": {}}, "toy: expected finetune beside it, and no model"),
         ({"toy": {"hidden_size": 20}, "model": {"template": "phi"}}, "toy: expected hidden_size a multiple of 8"),
+        ({"excerpt": {"retain_rows": 0}}, "excerpt: expected retain_rows of at least 1, got 0"),
+        ({"excerpt": {}, "toy": {}, "model": {"template": "phi"}}, "excerpt: expected finetune beside it, and no toy"),
         ({"ablation": {"methods": ["npo"]}}, "ablation: methods: 'npo' is not among methods"),
         ({"along": {"seeds": [7]}}, "along: seeds: 7 is not among seeds"),
         ({"sensitivity": {}}, "sensitivity: expected gammas or taus"),
