@@ -11,6 +11,7 @@ results.py     READ FIRST: all that has come of a study, as results.json has it;
 statistics.py  what GRU has changed: pairs, means over seeds, bootstrap intervals; verdict.py says it in words
 render.py      a table as Markdown, LaTeX, CSV
 tables.py      tables in the shape of the paper's; overview.py: statistics, every pair, every run
+paths.py       runs along their way: why one removes less than another at the end
 paper.py       the paper's own values, from paper.json
 figures.py     figures, PNG and SVG; curves.py: those over time
 page.py        report.html, one file without a network, from templates/

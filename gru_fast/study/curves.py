@@ -8,14 +8,17 @@ from typing import Any
 
 from gru_fast.report.figures import FAINT, GRU, PLAIN, REFERENCE, WIDE, panels, smooth, spread
 from gru_fast.study import results as study
+from gru_fast.study.paths import path
 from gru_fast.study.results import StudyResults, StudyRun
 from gru_fast.study.statistics import finite, score_of
 
 COLORS = {study.PLAIN: PLAIN, study.CLIPPED: "#009e73", study.GRU: GRU}
 NAMES = {study.PLAIN: "plain", study.CLIPPED: "clipping only", study.GRU: "with GRU"}
+FURTHER = ("#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442", "#999999", "#8c564b")  # a recipe's own variants
 PER_ROW = 4  # panels beside each other; with more they are too small in print
 _SEED = {"linewidth": 0.7, "alpha": 0.35}
 _MEAN = {"linewidth": 2.0}
+_LEGEND = 6  # columns of a legend
 _MANY_STEPS = 50  # from here on means are drawn as moving averages
 
 Series = Sequence[float | None]
@@ -79,6 +82,30 @@ def over_epochs(results: StudyResults, split: str) -> Any:
 def over_distance(results: StudyResults, split: str) -> Any:
     """The same over how far the weights have moved from where the run began: removal at equal distance, not time."""
     return _along(results, split, _has_distances, _distances, "weights moved by, %")
+
+
+def over_retention(results: StudyResults, split: str) -> Any:
+    """Removal (y) over what is still kept (x), from the original on: up and to the right is better."""
+    methods = by_method(results.find(kind=study.UNLEARNED, use=(study.COMPARISON, study.FURTHER), split=split))
+    ways = {title: [(run, way) for run in runs if (way := path(results, run))] for title, runs in methods.items()}
+    ways = {title: found for title, found in ways.items() if found}
+    if not ways:
+        return None
+    variants = list(dict.fromkeys(run.variant for found in ways.values() for run, _ in found))
+    colors = {**COLORS, **dict(zip((each for each in variants if each not in COLORS), FURTHER, strict=False))}
+    figure, grid = wrapped(len(ways), 1, height=2.9)
+    for (title, found), (axis,) in zip(ways.items(), grid, strict=True):
+        for run, way in found:
+            color = colors.get(run.variant, REFERENCE)
+            axis.plot([at.retention for at in way], [at.removal for at in way], color=color, marker=".", linewidth=1.5)
+            axis.plot(way[-1].retention, way[-1].removal, "o", color=color, markersize=6)
+        axis.set_title(title)
+        axis.set_xlabel(f"{results.retention} still kept")
+    for (axis,) in grid[::PER_ROW]:
+        axis.set_ylabel(f"{results.removal}: forgotten")
+    named = [line(NAMES.get(each, each), colors.get(each, REFERENCE)) for each in variants]
+    key(figure, [*named, mark("end of a run", REFERENCE, "o")], _LEGEND)
+    return figure
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------

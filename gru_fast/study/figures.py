@@ -4,6 +4,7 @@ steps-SPLIT          retain loss and cosine over steps (the paper's Figure 1)
 plane-SPLIT          removal against retention, an arrow from each method to itself with GRU (4)
 epochs-SPLIT         retention and removal along the epochs (5, 6)
 distance-SPLIT       the same over how far the weights have moved
+paths-SPLIT          removal over what is still kept, from the original on
 angles-SPLIT         angle to the retain gradient before and after rectification (7)
 changes              what GRU changes, with intervals, a row a method and split
 sensitivity-SPLIT    both scores over gamma and over tau
@@ -41,6 +42,7 @@ from gru_fast.study.curves import (
     mean,
     over_distance,
     over_epochs,
+    over_retention,
     over_steps,
     reference_lines,
     references,
@@ -342,6 +344,7 @@ _FIGURES: dict[str, Callable[[StudyResults, str], Any]] = {
     "plane": plane,
     "epochs": over_epochs,
     "distance": over_distance,
+    "paths": over_retention,
     "angles": angles,
     "changes": changes,
     "sensitivity": sensitivity,

@@ -38,6 +38,7 @@ CAPTIONS = {
     "plane": "Removal against retention: means solid, seeds faint, an arrow from plain to GRU (Figure 4)",
     "epochs": "Retention and removal along the epochs (Figures 5 and 6)",
     "distance": "Retention and removal over how far the weights have moved from where the run began",
+    "paths": "Removal over what is still kept, from the original on: up and to the right is better",
     "angles": "Angle to the retain gradient, before and after rectification (Figure 7)",
     "changes": "What GRU changes: mean over seeds with its bootstrap interval; + is better",
     "sensitivity": "Both scores over gamma and over tau, the other held",

@@ -12,6 +12,7 @@ from dataclasses import replace
 from gru_fast.study import attacked, overview, paper
 from gru_fast.study.arguments import flags
 from gru_fast.study.directions import directions
+from gru_fast.study.paths import paths
 from gru_fast.study.render import Cell, Column, Score, Table, last_if_none, score_column, setting, without_empty
 from gru_fast.study.results import (
     ABLATION,
@@ -45,7 +46,7 @@ _MEANS = "Mean ± standard deviation over seeds; n: runs with scores, of those i
 def tables(results: StudyResults) -> list[Table]:
     """All that there is anything for, in the order of the paper."""
     per_split = (
-        comparison, further, over_tau, over_gamma, ablation, over_retain, calibration, attacked.attacks, vectors,
+        comparison, further, paths, over_tau, over_gamma, ablation, over_retain, calibration, attacked.attacks, vectors,
     )  # fmt: skip
     found = [make(results, split) for make in per_split for split in results.splits]
     whole = (directions, overview.statistics, overview.every_pair, overview.every_run)

@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.colors import to_hex
-from study_results import large, run, small, study
+from study_results import large, reference, run, small, study
 
 from gru_fast.report.figures import REFERENCE
 from gru_fast.study import curves, figures
 from gru_fast.study.curves import COLORS
-from gru_fast.study.results import ABLATION, CLIPPED, GRU, PLAIN, SENSITIVITY, Calibrated, Point
+from gru_fast.study.results import (
+    ABLATION,
+    CLIPPED,
+    FURTHER,
+    GRU,
+    ORIGINAL,
+    PLAIN,
+    SENSITIVITY,
+    Calibrated,
+    Point,
+)  # fmt: skip
 
 SPLIT = "forget05"
 
@@ -158,6 +168,18 @@ def test_ablation_and_calibration() -> None:
     assert lines(axis, COLORS[GRU]) == [([0.85, 0.95], [-8.5, -9.5])]
 
 
+def test_paths_begin_at_the_original_and_go_through_every_evaluation() -> None:
+    points = [Point(1, 1, {"MU": 0.6, "FQ (ln p)": -30.0}), Point(2, 2, {"MU": 0.2, "FQ (ln p)": -10.0})]
+    own = replace(run("GA", 0.2, -10.0, variant="update", uses=[FURTHER]), points=points)
+    results = study([reference(ORIGINAL, 0.8, -40.0), replace(run("GA", 0.2, -10.0), points=points), own])
+    figure = curves.over_retention(results, SPLIT)
+    (axis,) = figure.axes
+    way = ([0.8, 0.6, 0.2], [-40.0, -30.0, -10.0])
+    assert way in lines(axis, COLORS[PLAIN])
+    assert way in lines(axis, curves.FURTHER[0])
+    assert curves.over_retention(study([run("GA", 0.2, -10.0)]), SPLIT) is None
+
+
 def test_what_has_no_data_is_not_drawn(tmp_path: Path) -> None:
     assert [path.name for path in figures.write(small(), tmp_path)] == [f"plane-{SPLIT}.png", "changes.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -171,7 +193,7 @@ def test_every_figure_is_drawn_of_a_study_that_has_everything(tmp_path: Path) ->
     """Five methods: the panels wrap, and none is lost."""
     results = large(("GA", "WGA", "GD", "NPO", "SimNPO"), seeds=1, steps=5)
     assert [path.stem for path in figures.write(replace(results, splits=[SPLIT]), tmp_path)] == [
-        *(f"{name}-{SPLIT}" for name in ("steps", "plane", "epochs", "angles")),
+        *(f"{name}-{SPLIT}" for name in ("steps", "plane", "epochs", "paths", "angles")),
         "changes",
         *(f"{name}-{SPLIT}" for name in ("sensitivity", "ablation", "calibration")),
     ]

@@ -180,7 +180,7 @@ def test_tables_without_runs_are_left_out() -> None:
     ]
     assert [table.name for table in tables.tables(large())] == [
         f"{name}-{split}"
-        for name in ("comparison", "over-tau", "over-gamma", "ablation", "calibration", "vectors")
+        for name in ("comparison", "paths", "over-tau", "over-gamma", "ablation", "calibration", "vectors")
         for split in ("forget05", "forget10")
     ] + ["directions", "statistics", "pairs", "runs"]
 
