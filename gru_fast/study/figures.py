@@ -8,6 +8,7 @@ paths-SPLIT          removal over what is still kept, from the original on
 angles-SPLIT         angle to the retain gradient before and after rectification (7)
 changes              what GRU changes, with intervals, a row a method and split
 sensitivity-SPLIT    both scores over gamma and over tau
+gamma-and-rows-SPLIT both scores over gamma, with more and fewer rows to keep a batch
 heatmap-SPLIT        both scores over gamma and tau, where the recipe has a grid of them
 ablation-SPLIT       plain, clipping only, with GRU
 calibration-SPLIT    removal at equal retention
@@ -191,6 +192,28 @@ def heatmap(results: StudyResults, split: str) -> Any:
     return figure
 
 
+def gamma_and_rows(results: StudyResults, split: str) -> Any:
+    """Both scores over gamma (x), a line for each number of rows to keep a batch; methods beside each other."""
+    methods = by_method(results.find(kind=study.UNLEARNED, use=study.GAMMA_AND_ROWS, split=split))
+    if not methods:
+        return None
+    every = [run for runs in methods.values() for run in runs]
+    gammas = sorted({run.gamma for run in every if run.gamma is not None})
+    looks = _palette(f"{size} rows to keep" for size in sorted({run.retain_rows or 0 for run in every}))
+    figure, grid = wrapped(len(methods), 2)
+    for (title, runs), axes in zip(methods.items(), grid, strict=True):
+        for axis, heading in zip(axes, (results.removal, results.retention), strict=True):
+            for name, look in looks.items():
+                chosen = [run for run in runs if name == f"{run.retain_rows or 0} rows to keep"]
+                _over_values(axis, chosen, "gamma", gammas, heading, look)
+            axis.set_xticks(range(len(gammas)), [setting(gamma) for gamma in gammas])
+            axis.set_ylabel(heading)
+        axes[0].set_title(title)
+        axes[1].set_xlabel("gamma")
+    key(figure, [mark(name, color, sign) for name, (color, sign) in looks.items()], _LEGEND_COLUMNS)
+    return figure
+
+
 def _varied(runs: Sequence[StudyRun], name: str, held: str) -> list[StudyRun]:
     """The runs that differ in ``name`` at the value of ``held`` that has most values of it; empty if none has two."""
     at: dict[float | None, list[StudyRun]] = {}
@@ -348,6 +371,7 @@ _FIGURES: dict[str, Callable[[StudyResults, str], Any]] = {
     "angles": angles,
     "changes": changes,
     "sensitivity": sensitivity,
+    "gamma-and-rows": gamma_and_rows,
     "heatmap": heatmap,
     "ablation": ablation,
     "calibration": calibration,

@@ -42,6 +42,7 @@ CAPTIONS = {
     "angles": "Angle to the retain gradient, before and after rectification (Figure 7)",
     "changes": "What GRU changes: mean over seeds with its bootstrap interval; + is better",
     "sensitivity": "Both scores over gamma and over tau, the other held",
+    "gamma-and-rows": "Both scores over gamma, with more and fewer rows to keep a batch",
     "heatmap": "Both scores over gamma and tau",
     "ablation": "Plain, with clipping only, with GRU",
     "calibration": "Removal where each run keeps a share of the original's retention (UWC)",

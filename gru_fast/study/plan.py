@@ -264,6 +264,7 @@ class Plan:
                 variant, [use], gamma, tau, folder=f"{folder}/{short}",
             )  # fmt: skip
 
+        usual = (used.retain_batch_size or used.per_device_train_batch_size, used.warm_up_retain)
         yield run(results.PLAIN, results.COMPARISON)
         yield run(results.GRU, results.COMPARISON, used.gamma, used.tau)
         for variant in recipe.variants_of(split, method, seed):
@@ -276,7 +277,6 @@ class Plan:
             tau = used.tau or recipe.ablation.tau
             yield run(results.CLIPPED, results.ABLATION, tau=tau)
             yield run(results.GRU, results.ABLATION, used.gamma, tau)
-            usual = (used.retain_batch_size or used.per_device_train_batch_size, used.warm_up_retain)
             for rows, warm_up in product(recipe.ablation.retain_batch_sizes, recipe.ablation.warm_up_retain):
                 one = run(results.GRU, results.RETAIN, used.gamma, used.tau)
                 more = "" if (rows, warm_up) == usual else f"-retain{rows}-warm{warm_up}"
@@ -284,6 +284,10 @@ class Plan:
         if recipe.sensitivity is not None and recipe.sensitivity.holds(split, seed, method):
             for gamma, tau in recipe.sensitivity.points(used.gamma):
                 yield run(results.GRU, results.SENSITIVITY, gamma, tau)
+            for gamma, rows in product(recipe.sensitivity.gammas, recipe.sensitivity.retain_batch_sizes):
+                one = run(results.GRU, results.GAMMA_AND_ROWS, gamma, recipe.sensitivity.tau)
+                more = "" if rows == usual[0] else f"-retain{rows}"
+                yield replace(one, name=one.name + more, folder=one.folder + more, retain_rows=rows)
 
     def _unlearning(self, run: StudyRun) -> _Work:
         recipe, seed = self.recipe, cast("int", run.seed)  # unlearned runs have one

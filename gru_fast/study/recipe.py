@@ -170,13 +170,19 @@ class Ablation(Part):
 
 @dataclass(frozen=True)
 class Sensitivity(Part):
-    """GRU over gamma at a fixed tau, and over tau at a fixed gamma (the paper's Tables 6 and 7)."""
+    """GRU over gamma at a fixed tau, and over tau at a fixed gamma (the paper's Tables 6 and 7).
+
+    And over gamma with more rows to keep a batch: what a short average loses, a larger batch may give back.
+    """
 
     gammas: list[float] = field(default_factory=list, metadata={"help": "values of gamma"})
     taus: list[float | None] = field(default_factory=list, metadata={"help": "values of tau; null is no clipping"})
     gamma: float | None = _key(None, "gamma while tau varies; by default each method's own")
     tau: float | None = _key(1.0, "tau while gamma varies")
     grid: bool = _key(False, "every gamma with every tau, as gru-fast sweep")
+    retain_batch_sizes: list[int] = field(
+        default_factory=list, metadata={"help": "every gamma, at tau, with each of these as retain_batch_size"}
+    )
 
     def points(self, own_gamma: float) -> list[tuple[float, float | None]]:
         """All pairs of gamma and tau, each once. ``own_gamma``: the method's own."""
@@ -190,6 +196,9 @@ class Sensitivity(Part):
         from gru_fast.core.checks import check_gamma, check_tau
 
         found = [] if self.points(0.5) else ["expected gammas or taus"]
+        found += [f"retain_batch_sizes: expected at least 1, got {n}" for n in self.retain_batch_sizes if n < 1]
+        if self.retain_batch_sizes and not self.gammas:
+            found.append("retain_batch_sizes: expected gammas beside it, e.g. [0.03, 0.1, 0.4]")
         for gamma, tau in self.points(0.5):
             try:
                 check_gamma(gamma)

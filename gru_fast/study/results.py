@@ -22,6 +22,7 @@ _SHOWN = {PLAIN: "plain", CLIPPED: "clipping only", GRU: "w/ GRU"}
 VARIANTS = tuple(_SHOWN)  # others are a recipe's own, by their names
 # What a run is in a study for; one run may serve several.
 COMPARISON, FURTHER, ABLATION, SENSITIVITY, RETAIN = "comparison", "variants", "ablation", "sensitivity", "retain"
+GAMMA_AND_ROWS = "gamma and rows"
 CALIBRATION = "calibration"  # what is done with runs of the comparison
 # Logged in each optimizer step; kept here.
 STEP_VALUES = ("forget_loss", "retain_loss", "cos", "angle_before", "angle_after")
@@ -94,7 +95,8 @@ class StudyRun:
             evaluated on. seed is None of models that were given.
         method: its name; empty of models that have unlearned nothing.
         variant: plain, clipped, gru or a name of the recipe's variants, of an unlearned model.
-        uses: what the run is for: comparison, variants, ablation, sensitivity, retain (how good the average must be).
+        uses: what the run is for: comparison, variants, ablation, sensitivity, retain (how good the average must be),
+            gamma and rows (sensitivity to both).
         gamma, tau: of GRU; tau also of clipping. None: no clipping.
         retain_rows, warm_up: rows to keep a batch and batches before the first step; None: as the method has them.
         strength: of a task vector.

@@ -20,6 +20,7 @@ from gru_fast.study.results import (
     CLIPPED,
     COMPARISON,
     FURTHER,
+    GAMMA_AND_ROWS,
     GRU,
     ORIGINAL,
     PLAIN,
@@ -46,7 +47,8 @@ _MEANS = "Mean ± standard deviation over seeds; n: runs with scores, of those i
 def tables(results: StudyResults) -> list[Table]:
     """All that there is anything for, in the order of the paper."""
     per_split = (
-        comparison, further, paths, over_tau, over_gamma, ablation, over_retain, calibration, attacked.attacks, vectors,
+        comparison, further, paths, over_tau, over_gamma, over_gamma_and_rows, ablation, over_retain, calibration,
+        attacked.attacks, vectors,
     )  # fmt: skip
     found = [make(results, split) for make in per_split for split in results.splits]
     whole = (directions, overview.statistics, overview.every_pair, overview.every_run)
@@ -221,6 +223,30 @@ def over_retain(results: StudyResults, split: str) -> Table:
         "Rows to keep a batch on each device; batches of them in the average before the first step. Bold: the best "
         f"mean of a method. {_MEANS}",
         [*columns, Column("n")],
+        rows,
+    )
+
+
+def over_gamma_and_rows(results: StudyResults, split: str) -> Table:
+    """GRU over gamma and the rows to keep that a batch has."""
+    found: dict[tuple[str, int], list[StudyRun]] = {}
+    for run in results.find(kind=UNLEARNED, use=GAMMA_AND_ROWS, split=split):
+        found.setdefault((run.title, run.retain_rows or 0), []).append(run)
+    gammas = sorted({run.gamma for runs in found.values() for run in runs if run.gamma is not None})
+    rows: list[list[Cell]] = []
+    for (title, size), runs in found.items():
+        for heading in (results.removal, results.retention):
+            scores = [
+                Score(_known(score_of(run, heading) for run in runs if run.gamma == gamma), places(heading))
+                for gamma in gammas
+            ]
+            rows.append([title, size, heading, *scores, _count(runs)])
+    columns = [Column("Method", number=False), Column("rows to keep"), Column("Score", number=False)]
+    return Table(
+        f"over-gamma-and-rows-{split}",
+        f"{_named(results)} {split}: with GRU, over gamma and the rows to keep a batch has",
+        f"Rows to keep a batch on each device. {_MEANS}",
+        [*columns, *(Column(f"{_GREEK['gamma']} {gamma:g}") for gamma in gammas), Column("n")],
         rows,
     )
 

@@ -180,6 +180,16 @@ def test_paths_begin_at_the_original_and_go_through_every_evaluation() -> None:
     assert curves.over_retention(study([run("GA", 0.2, -10.0)]), SPLIT) is None
 
 
+def test_a_line_for_each_number_of_rows_over_gamma() -> None:
+    made = [
+        replace(run("GA", mu, -3.0, variant=GRU, uses=["gamma and rows"]), gamma=gamma, retain_rows=rows)
+        for gamma, rows, mu in ((0.1, 4, 0.5), (0.4, 4, 0.25), (0.1, 16, 0.75))
+    ]
+    _, below = figures.gamma_and_rows(study(made), SPLIT).axes
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in below.get_lines()]
+    assert drawn == [([0, 1], [0.5, 0.25]), ([0], [0.75])]
+
+
 def test_what_has_no_data_is_not_drawn(tmp_path: Path) -> None:
     assert [path.name for path in figures.write(small(), tmp_path)] == [f"plane-{SPLIT}.png", "changes.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [

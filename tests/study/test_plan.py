@@ -116,6 +116,22 @@ def test_how_good_the_average_is() -> None:
     )
 
 
+def test_every_gamma_with_every_number_of_rows_to_keep() -> None:
+    part = {"gammas": [0.1, 0.4], "tau": None, "retain_batch_sizes": [8, 16], "methods": ["ga"]}
+    plan = plan_of(sensitivity=part, unlearn={"gamma": 0.4, "per_device_train_batch_size": 8})
+    found = {
+        name.removeprefix("forget05-seed3-"): run for name, run in runs(plan).items() if "gamma and rows" in run.uses
+    }
+    assert {name: (run.gamma, run.tau, run.retain_rows, list(run.uses)) for name, run in found.items()} == {
+        "ga-gru": (0.4, None, 8, ["comparison", "sensitivity", "gamma and rows"]),  # as the method has it
+        "ga-gru-gamma0.1-taunone": (0.1, None, 8, ["sensitivity", "gamma and rows"]),
+        "ga-gru-gamma0.1-taunone-retain16": (0.1, None, 16, ["gamma and rows"]),
+        "ga-gru-retain16": (0.4, None, 16, ["gamma and rows"]),
+    }
+    args = options(jobs(plan)["forget05-seed3-ga-gru-gamma0.1-taunone-retain16"], "unlearn")
+    assert (args.gamma, args.retain_batch_size, args.rectify) == ("0.1", "16", "true")
+
+
 def test_clipping_alone_is_trainers() -> None:
     found = jobs(plan_of(ablation={"methods": ["gd"]}))
     args = options(found["forget05-seed3-gd-clipped"], "unlearn")

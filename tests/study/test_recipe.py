@@ -84,6 +84,11 @@ def test_points_of_a_sensitivity_come_once() -> None:
         ({"along": {"seeds": [7]}}, "along: seeds: 7 is not among seeds"),
         ({"sensitivity": {}}, "sensitivity: expected gammas or taus"),
         ({"sensitivity": {"gammas": [1.5]}}, "sensitivity: gamma"),
+        (
+            {"sensitivity": {"gammas": [0.5], "retain_batch_sizes": [0]}},
+            "retain_batch_sizes: expected at least 1, got 0",
+        ),
+        ({"sensitivity": {"taus": [1], "retain_batch_sizes": [4]}}, "retain_batch_sizes: expected gammas beside it"),
         ({"calibration": {}}, "calibration: expected shares"),
         ({"calibration": {"shares": [85]}}, "calibration: shares: expected numbers in (0, 1], got 85"),
         ({"tru": {"num_units": 4}}, "tru: expected stg"),

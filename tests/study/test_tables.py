@@ -170,6 +170,21 @@ def test_every_run_is_in_the_table_of_runs() -> None:
     assert rows[-1].endswith("| failed | - | - | out of memory: 50% & more_or_less; log: logs/npo-gru-forget05-2.log |")
 
 
+def test_over_gamma_and_rows_by_hand() -> None:
+    at = ((0.1, 4, -3.0, 1), (0.1, 4, -5.0, 2), (0.4, 4, -2.0, 1), (0.1, 16, -1.0, 1))
+    uses = ["gamma and rows"]
+    made = [
+        replace(run("GA", 0.5, fq, variant=GRU, seed=seed, uses=uses), gamma=gamma, retain_rows=rows)
+        for gamma, rows, fq, seed in at
+    ]
+    table = tables.over_gamma_and_rows(study(made), "forget05")
+    assert [column.heading for column in table.columns][3:] == ["γ 0.1", "γ 0.4", "n"]
+    assert [[str(cell) for cell in row] for row in table.rows if row[2] == "FQ (ln p)"] == [
+        ["GA", "4", "FQ (ln p)", "-4.00 ± 1.41", "-2.00", "3"],
+        ["GA", "16", "FQ (ln p)", "-1.00", "-", "1"],
+    ]
+
+
 def test_tables_without_runs_are_left_out() -> None:
     assert [table.name for table in tables.tables(small())] == [
         "comparison-forget05",
