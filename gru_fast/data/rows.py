@@ -135,7 +135,8 @@ def _file_of(folder: Path, name: str) -> Path:
             return path
     known = names_in_folder(folder)
     if not known:
-        raise FileNotFoundError(f"data: {folder} has no JSON files; expected {name}.json in it")
+        expected = " or ".join(f"{name}{suffix}" for suffix in _SUFFIXES)
+        raise FileNotFoundError(f"data: {folder} has no JSON files; expected {expected} in it")
     raise FileNotFoundError(f'data: {folder} has {", ".join(known)}, but no "{name}"{nearest(name, known)}')
 
 

@@ -3,8 +3,9 @@
 A question of TOFU has an answer, its paraphrase and five wrong ones that change a few words of it: run apart, its
 prompt is read seven times, and so is the beginning of what they say. Here tokens that several rows have in common, all
 before them being the same too, are run once: the rows are one row, with positions by depth in the tree and a mask that
-keeps branches apart. Not every model reads such a mask; it is tried out on each, as in batching.py, and a model that
-does not has its rows run one by one.
+keeps branches apart. A model that carries a state from token to token cannot do it: a branch would go on with the state
+of the one before. And not every other model reads such a mask; it is tried out on each, as in batching.py. Where a tree
+cannot be read, rows are run one by one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from gru_fast.models.forward import Autocast, dtype_of, logits_of, of_each_row, 
 from gru_fast.models.frozen import frozen
 from gru_fast.models.head import label_scores_of, log_probs_after
 from gru_fast.models.scores import Places
+
+# Types of layers, as configurations name them, that carry a state from token to token.
+_RECURRENT = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"}
 
 # Model -> tokens of the longest pack that it was tried with, and whether it reads packs.
 _tried: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
@@ -182,13 +186,29 @@ def _batch(packs: Sequence[Pack], pad_token_id: int, model: nn.Module, autocast:
 
 
 def _reads_packs(model: nn.Module, longest: Pack, pad_token_id: int, autocast: Autocast) -> bool:
-    """Whether every answer of a pack gets what it gets alone; tried when a pack of such a length first comes."""
+    """Whether every answer of a pack gets what it gets alone; tried when a pack of such a length first comes.
+
+    Of a recurrent model that is known: one whose weights are small yet would give every answer almost the same.
+    """
     tried = _tried.setdefault(model, {})
     for length, found in tried.items():
         if (found and length >= len(longest)) or (not found and length <= len(longest)):
             return found
-    tried[len(longest)] = found = _as_alone(model, longest, pad_token_id, autocast)
+    found = not is_recurrent(model) and _as_alone(model, longest, pad_token_id, autocast)
+    tried[len(longest)] = found
     return found
+
+
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether a model of transformers carries a state from token to token, in some of its layers or in all.
+
+    Families say so of themselves (``_is_stateful``), or by the types of their layers.
+    """
+    if any(getattr(module, "_is_stateful", False) for module in model.modules()):
+        return True
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return not _RECURRENT.isdisjoint(getattr(text, "layer_types", None) or ())
 
 
 def _as_alone(model: nn.Module, pack: Pack, pad_token_id: int, autocast: Autocast) -> bool:

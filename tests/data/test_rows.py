@@ -87,7 +87,7 @@ def test_a_missing_file_lists_those_there_and_the_nearest(tmp_path: Path) -> Non
 
 
 def test_a_folder_without_json(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no JSON files; expected forget05\.json in it"):
+    with pytest.raises(FileNotFoundError, match=r"has no JSON files; expected forget05\.json or forget05\.jsonl in it"):
         load_rows(tmp_path, "forget05", FIELDS)
 
 

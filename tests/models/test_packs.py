@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -155,3 +156,30 @@ def test_a_row_without_a_label_is_named() -> None:
         log_probs_of_labels(
             tiny.llama(), [ROWS[0], {"input_ids": [1, 2], "labels": [-100, -100]}], batch_size=2, pad_token_id=0
         )
+
+
+RECURRENT: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
+    "jamba": {
+        "num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4,
+        "num_experts": 2, "use_mamba_kernels": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_model_with_a_state_reads_no_trees_however_little_the_state_says(kind: str) -> None:
+    """With weights as small as these, all it gives is almost the same: it would be taken for one that reads them."""
+    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = tiny.family(kind, **sizes, num_attention_heads=4, **RECURRENT[kind])
+    assert packs._as_alone(model, max(packed(ROWS), key=len), 0, nullcontext)  # what the trial alone would say
+    assert packs.is_recurrent(model)
+    found = log_probs_of_labels(model, ROWS, batch_size=1, pad_token_id=0)
+    assert list(packs._tried[model].values()) == [False]
+    for one, values in zip(ROWS, found, strict=True):
+        torch.testing.assert_close(values, alone(model, one), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_of_attention_alone_has_no_state() -> None:
+    assert not packs.is_recurrent(tiny.llama())
+    assert not packs.is_recurrent(nn.Linear(2, 2))

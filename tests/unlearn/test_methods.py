@@ -155,6 +155,9 @@ BY_HAND: list[tuple[str, dict[str, float], float]] = [
     ("idk", {}, (0.25 + 0.5 + 1.5 + 0.5 + 1.5 + 1.0) / 6),
     ("dpo", {"beta": 0.5}, DPO_BETA_HALF + 1.0),
     ("dpo", {"beta": 0.5, "retain_weight": 0.0}, DPO_BETA_HALF),
+    ("wga_kl", {"beta": 0.0, "kl_weight": 5.0}, -2.0 + 1.5),
+    ("simnpo_kl", {"beta": 2.0, "delta": 0.5}, 0.125 * SIMNPO_BETA_2 + 0.3),
+    ("dpo_kl", {"beta": 0.5, "kl_weight": 2.0}, DPO_BETA_HALF + 0.6),
     ("satimp", {}, satimp(5.0, 1.0) + 0.1),
     ("satimp", {"beta1": 0.5, "beta2": 2.0, "forget_weight": 0.1, "retain_weight": 1.0}, 0.1 * satimp(0.5, 2.0) + 1.0),
     ("satimp", {"beta1": 0.0, "beta2": 0.0, "retain_weight": 0.0}, -2.0),
@@ -350,7 +353,7 @@ def rmu(data: Data, weight: Tensor, reference: Tensor, steering: float, alpha: f
     )
 
 
-# name: (options, the objective of (data, weight, reference)), its gradient in the case of wga, wga_gd, satimp
+# name: (options, the objective of (data, weight, reference)), its gradient alone in the case of wga and satimp
 OBJECTIVES: dict[str, tuple[dict[str, float], Callable[[Data, Tensor, Tensor], Tensor]]] = {
     "ga": ({}, lambda d, w, _: -ce(w, d["forget"])),
     "gd": ({"retain_weight": 0.7}, lambda d, w, _: -ce(w, d["forget"]) + 0.7 * retain(d, w)),
@@ -367,6 +370,12 @@ OBJECTIVES: dict[str, tuple[dict[str, float], Callable[[Data, Tensor, Tensor], T
     "ga_kl": ({"kl_weight": 5.0}, lambda d, w, ref: -ce(w, d["forget"]) + 5.0 * kl(d, w, ref)),
     "idk": ({}, lambda d, w, _: ce(w, d["idk"], d["retain"])),
     "dpo": ({"beta": 0.3, "retain_weight": 0.7}, lambda d, w, ref: dpo(d, w, ref, 0.3) + 0.7 * retain(d, w)),
+    "wga_kl": ({"beta": 1.5, "kl_weight": 0.7}, lambda d, w, ref: wga(d, w, 1.5) + 0.7 * kl(d, w, ref)),
+    "simnpo_kl": (
+        {"beta": 0.8, "delta": 0.2, "forget_weight": 0.4, "kl_weight": 0.7},
+        lambda d, w, ref: 0.4 * simnpo(d, w, 0.8, 0.2) + 0.7 * kl(d, w, ref),
+    ),
+    "dpo_kl": ({"beta": 0.3, "kl_weight": 0.7}, lambda d, w, ref: dpo(d, w, ref, 0.3) + 0.7 * kl(d, w, ref)),
     "satimp": (
         {"beta1": 1.5, "forget_weight": 0.4, "retain_weight": 0.7},
         lambda d, w, _: 0.4 * satimp_parts(d, w, 1.5) + 0.7 * retain(d, w),
@@ -394,7 +403,7 @@ def test_value_and_gradient_equal_another_formulation(name: str, data: Data, wei
     options, formulation = OBJECTIVES[name]
     loss = objective(methods.make(name, options), batch_of(data, weight, reference))
     expected = formulation(data, weight, reference)
-    if name not in {"wga", "wga_gd", "satimp"}:  # whose two forms share the gradient only
+    if name not in {"wga", "wga_gd", "wga_kl", "satimp"}:  # whose two forms share the gradient only
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     (gradient,) = torch.autograd.grad(loss, weight)
     (expected_gradient,) = torch.autograd.grad(expected, weight)
@@ -539,7 +548,8 @@ def test_simnpo_of_a_sequence_without_labels_is_constant() -> None:
 
 def test_all_methods_of_the_paper_and_the_benchmarks_are_there() -> None:
     paper = {"ga", "wga", "gd", "npo", "npo_kl", "npo_gd", "simnpo", "simnpo_gd", "rmu"}
-    assert set(NAMES) == {*paper, "ga_kl", "idk", "dpo", "wga_gd", "satimp", "undial", "undial_gd", "ceu", "pdu"}
+    held = {"ga_kl", "wga_kl", "simnpo_kl", "dpo_kl"}
+    assert set(NAMES) == {*paper, *held, "idk", "dpo", "wga_gd", "satimp", "undial", "undial_gd", "ceu", "pdu"}
     assert set(OBJECTIVES) == set(NAMES)
 
 

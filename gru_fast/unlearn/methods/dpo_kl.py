@@ -1,0 +1,34 @@
+"""DPO, held near the model before unlearning on the data to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from gru_fast.unlearn.batch import Batch
+from gru_fast.unlearn.methods.base import Method, hyper, register
+from gru_fast.unlearn.methods.dpo import dpo_loss
+
+
+@register("dpo_kl", title="DPO+KL")
+@dataclass(frozen=True)
+class DPOKL(Method):
+    """``DPO + kl_weight * KL_r``: KL(p_ref, p) on the retain rows, see
+    :func:`~gru_fast.unlearn.references.kl_divergence`.
+
+    Not in the paper's tables; the unified framework's DPO with ``retain_loss_type=KL``.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ("forget", "idk", "retain")
+    reference_log_probs: ClassVar[tuple[str, ...]] = ("forget", "idk")
+    reference_model: ClassVar[bool] = True
+    beta: float = hyper(0.1, "inverse temperature", above=0.0)
+    kl_weight: float = hyper(1.0, "weight of the KL divergence on the retain data", at_least=0.0)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        return dpo_loss(batch, self.beta)
+
+    def retain_loss(self, batch: Batch) -> Tensor:
+        return self.kl_weight * batch.retain_kl
