@@ -1,13 +1,14 @@
 """What a rectified step costs on many GPUs: memory per device, bytes, collectives, time, beside plain training.
 
-    python bench/scaling_model.py                                   # 7B, 70B, 405B on 8 to 1024 GPUs
+    python bench/scaling_model.py                                   # 7B, 70B, 405B on 8 to 1024 GPUs with FSDP2
+    python bench/scaling_model.py --models 7b --gpus 8 --engines ddp fsdp2 zero1 zero2 zero3
     python bench/scaling_model.py --models 7b --gpus 8 64 --ema-dtype float32 --json out.json
-    python bench/scaling_model.py --measure                         # holds the model's shape against 1, 2, 4 processes
+    python bench/scaling_model.py --measure   # holds it against 1, 2, 4 processes here, and the bytes that they send
 
 A model and no measurement: nothing here was run on a GPU. It is arithmetic on stated speeds, printed with every table,
 and on one measured figure, how close the passes come to the memory's own speed (from a result of step_time.py).
 
-    plain      one forward and backward pass over the batch, FSDP2 over all GPUs, bf16 compute, activations recomputed
+    plain      one forward and backward pass over the batch, bf16 compute, activations recomputed
     rectified  two of them (retain, forget), the passes over the local shards, the all-reduce of their sums
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import report
@@ -58,6 +59,66 @@ MODELS = {
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """What processes exchange, bytes a parameter."""
+
+    gathered: float = 0.0
+    scattered: float = 0.0  # reduced and scattered
+    all_reduced: float = 0.0
+
+    def sent(self, gpus: int) -> float:
+        """By each, in rings: (n - 1) / n of what is gathered or scattered, twice that of what is reduced in all."""
+        return (self.gathered + self.scattered + 2 * self.all_reduced) * (gpus - 1) / gpus
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who holds what, and when it is exchanged. Bytes a parameter; weights and gradients in bf16 have 2.
+
+    Attributes:
+        pass_gathers: how often a forward and backward pass gathers all weights, layer by layer.
+        reduction: of gradients, in each backward pass: the field of :class:`Exchange`.
+        reduces_in_float32: else in what is computed in.
+        gathers_once: whether all weights are gathered after the optimizer's step.
+        whole: of a state that every process has; ``sharded``: of one whose n-th part it has.
+        gru_is_sharded: whether e and retain gradients are.
+        copies: accesses of float32 to take gradients out of the engine's memory, of r and g together.
+    """
+
+    pass_gathers: int
+    reduction: str
+    reduces_in_float32: bool
+    gathers_once: bool
+    whole: float
+    sharded: float
+    gru_is_sharded: bool = True
+    copies: int = 0
+
+
+# Mixed precision: float32 weights 4, two moments 8.
+ENGINES = {
+    # gradients 4, DDP's buckets 4
+    "ddp": Engine(0, "all_reduced", True, False, whole=20, sharded=0, gru_is_sharded=False),
+    # gradients 4
+    "fsdp2": Engine(2, "scattered", True, False, whole=0, sharded=16),
+    # bf16 weights 2 and, until a backward pass ends, gradients 2; the averaged part 2. Each bucket is reduced in all.
+    "zero1": Engine(0, "all_reduced", False, True, whole=4, sharded=14, copies=6),
+    # bf16 weights 2, gradients bucket by bucket; the averaged part in float32
+    "zero2": Engine(0, "all_reduced", False, True, whole=2, sharded=16, copies=6),
+    # bf16 weights 2, the averaged part in float32
+    "zero3": Engine(2, "scattered", False, False, whole=0, sharded=18, copies=2),
+}
+
+
+def exchange_of(engine: str, losses: int, compute_bytes: int = 2) -> Exchange:
+    """Of a step with so many losses, each run forward and backward once."""
+    its = ENGINES[engine]
+    reduced = losses * (4 if its.reduces_in_float32 else compute_bytes)
+    gathers = losses * its.pass_gathers + its.gathers_once
+    return Exchange(**{"gathered": gathers * compute_bytes, its.reduction: reduced})
+
+
+@dataclass(frozen=True)
 class Speeds:
     """Of one device and its links; the defaults are an H100 SXM node's data sheet, but for what is said otherwise."""
 
@@ -82,6 +143,7 @@ class Setup:
     param_dtype: str = field(default="float32", metadata={"help": "of parameters, gradients and optimizer"})
     ema_dtype: str = field(default="bfloat16", metadata={"help": "of the moving average"})
     stream: bool = field(default=False, metadata={"help": "fold retain gradients in as they come"})
+    reduce_bucket: int = field(default=500_000_000, metadata={"help": "elements that DeepSpeed reduces at a time"})
 
     def __post_init__(self) -> None:
         for name in ("param_dtype", "ema_dtype"):
@@ -94,10 +156,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Prediction:
-    """For one model on so many GPUs. Seconds of a step, bytes of a device."""
+    """For one model on so many GPUs by one engine. Seconds of a step, bytes of a device."""
 
     model: str
+    engine: str
     gpus: int
+    unrectified: float  # two forward and backward passes, what any method with a retain term takes
     compute: float
     communication: float
     plain: float
@@ -110,8 +174,8 @@ class Prediction:
 
     @property
     def overhead(self) -> float:
-        """What GRU adds to two forward and backward passes, which any method with a retain term takes."""
-        return (self.passes + self.sums) / (2 * self.plain)
+        """What GRU adds to a step of two losses."""
+        return (self.passes + self.sums) / self.unrectified
 
 
 # ---- the arithmetic --------------------------------------------------------------------------------------------------
@@ -154,49 +218,71 @@ def pass_bytes(numel: int, setup: Setup) -> int:
     return numel * (2 * grad + 2 * ema + 2 * grad + ema)
 
 
-def predict(model: Model, gpus: int, setup: Setup, speeds: Speeds) -> Prediction:
+def predict(model: Model, gpus: int, setup: Setup, speeds: Speeds, engine: str = "fsdp2") -> Prediction:
     """One optimizer step, plain and rectified."""
-    numel, compute_bytes = model.numel, 2  # of bf16 copies that layers are gathered as
+    numel, its, setup = model.numel, ENGINES[engine], _as_kept(setup, engine)
     # 2 flops per parameter and token forward, 4 backward, 2 to compute the activations again.
     compute = 8 * numel * setup.tokens_per_gpu / (speeds.tflops * 1e12 * speeds.mfu)
-    gathered, scattered = 2 * numel * compute_bytes, numel * 4  # forward and backward; gradients reduced in float32
-    communication = ring_seconds(gathered, gpus, speeds) + ring_seconds(scattered, gpus, speeds)
-    plain = max(compute, communication)  # FSDP2 gathers the next layer while it computes this one
-    local = math.ceil(numel / gpus)
-    passes = pass_bytes(local, setup) / (speeds.memory_gb_s * 1e9) * speeds.passes
-    sums = _COLLECTIVES_OF_SUMS * all_reduce_of_sums(gpus, speeds)
-    plain_memory, rectified_memory = memory(model, gpus, setup)
+    each = exchange_of(engine, 1)
+    after = each.gathered if its.gathers_once else 0.0  # behind nothing
+    communication = seconds_of(replace(each, gathered=each.gathered - after), numel, gpus, speeds)
+    once = seconds_of(Exchange(gathered=after), numel, gpus, speeds)
+    behind = max(compute, communication)  # layers are gathered, and gradients reduced, while others are computed
+    local = math.ceil(numel / gpus) if its.gru_is_sharded else numel
+    moved = pass_bytes(local, setup) + local * 4 * its.copies
+    passes = moved / (speeds.memory_gb_s * 1e9) * speeds.passes
+    collectives = _COLLECTIVES_OF_SUMS if its.gru_is_sharded else 0
+    sums = collectives * all_reduce_of_sums(gpus, speeds)
+    plain_memory, rectified_memory = memory(model, gpus, setup, engine)
     return Prediction(
         model=model.name,
+        engine=engine,
         gpus=gpus,
+        unrectified=2 * behind + once,
         compute=compute,
-        communication=communication,
-        plain=plain,
+        communication=communication + once,
+        plain=behind + once,
         passes=passes,
         sums=sums,
-        rectified=2 * plain + passes + sums,
-        network_bytes=int(2 * (gathered + scattered) * (gpus - 1) / gpus) + _COLLECTIVES_OF_SUMS * _SUMS,
+        rectified=2 * behind + once + passes + sums,
+        network_bytes=int(exchange_of(engine, 2).sent(gpus) * numel) + collectives * _SUMS,
         plain_memory=plain_memory,
         rectified_memory=rectified_memory,
     )
 
 
-def memory(model: Model, gpus: int, setup: Setup) -> tuple[int, int]:
+def _as_kept(setup: Setup, engine: str) -> Setup:
+    """DeepSpeed has float32 weights beside bf16 ones, and gradients in float32 here."""
+    return replace(setup, param_dtype="float32") if engine.startswith("zero") else setup
+
+
+def seconds_of(exchange: Exchange, numel: int, gpus: int, speeds: Speeds) -> float:
+    """Of all of it, one after the other."""
+    sizes = (exchange.gathered, exchange.scattered, exchange.all_reduced, exchange.all_reduced)
+    return sum(ring_seconds(numel * size, gpus, speeds) for size in sizes if size)
+
+
+def memory(model: Model, gpus: int, setup: Setup, engine: str = "fsdp2") -> tuple[int, int]:
     """Bytes of a device: plain training, rectified.
 
-    Sharded: parameters, gradients, AdamW's two moments; GRU adds e, and without stream the retain gradients. Whole: two
-    layers as bf16 (this and the next), gradients of one in float32, an activation a layer, one layer's inside, logits.
+    State by the engine; GRU adds e, and without stream the retain gradients. Whole besides: two layers as bf16 (this
+    and the next) and gradients of one where weights are gathered, the bf16 weights of DDP, DeepSpeed's buckets, an
+    activation a layer, one layer's inside, logits.
     """
+    setup, its = _as_kept(setup, engine), ENGINES[engine]
     layout, tokens = model.layout, setup.tokens_per_gpu
     local = math.ceil(model.numel / gpus)
-    state = local * 4 * _BYTES[setup.param_dtype]
-    layers = model.numel_of_layer * (2 * 2 + 4)
+    narrow = _BYTES[setup.param_dtype] / 4  # of what is float32 in mixed precision, where parameters are 16 bits
+    state = int(model.numel * its.whole * narrow) + int(local * its.sharded * narrow)
+    gathered = model.numel_of_layer * (2 * 2 + 4) if its.pass_gathers else 0
+    cast = 2 * model.numel if engine == "ddp" and setup.param_dtype == "float32" else 0  # by autocast
+    buckets = 2 * 2 * min(setup.reduce_bucket, model.numel) if engine.startswith("zero") else 0
     checkpoints = layout.layers * tokens * layout.hidden * 2
     inside = tokens * (10 * layout.hidden + 3 * layout.intermediate) * 2
     logits = 2 * tokens * layout.vocab * 4
-    plain = state + layers + checkpoints + max(inside, logits)
-    gru = local * (_BYTES[setup.ema_dtype] + (0 if setup.stream else _BYTES[setup.param_dtype]))
-    return plain, plain + gru
+    plain = state + gathered + cast + buckets + checkpoints + max(inside, logits)
+    of_gru = _BYTES[setup.ema_dtype] + (0 if setup.stream else _BYTES[setup.param_dtype])
+    return plain, plain + (local if its.gru_is_sharded else model.numel) * of_gru
 
 
 def measured_passes(path: Path) -> float:
@@ -217,7 +303,7 @@ def assumptions(setup: Setup, speeds: Speeds) -> list[str]:
     for part in (setup, speeds):
         for name, entry in part.__dataclass_fields__.items():
             lines.append(f"  {name:<15} {getattr(part, name):<9} {entry.metadata['help']}")
-    lines.append("  FSDP2 over all GPUs; communication behind computation, so that the slower of both counts")
+    lines.append("  each engine over all GPUs; communication behind computation, so that the slower of both counts")
     return lines
 
 
@@ -226,12 +312,12 @@ def table(predictions: list[Prediction], speeds: Speeds) -> str:
         return f"{size / _GIB:.1f}" + (" !" if size / _GIB > speeds.device_gib else "")
 
     rows = [[
-        "model, GPUs", "plain s", "compute s", "network s", "rectified s", "passes ms", "sums ms", "GRU adds",
+        "model, GPUs, engine", "plain s", "compute s", "network s", "rectified s", "passes ms", "sums ms", "GRU adds",
         "GB sent", "GiB plain", "GiB rectified",
     ]]  # fmt: skip
     rows += [
         [
-            f"{p.model} x {p.gpus}", f"{p.plain:.3g}", f"{p.compute:.3g}", f"{p.communication:.3g}",
+            f"{p.model} x {p.gpus} {p.engine}", f"{p.plain:.3g}", f"{p.compute:.3g}", f"{p.communication:.3g}",
             f"{p.rectified:.3g}", f"{p.passes * 1e3:.3g}", f"{p.sums * 1e3:.2g}", f"{100 * p.overhead:.2g} %",
             f"{p.network_bytes * 1e-9:.3g}", gib(p.plain_memory), gib(p.rectified_memory),
         ]
@@ -243,6 +329,7 @@ def table(predictions: list[Prediction], speeds: Speeds) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=["fsdp2"])
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 16, 32, 64, 128, 256, 512, 1024])
     for part in (Setup, Speeds):
         for name, entry in part.__dataclass_fields__.items():
@@ -267,15 +354,23 @@ def main(arguments: list[str] | None = None) -> None:
     values = vars(options)
     setup = Setup(**{name: values[name] for name in Setup.__dataclass_fields__})
     speeds = Speeds(**{name: values[name] for name in Speeds.__dataclass_fields__})
-    predictions = [predict(MODELS[name], gpus, setup, speeds) for name in options.models for gpus in options.gpus]
+    predictions = [
+        predict(MODELS[name], gpus, setup, speeds, engine)
+        for name in options.models
+        for gpus in options.gpus
+        for engine in options.engines
+    ]
     report.say([*assumptions(setup, speeds), "", table(predictions, speeds), ""])
     records: dict[str, object] = {"predictions": predictions}
     if options.measure:
         import weak_scaling
+        import wire
 
         points = weak_scaling.run()
-        report.say(weak_scaling.describe(points))
-        records["weak_scaling"] = points
+        report.say([weak_scaling.describe(points), ""])
+        sent = wire.run()
+        report.say(wire.describe(sent))
+        records |= {"weak_scaling": points, "bytes_sent": sent}
     if options.json is not None:
         report.write_json(options.json, {"setup": asdict(setup), "speeds": asdict(speeds)}, **records)
 

@@ -6,6 +6,8 @@ import importlib
 import itertools
 import json
 import math
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,38 @@ def test_what_grows_with_the_gpus(model: Any) -> None:
         assert all(p.overhead < 0.01 for p in found)
 
 
+def test_what_engines_exchange_by_hand(model: Any) -> None:
+    """Of a step with two losses, in bf16, by each of 4: 3/4 of what is gathered or scattered, 6/4 of reduced."""
+    sent = {name: model.exchange_of(name, 2).sent(4) for name in model.ENGINES}
+    assert sent == {
+        "ddp": 2 * 4 * 1.5,  # gradients in float32
+        "fsdp2": 2 * (2 * 2 + 4) * 0.75,  # weights forward and backward, gradients in float32
+        "zero1": 2 * 2 * 1.5 + 2 * 0.75,  # gradients in bf16, and once the new weights
+        "zero2": 2 * 2 * 1.5 + 2 * 0.75,
+        "zero3": 2 * (2 * 2 + 2) * 0.75,
+    }
+    assert all(model.exchange_of(name, 2).sent(1) == 0 for name in model.ENGINES)
+
+
+def test_engines_by_hand(model: Any) -> None:
+    seven, setup, speeds = model.MODELS["7b"], model.Setup(tokens_per_gpu=1000), model.Speeds()
+    numel = seven.numel
+    found = {name: model.predict(seven, 8, setup, speeds, name) for name in model.ENGINES}
+    added = {name: p.rectified_memory - p.plain_memory for name, p in found.items()}
+    assert added == {**dict.fromkeys(found, numel // 8 * 8), "ddp": numel * 8}  # e and retain gradients
+    assert found["zero2"].plain_memory < found["zero1"].plain_memory < found["ddp"].plain_memory
+    assert found["ddp"].sums == 0.0  # every process has them
+    assert found["ddp"].passes == pytest.approx(8 * found["fsdp2"].passes)
+    # The new weights are gathered once, behind nothing, and not for each loss.
+    gathered = model.ring_seconds(2 * numel, 8, speeds)
+    zero2 = found["zero2"]
+    assert zero2.plain - found["zero3"].plain == pytest.approx(gathered)
+    assert zero2.rectified - zero2.passes - zero2.sums == pytest.approx(2 * zero2.plain - gathered)
+    in_sixteen = model.Setup(tokens_per_gpu=1000, param_dtype="bfloat16")
+    assert model.memory(seven, 8, in_sixteen, "zero3")[0] == found["zero3"].plain_memory  # float32 weights all the same
+    assert model.memory(seven, 8, in_sixteen, "fsdp2")[0] < found["fsdp2"].plain_memory
+
+
 def test_an_ema_is_float32_or_of_the_parameters(model: Any) -> None:
     assert model.Setup(param_dtype="float32", ema_dtype="bfloat16").ema_dtype == "float32"
     with pytest.raises(ValueError, match="ema_dtype: expected float32 or bfloat16, got float64"):
@@ -104,3 +138,29 @@ def test_processes_follow_the_models_shape(model: Any) -> None:
     assert [(p.processes, p.collectives) for p in points] == [(1, 2), (2, 2)]
     assert all(math.isfinite(p.predicted) and p.sharded > 0 for p in points)
     assert "| 2 " in weak_scaling.describe(points)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_bytes_sent_are_those_of_this_process_sockets(model: Any) -> None:
+    wire = importlib.import_module("wire")
+    before = wire.bytes_sent()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+        theirs, _ = server.accept()
+        with theirs:
+            ours.sendall(b"x" * 1000)
+            assert len(theirs.recv(1000, socket.MSG_WAITALL)) == 1000
+            theirs.sendall(b"y" * 20)
+            assert wire.bytes_sent() - before == 1020
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_engines_send_what_the_model_says(model: Any) -> None:
+    """Collectives counted at the sockets, to 3%: what is small or said once (norms, logs, the statistics) is on top."""
+    pytest.importorskip("deepspeed", reason="needs the extra gru_fast[deepspeed]")
+    wire = importlib.import_module("wire")
+    found = wire.run()
+    assert [(s.engine, s.rectified) for s in found] == [(e, r) for e in model.ENGINES for r in (False, True)]
+    for sent in found:
+        assert sent.measured == pytest.approx(sent.predicted, rel=0.03), sent
+    assert "| zero3 " in wire.describe(found)
