@@ -1,13 +1,15 @@
 """Time of one step by each rule against the retain gradient itself, and of the same by other people's code.
 
     python bench/rules_time.py                                              # SmolLM2-135M, gru_fast alone
-    python bench/rules_time.py --torchjd --sago SAGO/src/trainer/unlearn/grad_surgery.py --hamu HAMU --json out.json
+    python bench/rules_time.py --torchjd --peers PEERS --json out.json      # beside all peers
     python bench/rules_time.py --tensors 20 --numel 100000 --budget 2       # a look
 
-`--torchjd`: TorchJD, where it is installed with its extra [quadprog_projector]. `--sago`, `--hamu`: files of the peers'
-own repositories, which are read as they are (of the first, one class without its trainer). What is timed is what each
-does between two backward passes and the optimizer: from the gradients in lists to the gradient in `.grad`, copies it
-makes of them included.
+`--torchjd`: TorchJD, where it is installed with its extra [quadprog_projector]. `--peers`: a folder with those of the
+peers' repositories that are to be timed, SAGO (github.com/sustech-nlp/SAGO, read at 2363ee7), HAMU (aoi3142/HAMU,
+d841b70) and GRU (tmlr-group/GRU, fbbf93a). Their files are read as they are: of SAGO and GRU one class without its
+trainer. What is timed is what each does between two backward passes and the optimizer: from the gradients in lists to
+the gradient in `.grad`, copies it makes of them included. GRU's code keeps an average: beside it stands `gru_fast gru`,
+which keeps one too.
 
 Every form is held against a float64 oracle first. Then all are sampled in turn, shuffled, each between two runs of a
 probe that moves the bytes of a step; the ratio is that of the medians over the probe.
@@ -28,6 +30,7 @@ from typing import Any
 
 import machine
 import memory
+import numpy as np
 import report
 import shapes
 import torch
@@ -37,7 +40,7 @@ from timing import Samples, clock_for, measure, quantiles
 from torch import Tensor, nn
 
 import gru_fast
-from gru_fast.rules import BLUR, GU, HAMU, SAGO, PCGrad, Rule, rule_of
+from gru_fast.rules import BLUR, GRU, GU, HAMU, SAGO, PCGrad, Rule, rule_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of |error| / |exact|
@@ -49,7 +52,7 @@ class Form:
     """One way to do what one rule says. ``step`` leaves the gradient in ``params``' ``.grad``.
 
     Args:
-        rule: what it computes, a key of the oracle's cases.
+        rule: what it computes, a key of the oracle's cases; gru against the average with r, others against r.
         by_tensor: for each tensor by itself.
         reset: puts the gradients of ``params`` back, untimed.
     """
@@ -79,8 +82,8 @@ def expected(rule: Rule, g: Tensor, r: Tensor) -> Tensor:
     if isinstance(rule, HAMU):
         return expected_step(rule.q, g, r)
     sums = {
-        "a_gem": one, "gdr": one + two, "upgrad": (one + two) / 2, "blur": off(r, g) + g, "gu": off(g, r) + r,
-        "pcgrad": one + (r if rule == PCGrad() else two),
+        "gru": one, "a_gem": one, "gdr": one + two, "upgrad": (one + two) / 2, "blur": off(r, g) + g,
+        "gu": off(g, r) + r, "pcgrad": one + (r if rule == PCGrad() else two),
     }  # fmt: skip
     return sums[rule.name]
 
@@ -96,6 +99,9 @@ def expected_step(q: float, g: Tensor, r: Tensor) -> Tensor:
 def check(form: Form, problem: Problem) -> str | None:
     """What is wrong with a form; None: nothing."""
     grads, retain = ([x.double().flatten() for x in xs] for xs in (problem.grads, problem.retain))
+    if isinstance(form.rule, GRU):
+        gamma = problem.gamma
+        retain = [(1 - gamma) * e.double().flatten() + gamma * r for e, r in zip(problem.ema, retain, strict=True)]
     if form.by_tensor:
         exact = torch.cat([expected(form.rule, g, r) for g, r in zip(grads, retain, strict=True)])
     else:
@@ -123,9 +129,13 @@ def ours(problem: Problem) -> list[Form]:
         by_tensor = granularity == "tensor"
         return Form(title + (" by tensor" if by_tensor else ""), rule, by_tensor, step, lambda: problem.grads)
 
+    def with_average() -> None:
+        gru_fast.rectify_(params, problem.ema, problem.gamma, retain_grads=problem.retain)
+
+    average = Form("gru_fast gru", GRU(), False, with_average, lambda: problem.grads, problem.reset_ema)
     whole = [rule_of(name) for name in ("a_gem", "gdr", "upgrad")]
     whole += [PCGrad(), PCGrad(form="sum"), BLUR(), GU(), SAGO(), SAGO(form="prefer_retain"), HAMU(q=q)]
-    return [form(rule) for rule in whole] + [form(PCGrad(), "tensor"), form(HAMU(), "tensor")]
+    return [average, *map(form, whole), form(PCGrad(), "tensor"), form(HAMU(), "tensor")]
 
 
 # ---- peers -----------------------------------------------------------------------------------------------------------
@@ -149,19 +159,36 @@ class Own:
         return [param.grad for param in self.params if param.grad is not None]
 
 
+class _On(ast.NodeTransformer):
+    """The device "cuda", where a peer's code names one, becomes another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = str(device)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        return ast.copy_location(ast.Constant(self.device), node) if node.value == "cuda" else node
+
+
+def class_of(path: Path, name: str, device: torch.device) -> Any:
+    """One class of a peer's file without its bases, whose imports need not be there. It prints nothing."""
+    source = ast.parse(path.read_text(encoding="utf-8"))
+    kept = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name == name]
+    if not kept:
+        raise SystemExit(f"{path}: found no class {name} in it")
+    kept[0].bases, kept[0].keywords = [], []
+    module = ast.Module([ast.parse("from __future__ import annotations").body[0], _On(device).visit(kept[0])], [])
+    space: dict[str, Any] = {"torch": torch, "nn": nn, "np": np, "print": lambda *_, **__: None}
+    exec(compile(ast.fix_missing_locations(module), str(path), "exec"), space)
+    return space[name]
+
+
 def sago(problem: Problem, path: Path) -> list[Form]:
     """The class GradSurgeryMixin of SAGO's code: clones of both gradients, what it makes of them, and back."""
-    source = ast.parse(path.read_text(encoding="utf-8"))
-    kept = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "GradSurgeryMixin"]
-    if not kept:
-        raise SystemExit(f"--sago {path}: expected SAGO's grad_surgery.py, found no class GradSurgeryMixin in it")
-    module = ast.Module([ast.parse("from __future__ import annotations").body[0], *kept], [])
-    space: dict[str, Any] = {"torch": torch, "nn": nn}
-    exec(compile(ast.fix_missing_locations(module), str(path), "exec"), space)
+    made = class_of(path, "GradSurgeryMixin", problem.device)
     own = Own(problem)
 
     def form(strategy: str, rule: Rule, by_tensor: bool) -> Form:
-        surgery = space["GradSurgeryMixin"].__new__(space["GradSurgeryMixin"])
+        surgery = made.__new__(made)
         surgery.surgery_strategy, surgery.alpha, surgery.gamma = strategy, 1.0, 1.0
 
         @torch.no_grad()
@@ -178,21 +205,55 @@ def sago(problem: Problem, path: Path) -> list[Form]:
     ]  # fmt: skip
 
 
+def official(problem: Problem, path: Path) -> list[Form]:
+    """The paper's own code of GRU: both gradients into stores, flat on the CPU, its average, projected, and back."""
+    made = class_of(path, "CustomTrainerForgetting", problem.device)
+    own = Own(problem)
+    model = _model_of(own.params)
+    trainer = made.__new__(made)
+    trainer.gru_type, trainer.cos_clip, trainer.gradient_accumulation_steps = "proj", False, 1
+    trainer.gradient_accum, trainer.memory_grad, trainer.KL_gradient_accum = {}, {}, {}
+
+    def reset() -> None:
+        trainer.flattened_memory_old = problem.flat_ema.to("cpu", copy=True)
+
+    @torch.no_grad()
+    def step() -> None:
+        own.take(problem.retain)
+        trainer.store_grads(model, typ="retain")
+        own.take(problem.grads)
+        trainer.store_grads(model, typ="objective")
+        # Of its training_step, what follows the backward passes.
+        trainer.flatten_and_store_grads()
+        trainer.gradient_accum, trainer.memory_grad, trainer.KL_gradient_accum = {}, {}, {}
+        old, new = trainer.flattened_memory_old, trainer.flattened_memory_accumulation
+        trainer.flattened_memory = problem.gamma * new + (1 - problem.gamma) * old
+        trainer.flattened_memory_old = trainer.flattened_memory
+        trainer.dotp_retain = trainer.compute_total_gradient_dot_product(
+            trainer.flattened_gradient, trainer.structure_map, trainer.flattened_memory, trainer.structure_map
+        )
+        trainer.pipeline(model)
+        trainer.restore_gradients_from_flat(model)
+
+    return [Form("GRU's code", GRU(), False, step, own.result, reset)]
+
+
+def _model_of(params: Sequence[nn.Parameter]) -> nn.Module:
+    model = nn.Module()
+    model.all = nn.ParameterList(params)
+    return model
+
+
 def hamu(problem: Problem, path: Path) -> list[Form]:
     """HAMU's optimizer without its step: a clone of the retain gradient, then its gradient, tensor by tensor."""
     sys.path.insert(0, str(path))
     try:
         made = importlib.import_module("hamu.methods.hamu")
     except ImportError as error:
-        raise SystemExit(f"--hamu {path}: expected HAMU's repository, {error}") from None
+        raise SystemExit(f"{path}: expected HAMU's repository, {error}") from None
     own = Own(problem)
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.all = nn.ParameterList(own.params)
-
-    optimizer = made.HAMUOptimizer(Model(), lr=1.0, gradient_pairing="sequential")
+    optimizer = made.HAMUOptimizer(_model_of(own.params), lr=1.0, gradient_pairing="sequential")
     own.params = [param for group in optimizer.param_groups for param in group["params"]]
     optimizer.set_accelerator(SimpleNamespace(device=problem.device, num_processes=1))  # all it asks of accelerate's
 
@@ -207,6 +268,25 @@ def hamu(problem: Problem, path: Path) -> list[Form]:
         optimizer.logs.clear()
 
     return [Form("HAMU's code, q = 0", HAMU(), True, step, own.result)]
+
+
+PEERS: dict[str, tuple[str, Callable[[Problem, Path], list[Form]]]] = {
+    "SAGO": ("src/trainer/unlearn/grad_surgery.py", sago),
+    "HAMU": ("", hamu),
+    "GRU": ("dataloader_faster_refactor1.py", official),
+}
+
+
+def of_repositories(problem: Problem, folder: Path) -> list[Form]:
+    """The forms of those of `PEERS` that are in `folder`."""
+    there = [name for name in PEERS if (folder / name).is_dir()]
+    if not there:
+        raise SystemExit(f"--peers {folder}: expected one of the repositories {', '.join(PEERS)} in it")
+    found = []
+    for name in there:
+        file, forms_of = PEERS[name]
+        found += forms_of(problem, folder / name / file)
+    return found
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
@@ -304,8 +384,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the gradients (default: float32)")
     parser.add_argument("--torchjd", action="store_true", help="time TorchJD too, which must be installed")
-    parser.add_argument("--sago", type=Path, help="grad_surgery.py of SAGO's repository")
-    parser.add_argument("--hamu", type=Path, help="HAMU's repository")
+    parser.add_argument("--peers", type=Path, help="a folder with the repositories SAGO, HAMU, GRU, or some of them")
     parser.add_argument("--rounds", type=int, default=30, help="rounds at most (default: 30)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of measuring (default: 60)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
@@ -330,10 +409,8 @@ def main(arguments: list[str] | None = None) -> None:
     forms = ours(problem)
     if options.torchjd:
         forms += torchjd(problem)
-    if options.sago is not None:
-        forms += sago(problem, options.sago)
-    if options.hamu is not None:
-        forms += hamu(problem, options.hamu)
+    if options.peers is not None:
+        forms += of_repositories(problem, options.peers)
     complaints: dict[str, str | None] = {}
 
     def restore() -> None:

@@ -46,6 +46,7 @@ class Case:
     ema: Tensors
     tau: float | None = 0.5
     finite: bool = True
+    by_tensor: bool = False  # a decision for each tensor instead of one for all
 
 
 class Maker:
@@ -93,6 +94,16 @@ def cases(device: torch.device) -> Iterator[Case]:
         [x for case in mixed for x in case.ema],
     )
     yield make.case("beyond one launch", (5,) * _MANY, single, single)
+    for sizes, scale in ((_SIZES, 0.01), ((5,) * _MANY, 0.01), (_SIZES, 1e-30)):
+        case = make.case(
+            f"by tensor, {len(sizes)} tensors, scale {scale:g}",
+            sizes,
+            half if scale == 0.01 else single,
+            single,
+            scale=scale,
+        )
+        case.by_tensor = True
+        yield case
     yield make.case("squares overflow float32", _SIZES, single, single, scale=1e25)
     yield make.case("squares vanish in float32", _SIZES, single, single, scale=1e-30)
     yield make.case("only empty tensors", (0, 0), single, single)
@@ -121,6 +132,12 @@ def flat(tensors: Tensors) -> torch.Tensor:
     return torch.cat([x.detach().double().view(-1).cpu() for x in tensors])
 
 
+def projected(grad: torch.Tensor, ema: torch.Tensor) -> torch.Tensor:
+    """GRU's rule, in float64."""
+    dot, ema_norm_sq = torch.dot(grad, ema), torch.dot(ema, ema)
+    return grad - torch.clamp(dot, max=0.0) / ema_norm_sq * ema if ema_norm_sq > 0 else grad
+
+
 def run(case: Case) -> str | None:
     """One step; what is wrong with it, or None."""
     params = []
@@ -130,15 +147,17 @@ def run(case: Case) -> str | None:
         params.append(param)
     grad = flat([torch.zeros_like(r) if g is None else g for g, r in zip(case.grads, case.retain, strict=True)])
     want_ema = torch.lerp(flat(case.ema), flat(case.retain), _GAMMA)
-    gru_fast.rectify_(params, case.ema, _GAMMA, case.tau, retain_grads=case.retain)
+    granularity = "tensor" if case.by_tensor else "global"
+    gru_fast.rectify_(params, case.ema, _GAMMA, case.tau, retain_grads=case.retain, granularity=granularity)
     got_grad = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
     got_ema = flat(case.ema)
     if not case.finite:
         untouched = torch.equal(got_grad, grad)
         clean = bool(got_ema.isfinite().all())
         return None if untouched and clean else f"g untouched: {untouched}, e finite: {clean}"
-    dot, ema_norm_sq = torch.dot(grad, want_ema), torch.dot(want_ema, want_ema)
-    want_grad = grad - torch.clamp(dot, max=0.0) / ema_norm_sq * want_ema if ema_norm_sq > 0 else grad
+    sizes = [r.numel() for r in case.retain] if case.by_tensor else [grad.numel()]
+    parts = zip(grad.split(sizes), want_ema.split(sizes), strict=True)
+    want_grad = torch.cat([projected(g, e) for g, e in parts])
     norm = want_grad.norm()
     if case.tau is not None and norm > case.tau:
         want_grad *= case.tau / norm

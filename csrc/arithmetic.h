@@ -19,6 +19,7 @@ namespace gru_fast {
 // Named here because nvcc lets no function of the host be called in device code, not even a constexpr one.
 inline constexpr double kFloatMax = std::numeric_limits<float>::max();
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // ---- lanes ----------------------------------------------------------------------------------------------------------
 // What the templates below need to know of a lane type; cpu/vector.h specialises it for vectors.

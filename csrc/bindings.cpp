@@ -41,6 +41,9 @@ struct Backend {
   void (*apply)(const Plan&, const StepArgs&, const Context&);
   void (*finish)(const Plan&, const StepArgs&, const Context&);
   void (*gate)(const Plan&, const StepArgs&, bool, const Context&);
+  void (*reduce_groups)(const Plan&, const Groups&, const Context&);
+  void (*apply_groups)(const Plan&, const StepArgs&, const Groups&, const Context&);
+  void (*finish_groups)(const Plan&, const StepArgs&, const Groups&, const Context&);
   void (*blend)(const Plan&, const BlendArgs&, const Context&);
   void (*probe)(const Plan&, bool, const Context&);
 
@@ -53,13 +56,15 @@ struct Backend {
 Backend backend_of(dlpack::Device device) {
 #ifdef GRU_FAST_HAS_CUDA
   if (takes_cuda(device)) {
-    return {cuda::scratch_bytes, cuda::reduce,        cuda::apply,  cuda::finish,  cuda::gate, cuda::blend,
-            cuda::probe,         cuda::scratch_bytes, cuda::reduce, cuda::measure, cuda::add};
+    return {cuda::scratch_bytes, cuda::reduce,       cuda::apply,         cuda::finish, cuda::gate,
+            cuda::reduce_groups, cuda::apply_groups, cuda::finish_groups, cuda::blend,  cuda::probe,
+            cuda::scratch_bytes, cuda::reduce,       cuda::measure,       cuda::add};
   }
 #endif
   if (device.type == dlpack::kCPU) {
-    return {cpu::scratch_bytes, cpu::reduce,        cpu::apply,  cpu::finish,  cpu::gate, cpu::blend,
-            cpu::probe,         cpu::scratch_bytes, cpu::reduce, cpu::measure, cpu::add};
+    return {cpu::scratch_bytes, cpu::reduce,       cpu::apply,         cpu::finish, cpu::gate,
+            cpu::reduce_groups, cpu::apply_groups, cpu::finish_groups, cpu::blend,  cpu::probe,
+            cpu::scratch_bytes, cpu::reduce,       cpu::measure,       cpu::add};
   }
   throw py::value_error(
       "no native kernels for this device in this build (GRU_FAST_CUDA decides); use gru_fast.reference");
@@ -120,8 +125,8 @@ class Table {
   int64_t num_chunks() const { return plan_.num_chunks; }
 
   void reduce(py::handle stats, py::handle scratch, py::handle rounding_step, float keep, float gain, uint64_t seed,
-              bool all_or_nothing, int num_threads) const {
-    StepArgs args{.keep = keep, .gain = gain, .seed = seed, .all_or_nothing = all_or_nothing};
+              bool all_or_nothing, int num_threads, bool by_row) const {
+    StepArgs args{.keep = keep, .gain = gain, .seed = seed, .all_or_nothing = all_or_nothing, .by_row = by_row};
     run(backend_.reduce, args, context(stats, scratch, rounding_step, num_threads));
   }
   void fold(py::handle stats, py::handle scratch, py::handle rounding_step, float keep, float gain, uint64_t seed,
@@ -161,22 +166,24 @@ class Table {
     const py::gil_scoped_release nogil;
     backend_.gate(plan_, args, is_first, where);
   }
-  // The passes by groups of rows, on the CPU alone. `of_row`: a group for each row; `groups`: what is known of them.
+  // The passes by groups of rows. `of_row`: a group for each row; `groups`: what is known of them.
   void reduce_groups(py::handle stats, py::handle scratch, const std::vector<uint32_t>& of_row, py::handle groups,
                      size_t count) const {
     const Context where = context(stats, scratch, py::none(), 1);
-    cpu::reduce_groups(plan_, groups_in(of_row, groups, count), where);
+    const Groups found = groups_in(of_row, groups, count);
+    const py::gil_scoped_release nogil;
+    backend_.reduce_groups(plan_, found, where);
   }
   void apply_groups(py::handle stats, py::handle scratch, const std::vector<uint32_t>& of_row, py::handle groups,
                     size_t count, double tau, std::string_view rule, const RuleOptions& options,
                     int num_threads) const {
-    run_groups(cpu::apply_groups, of_row, groups, count, StepArgs{.tau = tau, .rule = rule_of(rule, options)},
+    run_groups(backend_.apply_groups, of_row, groups, count, StepArgs{.tau = tau, .rule = rule_of(rule, options)},
                context(stats, scratch, py::none(), num_threads));
   }
   void finish_groups(py::handle stats, py::handle scratch, const std::vector<uint32_t>& of_row, py::handle groups,
                      size_t count, double tau, std::string_view rule, const RuleOptions& options,
                      int num_threads) const {
-    run_groups(cpu::finish_groups, of_row, groups, count, StepArgs{.tau = tau, .rule = rule_of(rule, options)},
+    run_groups(backend_.finish_groups, of_row, groups, count, StepArgs{.tau = tau, .rule = rule_of(rule, options)},
                context(stats, scratch, py::none(), num_threads));
   }
   void probe(bool full, py::handle stats, py::handle scratch, int num_threads) const {
@@ -201,9 +208,6 @@ class Table {
   }
 
   Groups groups_in(const std::vector<uint32_t>& of_row, py::handle groups, size_t count) const {
-    if (device_.type != dlpack::kCPU || takes_cuda(device_)) {
-      throw py::value_error("groups: expected tensors on the CPU");
-    }
     if (of_row.size() != num_rows_) {
       throw py::value_error("groups: expected one for each of " + std::to_string(num_rows_) + " rows, got " +
                             std::to_string(of_row.size()));
@@ -434,7 +438,7 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("num_chunks", &Table::num_chunks, "Chunks over all launches.")
       .def("reduce", &Table::reduce, "e <- keep*e + gain*r and the sums; fills stats[0:5].", arg("stats"),
            arg("scratch"), arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"), arg("all_or_nothing"),
-           arg("num_threads"))
+           arg("num_threads"), arg("by_row") = false)
       .def("fold", &Table::fold, "e <- keep*e + gain*r alone; of stats[0:5] only stats[3] is meant to be read.",
            arg("stats"), arg("scratch"), arg("rounding_step"), arg("keep"), arg("gain"), arg("seed"),
            arg("num_threads"))
@@ -449,12 +453,12 @@ PYBIND11_MODULE(_core, m) {
           "gate", &Table::gate,
           "An element-wise rule, in place of apply, or of reduce too if `is_first`; fills stats[5:8] (and stats[0:5]).",
           arg("stats"), arg("scratch"), arg("rule"), arg("options"), arg("is_first"), arg("num_threads"))
-      .def("reduce_groups", &Table::reduce_groups, "The sums of each group of rows, right after reduce (CPU).",
+      .def("reduce_groups", &Table::reduce_groups, "The sums of each group of rows, right after reduce with `by_row`.",
            arg("stats"), arg("scratch"), arg("of_row"), arg("groups"), arg("count"))
-      .def("apply_groups", &Table::apply_groups, "apply, with a rule for each group of rows (CPU).", arg("stats"),
+      .def("apply_groups", &Table::apply_groups, "apply, with a rule for each group of rows.", arg("stats"),
            arg("scratch"), arg("of_row"), arg("groups"), arg("count"), arg("tau"), arg("rule"), arg("options"),
            arg("num_threads"))
-      .def("finish_groups", &Table::finish_groups, "finish after apply_groups (CPU).", arg("stats"), arg("scratch"),
+      .def("finish_groups", &Table::finish_groups, "finish after apply_groups.", arg("stats"), arg("scratch"),
            arg("of_row"), arg("groups"), arg("count"), arg("tau"), arg("rule"), arg("options"), arg("num_threads"))
       .def("probe", &Table::probe, "Bench: the bare memory traffic of reduce (and apply if full).", arg("full"),
            arg("stats"), arg("scratch"), arg("num_threads"));

@@ -39,12 +39,6 @@ GRU_FAST_HD Gate gate_of(const Rule& rule) {
   return {static_cast<float>(rule.options[1]), static_cast<float>(rule.options[2]), rule.options[0] == 1.0};
 }
 
-// Whether nothing may be written after a reduce: NaN or Inf, in what is needed.
-GRU_FAST_HD bool is_shut(const Rule& rule, const Stats& stats) {
-  const bool finite = stats.grad_norm_sq < kInfinity && stats.ema_norm_sq < kInfinity && fabs(stats.dot) < kInfinity;
-  return !finite || stats.vetoed > 0.0 || (stats.retain_nonfinite > 0.0 && needs_all_of_r(rule));
-}
-
 // Compared one by one: their product may vanish.
 template <class F>
 GRU_FAST_HD auto are_opposed(F g, F x) {

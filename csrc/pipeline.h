@@ -43,6 +43,7 @@ struct Row {
   int64_t numel;
   uint32_t first_chunk;         // set by the planner: chunks of earlier rows of the same launch
   uint32_t rounding_key : 31;   // names the stream of rounding bits; by default the position in the caller's list
+                                // (cuda/groups.cuh: the group, for passes that round nothing by chance)
   uint32_t ema_is_current : 1;  // e already holds this step's value: only the sums are wanted
 };
 static_assert(sizeof(Row) == 40);
@@ -130,6 +131,7 @@ struct StepArgs {
   uint64_t seed = 0;            // of the rounding bits of a 16-bit e
   bool all_or_nothing = false;  // NaN or Inf anywhere in g or r leaves every tensor as it is (loss scaling)
   bool sums_wanted = true;      // false: e alone; sums that float32 products cannot give are not taken once more
+  bool by_row = false;          // CUDA: the sums of each row stay in scratch, for reduce_groups
 };
 
 struct BlendArgs {
@@ -158,6 +160,10 @@ struct Context {
 // first two, written_norm_sq between the last two.
 //
 //   void gate(const Plan&, const StepArgs&, bool is_first, const Context&)   gate.h: in place of apply, or of reduce too
+//
+//   void reduce_groups(const Plan&, const Groups&, const Context&)                  groups.h: right after reduce, and in
+//   void apply_groups(const Plan&, const StepArgs&, const Groups&, const Context&)  place of apply and finish
+//   void finish_groups(const Plan&, const StepArgs&, const Groups&, const Context&)
 //
 //   void blend(const Plan&, const BlendArgs&, const Context&)   out <- x_weight * x + y_weight * y, rounded to nearest
 //

@@ -33,15 +33,25 @@ struct Decision {
   GRU_FAST_HD bool writes() const { return alpha != 1.0 || beta != 0.0; }
 };
 
+// Whether there is neither NaN nor Inf in g or in e.
+GRU_FAST_HD bool is_finite(const Stats& stats) {
+  return stats.grad_norm_sq < kInfinity && stats.ema_norm_sq < kInfinity && fabs(stats.dot) < kInfinity;
+}
+
+// Whether g is left as it is, whatever the rule says: NaN or Inf, in what is needed.
+GRU_FAST_HD bool is_shut(const Rule& rule, const Stats& stats) {
+  return !is_finite(stats) || stats.vetoed > 0.0 || (stats.retain_nonfinite > 0.0 && needs_all_of_r(rule));
+}
+
 // What apply does: the rule, clipped to `tau` > 0, infinity for no clipping (paper Eq. 10).
 GRU_FAST_HD Decision decide(const Rule& rule, const Stats& stats, double tau) {
   const double d = stats.dot, m = stats.ema_norm_sq, u = stats.grad_norm_sq;
   Decision out;
   out.norm_sq = u;
-  out.nonfinite = !(u < kInfinity && m < kInfinity && fabs(d) < kInfinity);
+  out.nonfinite = !is_finite(stats);
   if (out.nonfinite || stats.vetoed > 0.0) return out;
   out.conflict = d < 0.0 && m > 0.0;
-  if (stats.retain_nonfinite > 0.0 && needs_all_of_r(rule)) return out;
+  if (is_shut(rule, stats)) return out;
   const Combination wanted = combine(rule, Dots{d, m, u, out.conflict});
   out.alpha = wanted.alpha;
   out.beta = wanted.beta;
@@ -88,9 +98,8 @@ GRU_FAST_HD Stats settle(const Decision& decision, const Stats& stats, double ta
 GRU_FAST_HD Stats settle_elements(const Rule& rule, const Stats& stats, double tau) {
   const double d = stats.dot, m = stats.ema_norm_sq, u = stats.grad_norm_sq;
   Stats out = stats;
-  out.grad_nonfinite = !(u < kInfinity && m < kInfinity && fabs(d) < kInfinity);
-  const bool shut =
-      out.grad_nonfinite > 0.0 || stats.vetoed > 0.0 || (stats.retain_nonfinite > 0.0 && needs_all_of_r(rule));
+  out.grad_nonfinite = !is_finite(stats);
+  const bool shut = is_shut(rule, stats);
   const double written = sqrt(stats.written_norm_sq);
   out.conflict = !(out.grad_nonfinite > 0.0) && !(stats.vetoed > 0.0) && d < 0.0 && m > 0.0;
   out.clipped = !shut && written > tau * (1.0 + kClipSlack);

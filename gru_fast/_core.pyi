@@ -57,6 +57,7 @@ class Table:
         seed: int,
         all_or_nothing: bool,
         num_threads: int,
+        by_row: bool = False,
     ) -> None: ...
     def fold(
         self,

@@ -313,6 +313,55 @@ def test_rules_time_takes_a_peers_class_and_sees_a_wrong_form(bench: Any, tmp_pa
     path.write_text("x = 1\n")
     with pytest.raises(SystemExit, match="found no class GradSurgeryMixin"):
         bench.rules_time.sago(problem, path)
+    with pytest.raises(SystemExit, match="expected one of the repositories SAGO, HAMU, GRU in it"):
+        bench.rules_time.of_repositories(problem, tmp_path)
+
+
+def test_rules_time_takes_the_papers_class(bench: Any, tmp_path: Path) -> None:
+    """A trainer of the same methods, whose projection is right or forgotten."""
+    (tmp_path / "GRU").mkdir()
+    path = tmp_path / "GRU" / "dataloader_faster_refactor1.py"
+    source = """
+import no_such_package
+
+class CustomTrainerForgetting(no_such_package.Trainer):
+    def store_grads(self, model, loss=None, typ=None):
+        {"retain": self.memory_grad, "objective": self.gradient_accum}[typ].update(
+            {name: param.grad for name, param in model.named_parameters()}
+        )
+
+    def flatten_and_store_grads(self):
+        self.structure_map = [(name, grad.shape) for name, grad in self.gradient_accum.items()]
+        self.flattened_gradient = torch.cat([grad.flatten() for grad in self.gradient_accum.values()])
+        self.flattened_memory_accumulation = torch.cat([grad.flatten() for grad in self.memory_grad.values()])
+
+    def compute_total_gradient_dot_product(self, a, _, b, __):
+        return float(a.to("cuda") @ b)
+
+    def pipeline(self, model):
+        print(self.dotp_retain)
+        if self.dotp_retain < 0:
+            e = self.flattened_memory
+            self.flattened_gradient = self.flattened_gradient - self.dotp_retain / (e @ e) * e
+
+    def restore_gradients_from_flat(self, model):
+        sizes = [np.prod(shape) for _, shape in self.structure_map]
+        parts = self.flattened_gradient.split([int(size) for size in sizes])
+        for param, part in zip(model.parameters(), parts, strict=True):
+            param.grad = part.view(param.shape)
+"""
+    path.write_text(source)
+    problem = bench.problem.Problem([(64, 33), (7,)], torch.float32, torch.float32, torch.device("cpu"))
+
+    def complaint() -> str | None:
+        problem.reset_grad()
+        (form,) = bench.rules_time.of_repositories(problem, tmp_path)
+        form.reset()
+        return bench.rules_time.check(form, problem)  # type: ignore[no-any-return]
+
+    assert complaint() is None
+    path.write_text(source.replace("if self.dotp_retain < 0:", "if False:"))
+    assert "of its norm" in (complaint() or "")
 
 
 def test_vector_time_end_to_end(tmp_path: Path) -> None:

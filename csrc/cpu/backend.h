@@ -19,8 +19,6 @@ void blend(const Plan& plan, const BlendArgs& args, const Context& context);
 // An element-wise rule in place of apply, after reduce or, where e is current, in place of both.
 void gate(const Plan& plan, const StepArgs& args, bool is_first, const Context& context);
 
-// A rule for each group of rows; right after reduce, in whose scratch the sums still are, and in place of apply and
-// finish.
 void reduce_groups(const Plan& plan, const Groups& groups, const Context& context);
 void apply_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context);
 void finish_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context);

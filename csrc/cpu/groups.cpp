@@ -24,21 +24,12 @@ std::vector<uint32_t> group_of_slots(const Plan& plan, const Groups& groups) {
   return out;
 }
 
-bool is_left(const GroupStats& group) { return group.alpha == 1.0 && group.beta == 0.0; }
-
-std::vector<int64_t> numel_of_groups(const Plan& plan, const Groups& groups) {
-  std::vector<int64_t> numel(groups.count);
-  for (const Launch& launch : plan.launches) {
-    for (size_t row = 0; row < launch.rows.size(); ++row) {
-      numel[groups.of_row[launch.sources[row]]] += launch.rows[row].numel;
-    }
-  }
-  return numel;
-}
-
 // The slots' sums, in index order: the same bits whatever the threads did.
 void add_up(const Sums* slots, const std::vector<uint32_t>& group_of, const Groups& groups) {
-  for (size_t i = 0; i < groups.count; ++i) groups.stats[i] = {};
+  for (size_t i = 0; i < groups.count; ++i) {
+    GroupStats& group = groups.stats[i];
+    group.dot = group.ema_norm_sq = group.grad_norm_sq = 0.0;
+  }
   for (const uint32_t id : group_of) {
     GroupStats& group = groups.stats[id];
     group.dot += slots->dot;
@@ -48,43 +39,46 @@ void add_up(const Sums* slots, const std::vector<uint32_t>& group_of, const Grou
   }
 }
 
-// Takes the sums of groups that float32 cannot hold once more, in float64: the total may be ordinary beside them.
+// Takes the sums of groups that float32 cannot hold once more, in float64.
 bool widen(const Plan& plan, const Groups& groups, const std::vector<uint32_t>& group_of, const Context& context) {
-  const std::vector<int64_t> numel = numel_of_groups(plan, groups);
-  std::vector<char> wide(groups.count);
+  bool any = false;
   for (size_t i = 0; i < groups.count; ++i) {
-    const GroupStats& group = groups.stats[i];
-    wide[i] = needs_wide_sums({group.dot, group.ema_norm_sq, group.grad_norm_sq}, numel[i]);
+    groups.stats[i].wide = needs_wide_sums(groups.stats[i]);
+    any = any || groups.stats[i].wide > 0.0;
   }
-  if (std::none_of(wide.begin(), wide.end(), [](char is_wide) { return is_wide != 0; })) return false;
+  if (!any) return false;
   auto* slots = static_cast<Sums*>(context.scratch);
   for_each_chunk(plan, context.num_threads, Direction::kForward,
                  [&](Kind kind, const Row&, const Span& span, int64_t slot) {
-                   if (wide[group_of[static_cast<size_t>(slot)]] != 0) slots[slot] = kernels().wide_sums(kind, span);
+                   const GroupStats& group = groups.stats[group_of[static_cast<size_t>(slot)]];
+                   if (group.wide > 0.0) slots[slot] = kernels().wide_sums(kind, span);
                  });
   return true;
 }
 
-// By group, since where the coefficients of one are ordinary those of another may be out of float32's range.
-std::vector<bool> wide_groups(const Plan& plan, const Groups& groups) {
-  const std::vector<int64_t> numel = numel_of_groups(plan, groups);
-  std::vector<bool> wide(groups.count);
-  for (size_t i = 0; i < groups.count; ++i) {
-    const GroupStats& group = groups.stats[i];
-    const Dots dots{group.dot, group.ema_norm_sq, group.grad_norm_sq, group.conflict > 0.0};
-    const Combination made = weighted(group.alpha, group.beta, dots);
-    wide[i] = needs_wide_apply({.alpha = made.alpha, .beta = made.beta, .norm_sq = made.norm_sq}, group.grad_norm_sq,
-                               numel[i]);
-  }
-  return wide;
+struct Decided {
+  Decision decision;
+  double left_sq;  // |g|^2 of groups that are left as they are
+};
+
+Decided decide_groups(const StepArgs& args, const Groups& groups, const Stats& stats) {
+  Proposals proposals;
+  for (size_t i = 0; i < groups.count; ++i) proposals.add(propose(args.rule, stats, groups.stats[i]));
+  const Decision all = decide_all(args.rule, stats, args.tau, proposals);
+  Conclusions conclusions;
+  for (size_t i = 0; i < groups.count; ++i) conclusions.add(conclude(all, args.tau, groups.stats[i]));
+  return {decided(all, args.tau, conclusions), conclusions.left_sq};
 }
 
 }  // namespace
 
 void reduce_groups(const Plan& plan, const Groups& groups, const Context& context) {
-  if (context.stats->vetoed > 0.0) {
-    for (size_t i = 0; i < groups.count; ++i) groups.stats[i] = {};
-    return;
+  for (size_t i = 0; i < groups.count; ++i) groups.stats[i] = {};
+  if (context.stats->vetoed > 0.0) return;
+  for (const Launch& launch : plan.launches) {
+    for (size_t row = 0; row < launch.rows.size(); ++row) {
+      groups.stats[groups.of_row[launch.sources[row]]].numel += static_cast<double>(launch.rows[row].numel);
+    }
   }
   const auto* slots = static_cast<const Sums*>(context.scratch);
   const std::vector<uint32_t> group_of = group_of_slots(plan, groups);
@@ -94,29 +88,26 @@ void reduce_groups(const Plan& plan, const Groups& groups, const Context& contex
 }
 
 void apply_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context) {
-  if (!decide_groups(args.rule, *context.stats, args.tau, groups.stats, groups.count).writes()) return;
-  const std::vector<bool> wide = wide_groups(plan, groups);
+  const Decided decided = decide_groups(args, groups, *context.stats);
+  if (!decided.decision.writes()) return;
   const auto slots = static_cast<double*>(context.scratch);
   const std::vector<uint32_t> group_of = group_of_slots(plan, groups);
-  for_each_chunk(
-      plan, context.num_threads, Direction::kBackward, [&](Kind kind, const Row&, const Span& span, int64_t slot) {
-        const uint32_t id = group_of[static_cast<size_t>(slot)];
-        const GroupStats& group = groups.stats[id];
-        slots[slot] = 0.0;
-        if (span.grad == nullptr || is_left(group)) return;
-        slots[slot] = (wide[id] ? kernels().wide_apply : kernels().apply)(kind, span, group.alpha, group.beta);
-      });
-  double written = 0.0;
+  for_each_chunk(plan, context.num_threads, Direction::kBackward,
+                 [&](Kind kind, const Row&, const Span& span, int64_t slot) {
+                   const GroupStats& group = groups.stats[group_of[static_cast<size_t>(slot)]];
+                   slots[slot] = 0.0;
+                   if (span.grad == nullptr || group.is_left()) return;
+                   const auto kernel = group.wide > 0.0 ? kernels().wide_apply : kernels().apply;
+                   slots[slot] = kernel(kind, span, group.alpha, group.beta);
+                 });
+  double written = decided.left_sq;
   for (int64_t i = 0; i < plan.num_chunks; ++i) written += slots[i];
-  for (size_t i = 0; i < groups.count; ++i) {
-    if (is_left(groups.stats[i])) written += groups.stats[i].own_norm_sq;
-  }
   context.stats->written_norm_sq = written;
 }
 
 void finish_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context) {
-  const Decision decision = decide_groups(args.rule, *context.stats, args.tau, groups.stats, groups.count);
-  *context.stats = settle(decision, *context.stats, args.tau);
+  const Decided decided = decide_groups(args, groups, *context.stats);
+  *context.stats = settle(decided.decision, *context.stats, args.tau);
   rescale(plan, context);
 }
 

@@ -4,9 +4,11 @@
 // The coefficients never visit the host: each block derives them from the sums in Stats, and all blocks alike.
 #include <cuda_runtime.h>
 
+#include "../groups.h"
 #include "../rules.h"
 #include "backend.h"
 #include "device.cuh"
+#include "groups.cuh"
 
 namespace gru_fast::cuda {
 namespace {
@@ -24,6 +26,7 @@ struct ApplyArgs {
   int64_t plan_numel;
   double tau;
   Rule rule;
+  const GroupStats* groups;  // rows have the group in the place of their rounding key; null: one decision for all
 };
 
 struct Coefficients {
@@ -42,6 +45,10 @@ __device__ __forceinline__ Coefficients block_coefficients(const ApplyArgs& args
   }
   __syncthreads();
   return shared;
+}
+
+__device__ __forceinline__ Coefficients coefficients_of(const GroupStats& group) {
+  return {group.alpha, group.beta, !group.is_left(), group.wide > 0.0};
 }
 
 // Elements [begin, end) of a chunk, a multiple of N.
@@ -101,11 +108,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     apply_kernel(__grid_constant__ Shared<Table> table, const ApplyArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
-  const Coefficients c = block_coefficients(args);
-  if (!c.writes) return;
+  const bool by_group = args.groups != nullptr;
+  const Coefficients all =
+      by_group ? Coefficients{1.0, 0.0, args.stats->alpha != 1.0, false} : block_coefficients(args);
+  if (!all.writes) return;
   Written written;
   walk_chunks<Direction::kBackward>(table, [&](const Row& row, int64_t begin, int numel) {
-    if (row.grad == nullptr) return;
+    const Coefficients c = by_group ? coefficients_of(args.groups[row.rounding_key]) : all;
+    if (row.grad == nullptr || !c.writes) return;
     void* grad = advance<G>(row.grad, begin);
     const void* ema = advance<E>(static_cast<const void*>(row.ema), begin);
     if (c.wide) return wide_apply<G, E>(grad, ema, c.alpha, c.beta, numel, written);
@@ -114,7 +124,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     apply_units<G, E, N, kNumUnits<G, E>>(grad, ema, alpha, beta, 0, whole, written);
     apply_units<G, E, 1, kNumSingles>(grad, ema, alpha, beta, whole, numel, written);
   });
-  if (sum_grid(written, args.slots)) args.stats->written_norm_sq = written.norm_sq;
+  if (!sum_grid(written, args.slots)) return;
+  args.stats->written_norm_sq = written.norm_sq + (by_group ? args.stats->written_norm_sq : 0.0);
 }
 
 // ---- finish ---------------------------------------------------------------------------------------------------------
@@ -124,6 +135,7 @@ struct FinishArgs {
   double tau;
   Rule rule;
   bool completes_stats;  // the last launch
+  bool is_settled;       // the statistics are complete
 };
 
 // Only the fields that `settle` does not read: other blocks may be reading the rest.
@@ -165,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   constexpr int N = kUnitNumel<G, G>;
   __shared__ float shared_factor;
   if (threadIdx.x == 0) {
-    const Stats settled = settle(args.rule, *args.stats, args.tau);
+    const Stats settled = args.is_settled ? *args.stats : settle(args.rule, *args.stats, args.tau);
     if (args.completes_stats && blockIdx.x == 0) write_outcome(args.stats, settled);
     shared_factor = static_cast<float>(settled.rescale);
   }
@@ -181,31 +193,93 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   });
 }
 
-}  // namespace
+// ---- the decision of groups -----------------------------------------------------------------------------------------
+
+struct DecideArgs {
+  Stats* stats;
+  GroupStats* groups;
+  size_t count;
+  double tau;
+  Rule rule;
+  bool settles;  // after apply; before it, alpha says whether anything is written
+};
+
+// One block: a thread for each group. Before apply and after it, when the sums are still the same.
+__global__ void __launch_bounds__(kThreads, 1) decide_groups_kernel(const DecideArgs args) {
+  __shared__ Place<Decision> shared;
+  const Stats stats = *args.stats;
+  Proposals proposals;
+  for (size_t i = threadIdx.x; i < args.count; i += kThreads) {
+    proposals.add(propose(args.rule, stats, args.groups[i]));
+  }
+  proposals = sum_block(proposals);
+  if (threadIdx.x == 0) shared.value() = decide_all(args.rule, stats, args.tau, proposals);
+  __syncthreads();
+  const Decision all = shared.value();
+  Conclusions conclusions;
+  for (size_t i = threadIdx.x; i < args.count; i += kThreads) {
+    conclusions.add(conclude(all, args.tau, args.groups[i]));
+  }
+  conclusions = sum_block(conclusions);
+  if (threadIdx.x != 0) return;
+  const Decision decision = decided(all, args.tau, conclusions);
+  if (args.settles) return write_outcome(args.stats, settle(decision, stats, args.tau));
+  args.stats->alpha = decision.alpha;
+  args.stats->written_norm_sq = decision.writes() ? conclusions.left_sq : 0.0;
+}
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
 
-void apply(const Plan& plan, const StepArgs& args, const Context& context) {
-  const DeviceGuard guard(context.device);
+void launch_apply(const Plan& plan, const StepArgs& args, const Groups* groups, const Context& context) {
   if (plan.launches.empty()) return;
   Header* header = clear_header(context);
-  ApplyArgs kernel_args{context.stats, slots_in<Written>(context), plan.numel, args.tau, args.rule};
+  ApplyArgs kernel_args{context.stats, slots_in<Written>(context), plan.numel, args.tau, args.rule, nullptr};
+  if (groups != nullptr) kernel_args.groups = groups->stats;
   // From the last launch back to the first: reduce touched them in the other order.
   for (auto launch = plan.launches.rbegin(); launch != plan.launches.rend(); ++launch) {
     const bool is_last = launch + 1 == plan.launches.rend();
     const auto kernel = with_kind(launch->kind, [&]<DType G, DType E>() { return &apply_kernel<G, E>; });
     kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    kernel_args.slots.first += run(kernel, *launch, kernel_args, context, "launching apply");
+    const Launch& rows = groups == nullptr ? *launch : keyed_by_group(*launch, *groups);
+    kernel_args.slots.first += run(kernel, rows, kernel_args, context, "launching apply");
   }
+}
+
+void launch_finish(const Plan& plan, const StepArgs& args, bool is_settled, const Context& context) {
+  for_each_launch(plan, [&](const Launch& launch, bool is_last) {
+    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &finish_kernel<G>; });
+    const FinishArgs kernel_args{context.stats, args.tau, args.rule, is_last && !is_settled, is_settled};
+    run(kernel, launch, kernel_args, context, "launching finish", Grid::kSmall);
+  });
+}
+
+void launch_decide(const StepArgs& args, const Groups& groups, bool settles, const Context& context) {
+  const DecideArgs kernel_args{context.stats, groups.stats, groups.count, args.tau, args.rule, settles};
+  start(&decide_groups_kernel, 1, kThreads, context, "launching the decision of groups", kernel_args);
+}
+
+}  // namespace
+
+void apply(const Plan& plan, const StepArgs& args, const Context& context) {
+  const DeviceGuard guard(context.device);
+  launch_apply(plan, args, nullptr, context);
 }
 
 void finish(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
-  for_each_launch(plan, [&](const Launch& launch, bool is_last) {
-    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &finish_kernel<G>; });
-    run(kernel, launch, FinishArgs{context.stats, args.tau, args.rule, is_last}, context, "launching finish",
-        Grid::kSmall);
-  });
+  launch_finish(plan, args, false, context);
+}
+
+void apply_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context) {
+  const DeviceGuard guard(context.device);
+  launch_decide(args, groups, false, context);
+  launch_apply(plan, args, &groups, context);
+}
+
+void finish_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context) {
+  const DeviceGuard guard(context.device);
+  launch_decide(args, groups, true, context);
+  launch_finish(plan, args, true, context);
 }
 
 }  // namespace gru_fast::cuda

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "../chunk_plan.h"
+#include "../groups.h"
 #include "../optim.h"
 #include "../pipeline.h"
 #include "../sets.h"
@@ -19,6 +20,9 @@ void reduce(const Plan& plan, const StepArgs& args, const Context& context);
 void apply(const Plan& plan, const StepArgs& args, const Context& context);
 void finish(const Plan& plan, const StepArgs& args, const Context& context);
 void blend(const Plan& plan, const BlendArgs& args, const Context& context);
+void reduce_groups(const Plan& plan, const Groups& groups, const Context& context);
+void apply_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context);
+void finish_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context);
 void gate(const Plan& plan, const StepArgs& args, bool is_first, const Context& context);
 
 size_t scratch_bytes(const VectorPlan& plan);

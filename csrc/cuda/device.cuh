@@ -201,15 +201,20 @@ __device__ __forceinline__ uint32_t find_row(const TableOf<RowT>& table, uint32_
   return low;
 }
 
+// Where the range of a block begins; with that of the block after it, where it ends.
+template <class RowT>
+__device__ __forceinline__ uint32_t first_chunk_of(const TableOf<RowT>& table, uint32_t block) {
+  return block * table.chunks_per_block + min(block, table.num_longer_blocks);
+}
+
 enum class Direction { kForward, kBackward };
 
 // Calls visit(row, begin, numel) for every chunk of this block's range: elements [begin, begin + numel) of the row. All
 // threads of the block see the same chunks. Rows are never empty: the next chunk lies in this row or in the next one.
 template <Direction D, class RowT, class Visit>
 __device__ __forceinline__ void walk_chunks(const TableOf<RowT>& table, Visit&& visit) {
-  const bool is_longer = blockIdx.x < table.num_longer_blocks;
-  const uint32_t first = blockIdx.x * table.chunks_per_block + min(blockIdx.x, table.num_longer_blocks);
-  const uint32_t count = table.chunks_per_block + (is_longer ? 1 : 0);
+  const uint32_t first = first_chunk_of(table, blockIdx.x);
+  const uint32_t count = first_chunk_of(table, blockIdx.x + 1) - first;
   if (count == 0) return;
   uint32_t chunk = D == Direction::kForward ? first : first + count - 1;
   uint32_t row_idx = find_row(table, chunk);
@@ -291,6 +296,44 @@ __device__ __forceinline__ bool sum_grid(T& value, const Slots<T>& slots) {
   for (uint32_t i = threadIdx.x; i < slots.first + gridDim.x; i += kThreads) value.add(load_slot(slots.values + i));
   value = sum_block(value);
   return threadIdx.x == 0;
+}
+
+// A T in shared memory, where nothing may have a constructor.
+template <class T>
+struct Place {
+  alignas(T) unsigned char bytes[sizeof(T)];
+  __device__ __forceinline__ T& value() { return *reinterpret_cast<T*>(bytes); }
+};
+
+// ---- sums of rows ---------------------------------------------------------------------------------------------------
+// A block leaves the sums of each row of which it has chunks. Row r and block b share slot b + r: from one chunk to the
+// next r, b or both go on by one, so no two pairs that meet have the same slot. Null slots: nobody wants them.
+
+// Ends row `row`: what the threads have summed up since the last call goes into its slot and, in thread 0, to `of_block`.
+template <class T>
+__device__ __forceinline__ void leave_row(T& value, T* slots, uint32_t row, T& of_block) {
+  const T sum = sum_block(value);
+  value = T{};
+  if (threadIdx.x == 0) {
+    slots[blockIdx.x + row] = sum;
+    of_block.add(sum);
+  }
+  __syncthreads();
+}
+
+// At the start of every chunk: ends the row before if this is the first chunk of `row`. Where that row was another
+// block's, its slot is of no pair.
+template <class T>
+__device__ __forceinline__ void leave_row_before(T& value, T* slots, uint32_t row, int64_t begin, T& of_block) {
+  if (slots != nullptr && begin == 0 && blockIdx.x + row > 0) leave_row(value, slots, row - 1, of_block);
+}
+
+// After the last chunk: ends its row; `value` becomes the sum of all rows, in thread 0 alone.
+template <class T, class RowT>
+__device__ __forceinline__ void leave_last_row(T& value, T* slots, const TableOf<RowT>& table, T& of_block) {
+  if (slots == nullptr || table.num_rows == 0) return;
+  leave_row(value, slots, find_row(table, first_chunk_of(table, blockIdx.x + 1) - 1), of_block);
+  if (threadIdx.x == 0) value = of_block;
 }
 
 }  // namespace gru_fast::cuda

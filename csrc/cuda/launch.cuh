@@ -141,6 +141,7 @@ struct Header {
   uint32_t ticket;       // blocks of the last launch that are done
   uint32_t wide_ticket;  // the same for the second set of sums
   uint32_t vetoed;       // not 0: an all-or-nothing step met NaN or Inf
+  uint32_t wide_groups;  // not 0: float32 cannot hold the sums of some group
 };
 inline constexpr size_t kHeaderBytes = 256;
 
@@ -180,14 +181,20 @@ void start(void (*kernel)(Params...), uint32_t blocks, int threads, const Contex
 // then all that they cost.
 enum class Grid { kFull, kSmall };
 
-// Runs `kernel` over the chunks of `launch`; returns the number of blocks. A launch without chunks gets one block.
+// Blocks for the chunks of `launch`; one where there are none.
+template <class LaunchT>
+uint32_t blocks_for(const void* kernel, const LaunchT& launch, int device, Grid grid) {
+  const uint32_t most = full_grid(kernel, device) / (grid == Grid::kSmall ? kBlocksPerSm : 1);
+  return std::clamp(launch.num_chunks, 1u, std::max(most, 1u));
+}
+
+// Runs `kernel` over the chunks of `launch`; returns the number of blocks.
 template <class LaunchT, class Args>
 uint32_t run(void (*kernel)(Shared<TableOf<typename LaunchT::RowType>>, Args), const LaunchT& launch, const Args& args,
              const Context& context, const char* doing, Grid grid = Grid::kFull) {
   static_assert(sizeof(Args) <= kMaxArgsBytes);
   const auto* function = reinterpret_cast<const void*>(kernel);
-  const uint32_t most = full_grid(function, context.device) / (grid == Grid::kSmall ? kBlocksPerSm : 1);
-  const uint32_t blocks = std::clamp(launch.num_chunks, 1u, std::max(most, 1u));
+  const uint32_t blocks = blocks_for(function, launch, context.device, grid);
   TableOf<typename LaunchT::RowType> table;
   table.num_rows = static_cast<uint32_t>(launch.rows.size());
   table.chunks_per_block = launch.num_chunks / blocks;
@@ -206,12 +213,17 @@ void for_each_launch(const PlanOf<LaunchT>& plan, Visit&& visit) {
   for (const LaunchT& launch : plan.launches) visit(launch, &launch == &plan.launches.back());
 }
 
+// Blocks of all launches of a pass, at most.
+template <class LaunchT>
+size_t max_slots(const PlanOf<LaunchT>& plan) {
+  size_t total = 0;
+  for_each_launch(plan, [&](const LaunchT& launch, bool) { total += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
+  return total;
+}
+
 template <class SumsT = GateSums, class LaunchT>
 size_t scratch_bytes_of(const PlanOf<LaunchT>& plan) {
-  size_t num_slots = 0;
-  for_each_launch(plan,
-                  [&](const LaunchT& launch, bool) { num_slots += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
-  return kHeaderBytes + num_slots * sizeof(SumsT);  // the largest sums of a pass
+  return kHeaderBytes + max_slots(plan) * sizeof(SumsT);  // the largest sums of a pass
 }
 
 }  // namespace gru_fast::cuda

@@ -7,6 +7,7 @@
 
 #include "backend.h"
 #include "device.cuh"
+#include "groups.cuh"
 
 namespace gru_fast::cuda {
 namespace {
@@ -63,6 +64,7 @@ struct ReduceArgs {
   Slots<Sums> slots;
   const uint32_t* vetoed;
   int64_t* rounding_step;
+  Sums* row_slots;  // see leave_row
   uint64_t seed;
   float keep, gain;
 };
@@ -185,10 +187,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     reduce_kernel(__grid_constant__ Shared<Table> table, const ReduceArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
+  __shared__ Place<Sums> of_rows;  // which are done
+  if (threadIdx.x == 0) of_rows.value() = Sums{};
   const bool vetoed = *args.vetoed != 0;
   ThreadSums sums;
   if (!vetoed) {
     walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
+      const auto row_idx = static_cast<uint32_t>(&row - table.rows);
+      leave_row_before(sums.total, args.row_slots, row_idx, begin, of_rows.value());
       if (row.ema == nullptr) return;  // then there is no g either
       ReduceChunk chunk{advance<G>(static_cast<const void*>(row.grad), begin),
                         advance<G>(row.retain, begin),
@@ -213,6 +219,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
       reduce_units<G, E, N, kNumUnits<G, E>>(chunk, 0, whole, sums);
       reduce_units<G, E, 1, kNumSingles>(chunk, whole, numel, sums);
     });
+    leave_last_row(sums.total, args.row_slots, table, of_rows.value());
   }
   Sums total = sums.total;
   total.retain_nonfinite = sums.refused ? 1.0 : 0.0;
@@ -269,13 +276,20 @@ void launch_check(const Plan& plan, Header* header, const Context& context) {
   }
 }
 
+auto kernel_of_reduce(Kind kind) {
+  return with_kind(kind, [&]<DType G, DType E>() { return &reduce_kernel<G, E>; });
+}
+
 void launch_reduce(const Plan& plan, const StepArgs& args, Header* header, const Context& context) {
   ReduceArgs kernel_args{
-      context.stats, slots_in<Sums>(context), &header->vetoed, context.rounding_step, args.seed, args.keep, args.gain};
+      context.stats, slots_in<Sums>(context), &header->vetoed, context.rounding_step, nullptr, args.seed, args.keep,
+      args.gain};
+  if (args.by_row) kernel_args.row_slots = row_slots_in(plan, context);
   for_each_launch(plan, [&](const Launch& launch, bool is_last) {
-    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &reduce_kernel<G, E>; });
     kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    kernel_args.slots.first += run(kernel, launch, kernel_args, context, "launching reduce");
+    const uint32_t blocks = run(kernel_of_reduce(launch.kind), launch, kernel_args, context, "launching reduce");
+    kernel_args.slots.first += blocks;
+    if (args.by_row) kernel_args.row_slots += num_row_slots(launch, blocks);
   });
 }
 
@@ -291,7 +305,15 @@ void launch_wide_sums(const Plan& plan, Header* header, const Context& context) 
 
 }  // namespace
 
-size_t scratch_bytes(const Plan& plan) { return scratch_bytes_of(plan); }
+size_t scratch_bytes(const Plan& plan) {
+  size_t bytes = scratch_bytes_of(plan) + max_slots(plan) * sizeof(Sums);
+  for (const Launch& launch : plan.launches) bytes += launch.rows.size() * sizeof(Sums);
+  return bytes;
+}
+
+uint32_t blocks_of_reduce(const Launch& launch, int device) {
+  return blocks_for(reinterpret_cast<const void*>(kernel_of_reduce(launch.kind)), launch, device, Grid::kFull);
+}
 
 void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);

@@ -307,17 +307,15 @@ class AdamW(Optimizer):
     # ---- rms(D) ------------------------------------------------------------------------------------------------------
 
     def _known_floor(self, step: AdamWStep) -> Tensor:
-        """That of the step before. Of the first one it is this step's own, for which U is looked at once more.
+        """That of the step before. Where there is none it is this step's own, for which U is looked at once more.
 
-        Where the host does not know whether the first was skipped, each step looks, and kernels return at once where
-        there is one.
+        Where the host does not know whether there is one, each step looks, and kernels return at once where there is.
         """
-        is_new = self._floor is None or self._has_floor is None
         if self._floor is None or self._has_floor is None:
             device = self._params.tensors[0].device
             self._floor = torch.ones(1, dtype=torch.float64, device=device)
             self._has_floor = torch.zeros(1, dtype=torch.float64, device=device)
-        if is_new or self._params.stays_on_device:
+        if self._params.stays_on_device or not bool(self._has_floor > 0.0):
             self._keep_floor(step.measured(self._floor, unless=self._has_floor))
         return self._floor
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import gru_fast
 from gru_fast.core.backends import native
-from gru_fast.core.backends.passes import Rows, StepArgs
+from gru_fast.core.backends.passes import Groups, Rows, StepArgs
 
 pytestmark = [
     pytest.mark.cuda,
@@ -104,6 +104,58 @@ def test_graph_capture_and_replay() -> None:
     assert any(averages_differ), "every replay rounds the 16-bit EMA with the same bits"
     for a, b in zip(found[0], found[1], strict=True):
         torch.testing.assert_close(a.float(), b.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_groups_on_cuda_are_those_of_the_cpu() -> None:
+    """The embedding's rows lie in many blocks, the small ones several in one."""
+    shapes = [(3000, 257), (7,), (), (65537,), (1000, 33), (0,), (64, 64)]
+    results = []
+    for device in ("cpu", "cuda"):
+        grads, retain, ema = problem(shapes, torch.float32, torch.float32, device)
+        grads[1].mul_(-1.0)  # no conflict here
+        grads[4].mul_(1e-24)  # whose squares float32 cannot hold
+        of_row = [0, 1, 2, 3, 2, 5, 0]
+        passes = native.NativePasses(Rows(grads, retain, ema, groups=of_row, num_groups=6))
+        groups = Groups(of_row, 6, device)
+        args = StepArgs(1 - GAMMA, GAMMA, TAU)
+        passes.reduce(args, None)
+        passes.reduce_groups(groups)
+        passes.apply_groups(args, groups)
+        passes.finish_groups(args, groups)
+        results.append((groups.stats.cpu(), passes.stats.cpu(), [g.cpu() for g in grads]))
+    (expected, whole, grads), (found, whole_found, grads_found) = results
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(whole_found[:14], whole[:14], rtol=1e-5, atol=1e-7, equal_nan=True)
+    for ours, theirs in zip(grads_found, grads, strict=True):
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()) if theirs.numel() else 0
+        )
+
+
+def test_groups_in_a_graph() -> None:
+    grads, retain, _ = problem(SHAPES, torch.float32, torch.float32)
+    params = params_of(grads)
+    start = [g.clone() for g in grads]
+
+    def load() -> None:
+        for grad, value in zip(grads, start, strict=True):
+            grad.copy_(value)
+
+    def step() -> gru_fast.Rectification:
+        return gru_fast.rectify_(params, None, tau=TAU, rule="gru", retain_grads=retain, granularity="tensor")
+
+    eager = step()
+    expected = [g.clone() for g in grads]
+    load()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(2):
+        load()
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+    assert gru_fast.Rectification(captured.stats).norm_after == eager.norm_after
+    assert {group.conflict for group in eager.groups().values()} == {True, False}  # the empty tensor has none
 
 
 def test_measure_in_a_graph() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tensors import EMULATED
 from torch import Tensor, nn
 
 from gru_fast import RetainEMA, RetainGradient, rectify_
@@ -88,6 +90,7 @@ def test_what_is_refused() -> None:
 # ---- by hand ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("rule", ["gru", "pcgrad", "gdr"])
 def test_a_conflict_in_one_tensor_alone(backend: str, rule: str) -> None:
     """<g, r> is 3 in the first tensor and -2 in the second: global rules see no conflict."""
@@ -136,6 +139,7 @@ def test_a_missing_gradient_is_made_where_its_group_needs_it(backend: str) -> No
     assert found[3] == pytest.approx([0.4])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("rule", ["gru", "gdr", "upgrad", "pcgrad"])
 def test_a_group_that_float32_squares_cannot_hold(backend: str, rule: str) -> None:
     """|g|^2 = 2e-48 of the first is 0 in float32, beside a second that is ordinary: opposite, nothing is left."""
@@ -154,6 +158,7 @@ def test_a_square_of_zero_is_no_conflict() -> None:
         assert math.isfinite(made.beta)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("bad", ["g", "r"])
 def test_nan_anywhere_leaves_every_group(backend: str, bad: str) -> None:
     grads, retain = [torch.tensor([2.0]), torch.tensor([2.0])], [torch.tensor([-1.0]), torch.tensor([-1.0])]
@@ -169,6 +174,7 @@ def test_nan_anywhere_leaves_every_group(backend: str, bad: str) -> None:
     assert after(named)[0] == ([2.0] if bad == "g" else [0.0])
 
 
+@pytest.mark.core
 def test_nothing_left_in_all_groups_is_degenerate_and_in_one_it_is_not(backend: str) -> None:
     retain = [torch.tensor([-1.0, 2.0]), torch.tensor([-3.0, 1.0])]
     named = parameters([-r for r in retain])
@@ -257,6 +263,7 @@ def many(dtype: torch.dtype = torch.float32) -> tuple[list[tuple[str, nn.Paramet
     return named, retain
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("keeper", ["direct", "ema", "stream"])
 def test_over_chunks_dtypes_and_ways_in(keeper: str, dtype: torch.dtype) -> None:
@@ -303,7 +310,10 @@ def test_one_group_is_the_whole_and_threads_change_no_bit() -> None:
 
 # ---- Python and the kernels, number for number -----------------------------------------------------------------------
 
+_ORDER = 1e-14 if EMULATED else 0.0  # CUDA's threads add up the groups in another order
 
+
+@pytest.mark.core
 @pytest.mark.parametrize(
     "rule", [*(rule_of(name) for name in RULES if name != "sago"), HAMU(q=2.0), PCGrad(form="mean")], ids=repr
 )
@@ -334,9 +344,10 @@ def test_kernels_decide_for_groups_as_python_does(rule: Rule) -> None:
             made.finish_groups(StepArgs(1.0, 0.0, tau, rule), groups)
             decision, found = decide_groups(rule, whole, chosen, tau)
             outcome = made.stats[fields.ALPHA : fields.GRAD_NONFINITE + 1].numpy()
-            np.testing.assert_array_equal(outcome, settled(decision, whole, tau), err_msg=f"{chosen}, tau {tau}")
+            compare = functools.partial(np.testing.assert_allclose, rtol=_ORDER, err_msg=f"{chosen}, tau {tau}")
+            compare(outcome, settled(decision, whole, tau))
             told = groups.stats[:, fields.GROUP_ALPHA : fields.GROUP_CONFLICT + 1].numpy()
-            np.testing.assert_array_equal(told, [[g.alpha, g.beta, g.conflict] for g in found])
+            compare(told, [[g.alpha, g.beta, g.conflict] for g in found])
 
 
 def test_the_core_checks_groups() -> None:
@@ -347,5 +358,5 @@ def test_the_core_checks_groups() -> None:
         table.reduce_groups(stats, scratch, [0, 0], groups, 1)
     with pytest.raises(ValueError, match=r"^groups: expected numbers below 1$"):
         table.reduce_groups(stats, scratch, [1], groups, 1)
-    with pytest.raises(ValueError, match=r"^groups: expected at least 16 contiguous float64 on cpu"):
+    with pytest.raises(ValueError, match=r"^groups: expected at least 18 contiguous float64 on cpu"):
         table.reduce_groups(stats, scratch, [0], groups, 2)

@@ -213,6 +213,30 @@ def test_the_floor_keeps_elements_without_a_history_where_they_are() -> None:
     assert abs(float(params[0].detach() @ torch.tensor([1.0, 0.001]))) < 1e-6
 
 
+def test_a_first_step_whose_squares_overflow_leaves_the_floor_to_the_next() -> None:
+    """V is infinite, and D with it; once the state has been mended a step is as a first one."""
+    g, e = torch.tensor([-1.0, -0.1, 0.0]), torch.tensor([1.0, 1.0, 0.01])
+
+    def made(params: list[nn.Parameter]) -> AdamW:
+        return AdamW(params, lr=0.1, ema=RetainEMA(params), gamma=1.0, rectify="update", metric="adam")
+
+    params = parameters((3,))
+    optimizer = made(params)
+    take_step(optimizer, [1e20 * g], [e])
+    assert "rms_denominator" not in optimizer.state_dict()["param_groups"][0]
+    for tensor in optimizer.state[params[0]].values():
+        tensor.zero_()
+    others = [nn.Parameter(params[0].detach().clone())]
+    first = made(others)
+    for each in (optimizer, first):
+        take_step(each, [g], [e])
+    assert first.last_step is not None
+    assert first.last_step.update_conflict
+    assert torch.equal(params[0], others[0])
+    floors = [each.state_dict()["param_groups"][0]["rms_denominator"] for each in (optimizer, first)]
+    assert floors[0] == floors[1]
+
+
 def test_learning_rates_of_groups_count() -> None:
     # U = (-1, 1), e = (1, 1): <U, e> = 0, but with lr (0.3, 0.1) the step's is -0.3 + 0.1 = -0.2, and K = 0.4:
     # Z = U + 0.5 e = (-0.5, 1.5), lr Z = (-0.15, 0.15).

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gru_fast.core.backends.native import NativePasses, NativeSets, NativeUnit
-from gru_fast.core.backends.passes import Rows, StepArgs
+from gru_fast.core.backends.passes import Groups, Rows, StepArgs
 from gru_fast.core.load import core
 from gru_fast.rules import BLUR, GEM, RULES, PCGrad, Subspace, rule_of
 
@@ -79,11 +79,12 @@ class Case:
     (learned, origin, total, own, mean)."""
 
     lists: Lists
-    how: str  # "step", "parts", "fold", "sets", "unit"
+    how: str  # "step", "parts", "groups", "fold", "sets", "unit"
     args: StepArgs
     rounding_step: int = 0
     current: bool | list[bool] = False
     keys: list[int] | None = None
+    groups: tuple[list[int], int] = ([], 0)  # of each row, and how many there are
     unit: tuple[float, bool, bool] = (1.0, True, True)
 
     def scalars(self) -> str:
@@ -96,6 +97,7 @@ class Outcome:
     stats: dict[str, float]
     rounding_step: int = 0
     raw: bytes = field(default=b"", repr=False)
+    groups: list[list[float]] = field(default_factory=list)  # of GroupStats
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
@@ -158,13 +160,15 @@ class Drawer:
             seed=rng.randrange(2**63),
             all_or_nothing=rng.random() < 0.2,
         )
+        count = rng.choice([1, 2, 5, rows, rows + 3])
         return Case(
             lists,
-            rng.choice(["step", "step", "parts", "fold"]),
+            rng.choice(["step", "step", "parts", "groups", "groups", "fold"]),
             args,
             rng.choice([0, 5, 2**40]),
             rng.choice([False, False, True, [rng.random() < 0.5 for _ in range(rows)]]),
             None if rng.random() < 0.5 else [rng.randrange(2**31) for _ in range(rows)],
+            (list(range(rows)) if count == rows else [rng.randrange(count) for _ in range(rows)], count),
         )
 
     def unit(self) -> Case:
@@ -227,8 +231,20 @@ def run(case: Case, emulated: bool) -> Outcome:
         sets.finish(case.args.tau)
         return _outcome(lists, sets.stats)
     counter = torch.tensor([case.rounding_step])
-    rows = Rows(tensors["grad"], tensors["retain"], tensors["ema"], case.current, rounding_keys=case.keys)
+    of_row, num_groups = case.groups if case.how == "groups" else (None, 0)
+    rows = Rows(
+        tensors["grad"], tensors["retain"], tensors["ema"], case.current, rounding_keys=case.keys,
+        groups=of_row, num_groups=num_groups,
+    )  # fmt: skip
     passes = NativePasses(rows)
+    if of_row is not None:
+        groups = Groups(of_row, num_groups)
+        groups.stats.fill_(_CANARY)
+        passes.reduce(case.args, counter)
+        passes.reduce_groups(groups)
+        passes.apply_groups(case.args, groups)
+        passes.finish_groups(case.args, groups)
+        return _outcome(lists, passes.stats, int(counter), groups.stats)
     if case.how == "step":
         passes.step(case.args, counter)
     elif case.how == "fold":
@@ -241,11 +257,10 @@ def run(case: Case, emulated: bool) -> Outcome:
     return _outcome(lists, passes.stats, int(counter))
 
 
-def _outcome(lists: Lists, stats: Tensor, rounding_step: int = 0) -> Outcome:
-    named = stats[: len(_STATS)]
-    return Outcome(
-        lists, dict(zip(_STATS, named.tolist(), strict=True)), rounding_step, named.view(torch.uint8).numpy().tobytes()
-    )
+def _outcome(lists: Lists, stats: Tensor, rounding_step: int = 0, groups: Tensor | None = None) -> Outcome:
+    named, groups = stats[: len(_STATS)], torch.zeros(0, dtype=torch.float64) if groups is None else groups
+    raw = torch.cat([named, groups.flatten()]).view(torch.uint8).numpy().tobytes()
+    return Outcome(lists, dict(zip(_STATS, named.tolist(), strict=True)), rounding_step, raw, groups.tolist())
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
@@ -268,9 +283,30 @@ def complaints(case: Case, cpu: Outcome, first: Outcome, second: Outcome) -> Ite
         if name not in written:
             if _differ(held, expected):
                 yield f"{what}: {_differ(held, expected)} differ"
-        elif worst := _beyond(held, expected, _limits(cpu, name, row)):
+        elif worst := _beyond(held, expected, _limits(cpu, name, row, _group_of(case, cpu, row))):
             yield f"{what}, at {worst[0]}: {worst[1]}, not {worst[2]}"
     yield from _other_stats(cpu.stats, first.stats)
+    yield from _other_groups(cpu.groups, first.groups)
+
+
+def _other_groups(cpu: list[list[float]], got: list[list[float]]) -> Iterator[str]:
+    for group, (expected, found) in enumerate(zip(cpu, got, strict=True)):
+        for complaint in _other_stats(_named(expected), _named(found)):
+            yield f"group {group}: {complaint}"
+
+
+_GROUP_STATS = (
+    "dot", "ema_norm_sq", "grad_norm_sq", "alpha", "beta", "conflict", "own_norm_sq", "numel", "wide",
+)  # fmt: skip
+
+
+def _named(group: list[float]) -> dict[str, float]:
+    """GroupStats by name. Whether a pass was wide two backends may see differently, at the border."""
+    return {name: value for name, value in zip(_GROUP_STATS, group, strict=True) if name != "wide"}
+
+
+def _group_of(case: Case, cpu: Outcome, row: int) -> dict[str, float] | None:
+    return _named(cpu.groups[case.groups[0][row]]) if case.how == "groups" else None
 
 
 def _each(lists: Lists) -> Iterator[tuple[str, int, Held]]:
@@ -294,14 +330,15 @@ def _integer(tensor: Tensor) -> torch.dtype:
     return torch.int16 if tensor.element_size() == 2 else torch.int32
 
 
-def _limits(cpu: Outcome, name: str, row: int) -> Tensor:
+def _limits(cpu: Outcome, name: str, row: int, group: dict[str, float] | None = None) -> Tensor:
     """How far two backends may differ: one place of rounding, and what the sums' error does to the coefficients."""
     values = _at(cpu.lists, name, row).values.double()
     rounding = 2.5 * torch.finfo(_at(cpu.lists, name, row).buffer.dtype).eps * values.abs()
     largest = values[values.isfinite()].abs().max() if values.isfinite().any() else torch.tensor(0.0)
     tiny = 6e-8 if _at(cpu.lists, name, row).buffer.dtype == _F16 else 1e-38
     limits = rounding + _SUM_ERROR * largest + tiny
-    size, size_e = cpu.stats["grad_norm_sq"], cpu.stats["ema_norm_sq"]
+    told = cpu.stats if group is None else group
+    size, size_e = told["grad_norm_sq"], told["ema_norm_sq"]
     if name == "grad" and "ema" in cpu.lists and 0 < size < math.inf and 0 < size_e < math.inf:
         # beta is off by _SUM_ERROR |g| / |e|
         limits += _SUM_ERROR * math.sqrt(size) / math.sqrt(size_e) * _at(cpu.lists, "ema", row).values.double().abs()

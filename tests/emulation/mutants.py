@@ -56,8 +56,8 @@ MUTANTS = [
     Mutant(
         "each launch writes its sums over those of the one before",
         "reduce.cu",
-        'kernel_args.slots.first += run(kernel, launch, kernel_args, context, "launching reduce");',
-        'run(kernel, launch, kernel_args, context, "launching reduce");',
+        "kernel_args.slots.first += blocks;",
+        "",
     ),
     Mutant(
         "the last block has nothing to wait for",
@@ -88,6 +88,18 @@ MUTANTS = [
       __threadfence();
     }
     slots.values[slots.first + blockIdx.x] = value;""",
+    ),
+    Mutant(
+        "rows of two blocks share a slot",
+        "device.cuh",
+        "slots[blockIdx.x + row] = sum;",
+        "slots[row] = sum;",
+    ),
+    Mutant(
+        "no barrier between the sums of two rows",
+        "device.cuh",
+        "    of_block.add(sum);\n  }\n  __syncthreads();",
+        "    of_block.add(sum);\n  }",
     ),
 ]
 

@@ -31,10 +31,8 @@ def mend_cuda(torch_cuda: str | None = torch.version.cuda) -> str:
 def passes_for(device: torch.device, rows: Rows, stats: Tensor | None = None) -> Passes:
     """The passes over rows that lie on ``device``; warns once per device type where there are no kernels for it.
 
-    ``stats``: of a step that goes on; made where None. Groups of rows have kernels on the CPU alone.
+    ``stats``: of a step that goes on; made where None.
     """
-    if rows.groups is not None and device.type != "cpu":
-        return reference.ReferencePasses(rows, stats)
     if native.serves(device):
         return native.NativePasses(rows, stats)
     warn_of_fallback(device)

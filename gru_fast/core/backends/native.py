@@ -123,6 +123,7 @@ class NativePasses:
         lists = {"grads": rows.grads, "retain": rows.retain, "ema": rows.ema}
         self._tabled = _Tabled(make, lists, ("grads",) if rows.is_direct else ("grads", "ema"))
         self._table = self._tabled.table
+        self._has_groups = rows.groups is not None
         self.missing_grads: list[int] = self._table.missing_grads
         self.stats, self._scratch = self._tabled.work_in(rows.ema[0].device, stats)
         self._threads = self._tabled.threads
@@ -130,7 +131,7 @@ class NativePasses:
     def reduce(self, args: StepArgs, rounding_step: Tensor | None) -> None:
         self._table.reduce(
             self.stats, self._scratch, rounding_step, args.keep, args.gain, args.seed, args.all_or_nothing,
-            self._threads,
+            self._threads, self._has_groups,
         )  # fmt: skip
         self._tabled.write_back()
 

@@ -47,7 +47,7 @@ class Work:
         refused: by device, how much of r was kept out of e before this step (by ``stream()``).
         make_grad: makes the gradient of a row that has none, where the rule gives it a value; None: it is left out. On
             the CPU that is known before it is called; elsewhere asking would need a host sync, so it is always called.
-        group_stats: left by a step whose rows have groups: what is known of each, in host memory.
+        group_stats: left by a step whose rows have groups: what is known of each.
     """
 
     rows: Rows
@@ -135,7 +135,7 @@ class Part:
 
     def __post_init__(self) -> None:
         rows = self.rows
-        self.groups = None if rows.groups is None else Groups(rows.groups, rows.num_groups)
+        self.groups = None if rows.groups is None else Groups(rows.groups, rows.num_groups, self.passes.stats.device)
 
 
 def _step_in_parts(work: Work, args: StepArgs, passes: Passes | None = None) -> Tensor:

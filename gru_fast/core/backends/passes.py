@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -46,15 +46,17 @@ class Groups:
     Args:
         of_row: a number below ``count`` for each row.
         count: of the groups.
-        stats: float64 of shape (count, NUM_GROUP_STATS), in host memory; written.
+        device: where the passes have their statistics.
+        stats: float64 of shape (count, NUM_GROUP_STATS) on that device; written.
     """
 
     of_row: list[int]
     count: int
+    device: InitVar[torch.device | str] = "cpu"
     stats: Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.stats = torch.zeros(self.count, NUM_GROUP_STATS, dtype=torch.float64)
+    def __post_init__(self, device: torch.device | str) -> None:
+        self.stats = torch.zeros(self.count, NUM_GROUP_STATS, dtype=torch.float64, device=device)
 
 
 @dataclass

@@ -73,7 +73,7 @@ def decide_groups(
 ) -> tuple[Decision, list[GroupDecision]]:
     """The rule for each group of parameters; NaN, clipping and what is left of the whole go by all of them.
 
-    ``groups``: d, m, u of each. alpha and beta of the first result only say whether anything is written.
+    ``groups``: d, m, u of each. alpha and beta of the first result are NaN where anything is written: each has its own.
     """
     d, m, u = stats[DOT], stats[EMA_NORM_SQ], stats[GRAD_NORM_SQ]
     out = Decision(norm_sq=u, nonfinite=not (math.isfinite(d) and math.isfinite(m) and math.isfinite(u)))
@@ -99,8 +99,8 @@ def decide_groups(
     for group in found:
         group.alpha *= factor
         group.beta *= factor
-        out.alpha = group.alpha if group.alpha != 1.0 else out.alpha
-        out.beta = group.beta if group.beta != 0.0 else out.beta
+        if group.alpha != 1.0 or group.beta != 0.0:
+            out.alpha = out.beta = math.nan
     return out, found
 
 
