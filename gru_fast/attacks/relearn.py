@@ -18,6 +18,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from gru_fast.attacks.parts.questions import SCORES, Question, content, question
 from gru_fast.attacks.parts.target import ORIGINAL, RETRAINED, UNLEARNED, Target
 from gru_fast.data.hashes import hash_of, joined_hash
 from gru_fast.data.sequences import Encoded, content_hash
-from gru_fast.evaluation.asking import Scorer
-from gru_fast.evaluation.record_folder import RecordFolder, RowSet, differing, score_sets
+from gru_fast.evaluation.asking import Scorer, unwritten
+from gru_fast.evaluation.record_folder import RecordFolder, RowSet, Unwritten, differing, score_sets
 from gru_fast.evaluation.subject import settings_of
 from gru_fast.metrics.leak import mean
 from gru_fast.models.limits import limits_of
@@ -213,18 +214,20 @@ def _asked(options: RelearnOptions, target: Target, tokenizer: Any, template: An
 def _measured(target: Target, scorer: Scorer, asked: Sequence[Asked], folder: Path, label: str) -> dict[str, float]:
     """The means of the scores over the rows that are asked about, whose records are kept."""
 
-    def work(some: Sequence[Asked]) -> list[dict[str, Any]]:
+    def record(question: Question, loss: float, text: str) -> dict[str, Any]:
+        return {**scored(question, text), PROBABILITY: math.exp(-loss)}
+
+    def work(some: Sequence[Asked]) -> list[Unwritten]:
         losses = scorer.losses([row for _, row in some])
-        texts = scorer.write([question for question, _ in some])
         return [
-            {**scored(question, text), PROBABILITY: math.exp(-loss.loss)}
-            for (question, _), loss, text in zip(some, losses, texts, strict=True)
+            unwritten(question, partial(record, question, loss.loss))
+            for (question, _), loss in zip(some, losses, strict=True)
         ]
 
     own = {"asked": _content(asked)}
     records = RecordFolder(folder, settings_of(scorer.model, own), overwrite=target.unlearned.overwrite)
     of = RowSet("answers", asked, work, [len(row["input_ids"]) for _, row in asked], label)
-    score_sets(records, [of], batch_size=scorer.batch_size, progress=target.unlearned.progress)
+    score_sets(records, [of], batch_size=scorer.batch_size, write=scorer.writing, progress=target.unlearned.progress)
     found = on_first(lambda: records.read("answers"))
     return {score: mean([row[score] for row in found.values()]) for score in _SCORES}
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gru_fast.data.hashes import hash_of, joined_hash
 from gru_fast.data.templates import Template, encode_prompt
-from gru_fast.evaluation.asking import Prompt, Scorer
-from gru_fast.evaluation.generation import Draw
+from gru_fast.evaluation.asking import Prompt, Scorer, unwritten
+from gru_fast.evaluation.decoding import Draw
 from gru_fast.evaluation.instruction import ANSWER, INSTRUCTION, QUESTION, check_instruction
-from gru_fast.evaluation.record_folder import RecordFolder, RowSet, score_sets
+from gru_fast.evaluation.record_folder import RecordFolder, RowSet, Unwritten, score_sets
 from gru_fast.evaluation.subject import settings_of
 from gru_fast.models.limits import limits_of
 
@@ -67,12 +68,13 @@ def write_alternates(
         prompts.append(Prompt(ids, max_new_tokens))
     asked = [(prompt, row, number) for row, prompt in enumerate(prompts) for number in range(count)]
 
-    def draw(some: Sequence[tuple[Prompt, int, int]]) -> list[dict[str, Any]]:
-        draws = [Draw(_seed(seed, row, number), temperature) for _, row, number in some]
-        texts = scorer.write([prompt for prompt, _, _ in some], draws)
+    def record(row: int, text: str) -> dict[str, Any]:
+        return {"row": row, "alternate": _NEXT.split(text, maxsplit=1)[0].strip()}
+
+    def draw(some: Sequence[tuple[Prompt, int, int]]) -> list[Unwritten]:
         return [
-            {"row": row, "alternate": _NEXT.split(text, maxsplit=1)[0].strip()}
-            for (_, row, _), text in zip(some, texts, strict=True)
+            unwritten(prompt, partial(record, row), draw=Draw(_seed(seed, row, number), temperature))
+            for prompt, row, number in some
         ]
 
     how = {
@@ -86,7 +88,7 @@ def write_alternates(
     }
     records = RecordFolder(folder, settings_of(scorer.model, how), overwrite=overwrite)
     sets = [RowSet(NAME, asked, draw, [len(prompt.ids) for prompt, _, _ in asked])]
-    score_sets(records, sets, batch_size=scorer.batch_size, progress=progress)
+    score_sets(records, sets, batch_size=scorer.batch_size, write=scorer.writing, progress=progress)
     found = records.read(NAME)
     return [
         {"question": pairs[row["row"]][0], "answer": pairs[row["row"]][1], "alternate": row["alternate"]}

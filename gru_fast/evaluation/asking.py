@@ -1,12 +1,13 @@
 """A benchmark's rows as a model is asked about them, and the model with the way it is asked.
 
 A benchmark makes its rows of :class:`Prompt` and of sequences, says what a record is in terms of what a
-:class:`Scorer` gives for them, and leaves the rest to :func:`score_rows`.
+:class:`Scorer` gives for them and of a text that is :func:`unwritten` yet, and leaves the rest to :func:`score_rows`:
+rows of all sets are written side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from gru_fast.data.sequences import Encoded, content_hash
-from gru_fast.evaluation.generation import Draw, generate
-from gru_fast.evaluation.record_folder import RecordFolder, RowSet, score_sets
+from gru_fast.evaluation.backends import Backend
+from gru_fast.evaluation.decoding import Draw
+from gru_fast.evaluation.generation import Asked, generate, written
+from gru_fast.evaluation.record_folder import RecordFolder, RowSet, Unwritten, score_sets
 from gru_fast.evaluation.scoring import (
     SequenceLoss,
     TokenScores,
@@ -28,7 +31,8 @@ from gru_fast.evaluation.scoring import (
 from gru_fast.evaluation.subject import asked_for, settings_of
 from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.models.forward import Autocast
-from gru_fast.models.limits import limits_of
+
+AGREEMENT = "backend_agreement"  # in the settings of a summary
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,18 @@ class Prompt:
         return content_hash({"input_ids": self.ids, "labels": []})
 
 
+def unwritten(
+    prompt: Prompt, record: Callable[[str], dict[str, Any]], *, begun: Sequence[int] = (), draw: Draw | None = None
+) -> Unwritten:
+    """A record that :func:`score_rows` makes of what the model writes after a prompt.
+
+    Args:
+        record: makes it of the text.
+        begun, draw: see :class:`gru_fast.evaluation.generation.Asked`.
+    """
+    return Unwritten(Asked(prompt.ids, prompt.max_new_tokens, begun, draw), record)
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A model and how it is asked: of all rows in the same way.
@@ -53,6 +69,7 @@ class Scorer:
         pad_token_id: for padding; never attended.
         batch_size: sequences, or prompts, at a time.
         autocast: makes the context to run the model in.
+        backend: writes the texts of records in place of the model.
     """
 
     model: Any
@@ -60,6 +77,7 @@ class Scorer:
     pad_token_id: int
     batch_size: int = 16
     autocast: Autocast = nullcontext
+    backend: Backend | None = None
 
     def log_probs(self, rows: Sequence[Encoded]) -> list[Tensor]:
         """See :func:`~gru_fast.evaluation.scoring.label_log_probs`; below as well, the function of that name."""
@@ -87,38 +105,21 @@ class Scorer:
 
         ``begun``: of each prompt, tokens that it is known to write first; they are not computed again.
         """
-        written: dict[int, str] = {}
-        known = [()] * len(prompts) if begun is None else begun
-        for some in self._groups(prompts, known):
-            ids, limits = [prompts[i].ids for i in some], [prompts[i].max_new_tokens for i in some]
-            texts = generate(
-                self.model,
-                self.tokenizer,
-                ids,
-                limits,
-                batch_size=self.batch_size,
-                autocast=self.autocast,
-                draws=None if draws is None else [draws[i] for i in some],
-                begun=[known[i] for i in some],
-            )
-            written.update(zip(some, texts, strict=True))
-        return [written[i] for i in range(len(prompts))]
+        return generate(
+            self.model,
+            self.tokenizer,
+            [prompt.ids for prompt in prompts],
+            [prompt.max_new_tokens for prompt in prompts],
+            batch_size=self.batch_size,
+            autocast=self.autocast,
+            draws=draws,
+            begun=begun,
+        )
 
-    def _groups(self, prompts: Sequence[Prompt], begun: Sequence[Sequence[int]]) -> list[list[int]]:
-        """All prompts, or those of each length where a batch of several would leave the model's positions.
-
-        A batch goes on until the last of its rows has written all that it may; of rows of one length, none then has
-        more than its own. What a row has ``begun`` with is read, not written.
-        """
-        positions = limits_of(self.model).positions
-        longest = max((len(prompt.ids) + len(known) for prompt, known in zip(prompts, begun, strict=True)), default=0)
-        left = (prompt.max_new_tokens - len(known) for prompt, known in zip(prompts, begun, strict=True))
-        most = longest + max(left, default=0) - 1
-        groups: dict[int, list[int]] = {}
-        for index, (prompt, known) in enumerate(zip(prompts, begun, strict=True)):
-            fits = positions is None or most <= positions
-            groups.setdefault(0 if fits else len(prompt.ids) + len(known), []).append(index)
-        return list(groups.values())
+    def writing(self, asked: Iterable[Sequence[Asked]]) -> Iterator[tuple[int, str]]:
+        """Texts as they are written, see :func:`gru_fast.evaluation.generation.written`."""
+        how: dict[str, Any] = {"batch_size": self.batch_size, "autocast": self.autocast, "backend": self.backend}
+        return written(self.model, self.tokenizer, asked, **how)
 
     @property
     def _batches(self) -> dict[str, Any]:
@@ -149,7 +150,18 @@ def score_rows(
         Seconds that it took (None: nothing was left to score), and the settings for the summary.
     """
     settings = settings_of(scorer.model, settings)
+    if scorer.backend is not None:
+        settings["backend"] = scorer.backend.name
     folder = RecordFolder(output_dir / "records", settings, overwrite=overwrite)
-    seconds = score_sets(folder, sets, batch_size=scorer.batch_size, progress=progress, stale=output_dir / SUMMARY_FILE)
+    seconds = score_sets(
+        folder,
+        sets,
+        batch_size=scorer.batch_size,
+        write=scorer.writing,
+        progress=progress,
+        stale=output_dir / SUMMARY_FILE,
+    )
     how = {"model_options": asked_for(scorer.model, model_options), "data": str(data), "batch_size": scorer.batch_size}
+    if scorer.backend is not None and scorer.backend.compared:
+        how[AGREEMENT] = scorer.backend.agreement()
     return seconds, {**how, **settings}

@@ -4,14 +4,20 @@ A benchmark says what is asked of a model for a row; :func:`score_sets` has that
 (:mod:`gru_fast.runs.processes`) take turns at the batches, so that a batch holds the same rows however many they are,
 and a record is the same bit for bit. Each process keeps what it has done in a file of its own, ``NAME.partR.jsonl``; in
 the end the first one puts them together.
+
+What a model writes is asked for batch by batch too, but rows of several batches, and sets, are written side by side: a
+text is the same as far as it does not hang on the rounding of two tokens that are as probable.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,8 @@ from gru_fast.models.forward import by_length
 from gru_fast.runs.files import write_json
 from gru_fast.runs.processes import gather, here, on_first
 from gru_fast.runs.progress import progress_bar
+
+_ROWS = "rows"
 
 
 class RecordFolder:
@@ -30,7 +38,7 @@ class RecordFolder:
     Args:
         path: the folder, made if missing.
         settings: what the records depend on (a model's fingerprint, a template, ...), kept in ``settings.json``.
-            Numbers, texts and dicts of them.
+            Numbers, texts and dicts of them. ``rows``, set -> hash of its rows, may come to have further sets.
         overwrite: begin anew where records of other settings, or any records, are there.
 
     Raises:
@@ -45,13 +53,16 @@ class RecordFolder:
         on_first(lambda: self._begin(settings, overwrite))
 
     def _begin(self, settings: Mapping[str, Any], overwrite: bool) -> None:
+        written = dict(settings)
         if overwrite:
             for file in self.path.glob("*.jsonl"):
                 file.unlink()
         else:
             check_settings(self.path, settings, whole=True)
+            if _ROWS in settings:
+                written[_ROWS] = {**(read_settings(self.path) or {}).get(_ROWS, {}), **settings[_ROWS]}
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "settings.json", dict(settings))
+        write_json(self.path / "settings.json", written)
 
     def read(self, name: str) -> dict[int, dict[str, Any]]:
         """Finished rows by index, also those in parts that processes have left.
@@ -130,7 +141,10 @@ def check_settings(path: Path, wanted: Mapping[str, Any], *, whole: bool = False
         if any(path.glob("*.jsonl")):
             raise ValueError(f"{path}: holds records of unknown settings (no settings.json); {mend}")
         return
-    for key in differing(kept if whole else {key: kept.get(key) for key in wanted}, wanted):
+    known = dict(kept if whole else {key: kept.get(key) for key in wanted})
+    if _ROWS in known and _ROWS in wanted:  # sets that were not asked for before, or are not asked for now
+        known[_ROWS] = {name: known[_ROWS].get(name, rows) for name, rows in wanted[_ROWS].items()}
+    for key in sorted(differing(known, wanted), key=_ROWS.__eq__):  # a hash says less than whatever else differs
         raise ValueError(
             f"{path}: holds records with {key} {kept.get(key)!r}, this evaluation has {wanted.get(key)!r}; {mend}"
         )
@@ -154,13 +168,31 @@ def differing(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Unwritten:
+    """A record that waits for what the model writes.
+
+    Args:
+        prompt: after which that is, as the ``write`` of :func:`score_sets` takes it.
+        record: makes the record of the text.
+    """
+
+    prompt: Any
+    record: Callable[[str], dict[str, Any]]
+
+
+# Prompts, group by group -> the number of a prompt, counted through all groups, and its text, as they come.
+Write = Callable[[Iterator[list[Any]]], Iterable[tuple[int, str]]]
+_Found = dict[str, Any] | Unwritten
+
+
+@dataclass(frozen=True)
 class RowSet:
     """Rows of which the same is asked.
 
     Args:
         name: of the file of their records, ``NAME.jsonl``.
         rows: whatever ``work`` takes; a row's index is its place here.
-        work: some rows -> a JSON object for each, in the same order.
+        work: some rows -> a JSON object for each, or what it waits for, in the same order.
         lengths: of the rows, in tokens: the longest are done first.
         label: of the progress bar; by default the name.
         indices: of the rows in their records, where that is not their place here: of a sample.
@@ -168,7 +200,7 @@ class RowSet:
 
     name: str
     rows: Sequence[Any]
-    work: Callable[[list[Any]], list[dict[str, Any]]]
+    work: Callable[[list[Any]], Sequence[_Found]]
     lengths: Sequence[int]
     label: str | None = None
     indices: Sequence[int] | None = None
@@ -179,7 +211,13 @@ class RowSet:
 
 
 def score_sets(
-    folder: RecordFolder, sets: Sequence[RowSet], *, batch_size: int, progress: bool = True, stale: Path | None = None
+    folder: RecordFolder,
+    sets: Sequence[RowSet],
+    *,
+    batch_size: int,
+    write: Write | None = None,
+    progress: bool = True,
+    stale: Path | None = None,
 ) -> float | None:
     """Completes the records of some sets: of the rows that ``folder`` lacks ``work`` makes them, kept after each batch.
 
@@ -188,6 +226,7 @@ def score_sets(
 
     Args:
         batch_size: rows per call of ``work``.
+        write: makes the texts of records that wait for one.
         progress: show a bar for each set; of several processes, that of the first one's rows.
         stale: a file that says what the whole records came to; removed if some are missing.
 
@@ -208,7 +247,15 @@ def score_sets(
     ]
     diverged: DivergedError | None = None
     try:
-        _score(folder, sets, batches[folder.rank :: folder.world], done, progress)
+        own = [_Batch(of, group) for of, group in batches[folder.rank :: folder.world]]
+        before = {name: len(found) if folder.world == 1 else 0 for name, found in done.items()}
+        with closing(_Bars(own, before, folder.world, shown=progress and folder.rank == 0)) as bars:
+
+            def keep(batch: _Batch) -> None:
+                folder.append(batch.of.name, batch.records)
+                bars.advance(batch)
+
+            _score(own, write, bars.begin, keep)
     except DivergedError as error:
         diverged = error
     told = gather(None if diverged is None else str(diverged))
@@ -220,25 +267,97 @@ def score_sets(
     return time.perf_counter() - began if batches else None
 
 
+@dataclass
+class _Batch:
+    """Rows of a set, by their places, and what is found of them."""
+
+    of: RowSet
+    places: list[int]
+    found: list[Any] = field(default_factory=list)  # records, and those that are unwritten
+
+    @property
+    def waiting(self) -> list[int]:
+        """Which of its rows wait for a text."""
+        return [row for row, each in enumerate(self.found) if isinstance(each, Unwritten)]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Of all its rows, which wait for nothing."""
+        return [{"index": self.of.index(i), **row} for i, row in zip(self.places, self.found, strict=True)]
+
+
 def _score(
-    folder: RecordFolder,
-    sets: Sequence[RowSet],
-    own: Sequence[tuple[RowSet, list[int]]],
-    done: Mapping[str, set[int]],
-    progress: bool,
+    own: Sequence[_Batch], write: Write | None, begin: Callable[[_Batch], Any], keep: Callable[[_Batch], Any]
 ) -> None:
-    """This process's batches."""
-    for of in sets:
-        groups = [group for each, group in own if each is of]
-        initial = len(done[of.name]) if folder.world == 1 else 0
-        total, label = initial + sum(map(len, groups)), of.label or of.name
-        if folder.world > 1:
-            label += f" (process 1 of {folder.world})"
-        with progress_bar(total, label, initial=initial, shown=progress and folder.rank == 0 and total > 0) as advance:
-            for group in groups:
-                found = of.work([of.rows[i] for i in group])
-                folder.append(of.name, [{"index": of.index(i), **row} for i, row in zip(group, found, strict=True)])
-                advance(len(group))
+    """Has the work of batches done. ``begin`` is told of each before it, ``keep`` when all of its records are there."""
+    asked: dict[int, tuple[_Batch, int]] = {}  # number of a prompt -> whose it is
+    numbers = count()
+
+    def prompts() -> Iterator[list[Any]]:
+        for batch in own:
+            begin(batch)
+            batch.found = list(batch.of.work([batch.of.rows[place] for place in batch.places]))
+            if waiting := batch.waiting:
+                asked.update((number, (batch, row)) for row, number in zip(waiting, numbers, strict=False))
+                yield [batch.found[row].prompt for row in waiting]
+            else:
+                keep(batch)
+
+    for number, text in (write or _refused)(prompts()):
+        batch, row = asked.pop(number)
+        batch.found[row] = batch.found[row].record(text)
+        if not batch.waiting:
+            keep(batch)
+
+
+def _refused(prompts: Iterator[list[Any]]) -> Iterator[tuple[int, str]]:
+    """Stands where nobody writes."""
+    for _ in prompts:
+        raise ValueError("write: records wait for texts, expected a way to have these written, got None")
+    yield from ()
+
+
+class _Bars:
+    """Progress bars of sets, each shown from the first of its batches to the last.
+
+    Args:
+        own: the batches of this process.
+        initial: rows of each set that are there already.
+        world: how many processes there are.
+    """
+
+    def __init__(self, own: Sequence[_Batch], initial: Mapping[str, int], world: int, *, shown: bool) -> None:
+        self._initial, self._world, self._shown = initial, world, shown
+        self._left: Counter[str] = Counter()
+        for batch in own:
+            self._left[batch.of.name] += len(batch.places)
+        self._bars: dict[str, ExitStack] = {}
+        self._advance: dict[str, Callable[[int], Any]] = {}
+
+    def close(self) -> None:
+        """Ends those that are shown."""
+        for bar in self._bars.values():
+            bar.close()
+
+    def begin(self, batch: _Batch) -> None:
+        """Shows a set's bar, if there is none yet."""
+        name = batch.of.name
+        if name in self._bars:
+            return
+        label = batch.of.label or name
+        if self._world > 1:
+            label += f" (process 1 of {self._world})"
+        initial, bar = self._initial[name], ExitStack()
+        shown = progress_bar(initial + self._left[name], label, initial=initial, shown=self._shown)
+        self._bars[name], self._advance[name] = bar, bar.enter_context(shown)
+
+    def advance(self, batch: _Batch) -> None:
+        """Moves it on."""
+        name = batch.of.name
+        self._advance[name](len(batch.places))
+        self._left[name] -= len(batch.places)
+        if not self._left[name]:
+            self._bars[name].close()
 
 
 def _done(folder: RecordFolder, sets: Sequence[RowSet], stale: Path | None) -> dict[str, set[int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_fast.core.sharded.shards import is_sharded
+from gru_fast.evaluation.backends import Backend
 from gru_fast.evaluation.summaries import SUMMARY_FILE, finished
 from gru_fast.models.identity import fingerprint
 from gru_fast.models.partitioned import is_partitioned
@@ -26,6 +27,7 @@ class Subject:
         batch_size: rows at a time.
         overwrite: score anew what is there.
         progress: whether to show progress bars.
+        backend: makes what writes in place of a model that is loaded; None: nothing does.
     """
 
     asked: Mapping[str, Any]
@@ -35,6 +37,7 @@ class Subject:
     batch_size: int = 16
     overwrite: bool = False
     progress: bool = True
+    backend: Callable[[Any], Backend] | None = None
 
     @property
     def how(self) -> dict[str, Any]:
@@ -75,6 +78,26 @@ class Subject:
             return None
 
         return on_first(known)
+
+    def evaluated(
+        self,
+        wanted: Mapping[str, Any],
+        read: Callable[[], dict[str, Any]],
+        evaluate: Callable[..., dict[str, Any]],
+        check: Callable[[], object] = lambda: None,
+    ) -> dict[str, Any]:
+        """The summary of a whole evaluation that is there, else of one that is done now.
+
+        Args:
+            wanted, read, check: see :meth:`answer`.
+            evaluate: is given the model, its tokenizer and its template, and :attr:`how` by name.
+        """
+        summary = self.answer(wanted, read, check)
+        if summary is not None:
+            return summary
+        model, *rest = self.load()
+        how = self.how if self.backend is None else {**self.how, "backend": self.backend(model)}
+        return evaluate(model, *rest, **how)
 
 
 def check_whole(model: Any) -> None:

@@ -14,12 +14,24 @@ SUMMARY_FILE = "summary.json"
 
 
 def finished(output_dir: str | Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether ``output_dir`` holds a whole evaluation with the settings ``wanted``, of those in its summary."""
+    """Whether ``output_dir`` holds a whole evaluation with the settings ``wanted``, of those in its summary.
+
+    Where ``wanted`` names ``sets``, there may be others beside them.
+    """
     file = Path(output_dir) / SUMMARY_FILE
     if not file.is_file():
         return False
     kept = read_json(file)["settings"]
+    sets = wanted.get("sets")
+    if sets and {*sets} <= {*(kept.get("sets") or ())}:
+        kept = {**kept, "sets": sets}
     return not differing({key: kept.get(key) for key in wanted}, wanted)
+
+
+def rows_before(output_dir: str | Path) -> dict[str, str]:
+    """Set -> hash of its rows, of the sets that the summary in a folder is of; none where there is no summary."""
+    file = Path(output_dir) / SUMMARY_FILE
+    return dict(read_json(file)["settings"].get("rows", {})) if file.is_file() else {}
 
 
 def take_over(source: Path, target: Path, model_options: Mapping[str, Any]) -> None:

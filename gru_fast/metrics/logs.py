@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gru_fast.metrics import quick
 from gru_fast.metrics.records import SETS, Record, Records, from_json
 from gru_fast.metrics.tofu import log_truth_ratios
 from gru_fast.runs.files import read_json, read_lines, write_json
 
 ORIGINAL_FILE = "eval_log_aggregated.json"
 UNIFIED_FILE = "TOFU_EVAL.json"
-QUICK = "-quick"  # how the name of an evaluation of a third of the rows ends
 _ORIGINAL_SETS = {
     "forget": "eval_log_forget.json",
     "retain": "eval_log.json",
@@ -82,9 +82,9 @@ def find_records(folder: Path, split: str | None = None) -> Path | None:
         if any((candidate / f"{name}.jsonl").is_file() for name in SETS):
             return candidate
     found = sorted(inner.parent for inner in folder.glob("eval/tofu-*/records") if inner.is_dir())
-    of_split = [inner for inner in found if split is None or inner.name.removesuffix(QUICK) == f"tofu-{split}"]
+    of_split = [inner for inner in found if split is None or inner.name.removesuffix(quick.SUFFIX) == f"tofu-{split}"]
     # All rows where they are there; else a third of them.
-    chosen = [inner for inner in of_split if not inner.name.endswith(QUICK)] or of_split
+    chosen = [inner for inner in of_split if not inner.name.endswith(quick.SUFFIX)] or of_split
     if len(chosen) > 1:
         names = ", ".join(inner.name.removeprefix("tofu-") for inner in chosen)
         raise ValueError(f"{folder}: evaluated on several splits ({names}); name one, or give its folder in eval/")

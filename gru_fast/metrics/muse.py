@@ -20,7 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gru_fast.metrics import mia
+from gru_fast.metrics import quick as look
 from gru_fast.metrics.records import rows_of
 from gru_fast.metrics.rouge import rouge
 from gru_fast.runs.files import read_json, read_lines
@@ -80,8 +83,19 @@ def mean_overlap(rows: Sequence[Generation], *, stemmer: bool = False, where: st
     """
     if not rows:
         raise ValueError(f"{where}: expected rows, got none")
-    overlaps = [rouge(row.reference, row.generation, stemmer=stemmer).rougeL_f1 for row in rows]
+    overlaps = _overlaps(rows, stemmer)
     return 100 * sum(overlaps) / len(overlaps)
+
+
+def _overlaps(rows: Sequence[Generation], stemmer: bool) -> list[float]:
+    return [rouge(row.reference, row.generation, stemmer=stemmer).rougeL_f1 for row in rows]
+
+
+def scores(records: Records, *, stemmer: bool = False, k: float = mia.MIN_K) -> dict[str, look.Floats]:
+    """Set -> (rows, 1): of each row its ROUGE-L F1 in percent, or its Min-K% score."""
+    overlaps = {name: [100 * value for value in _overlaps(records[name], stemmer)] for name in GENERATION_SETS}
+    found = {**overlaps, **{name: _scores(records, name, k) for name in SURPRISE_SETS}}
+    return {name: np.array(values, dtype=np.float64)[:, None] for name, values in found.items()}
 
 
 def leak_auc(records: Records, k: float = mia.MIN_K) -> float:
@@ -184,13 +198,14 @@ def retained(records: Records, source: str) -> Retained:
     )
 
 
-def read_retained(path: str | Path, corpus: str | None = None) -> Retained:
+def read_retained(path: str | Path, corpus: str | None = None, *, quick: bool = False) -> Retained:
     """The retrained model's evaluation.
 
     Args:
         path: its run folder, the folder of its evaluation or of the records in it; or a published log, auc.json of the
             original repository or MUSE_EVAL.json of the unified framework, or the folder with one.
         corpus: "news" or "books": which evaluation of a run's folder that holds several.
+        quick: of its rows those that a quick evaluation has; of a published log, which has no rows, all.
 
     Raises:
         FileNotFoundError: no such file, or a folder without any of these. ValueError: a log of another kind.
@@ -203,6 +218,8 @@ def read_retained(path: str | Path, corpus: str | None = None) -> Retained:
             missing = [name for name in SURPRISE_SETS if not records.get(name)]
             if missing:
                 raise ValueError(f"{found}: has no {missing[0]}.jsonl; was the evaluation cut off? Run it again")
+            if quick:
+                records = {name: [row for row in rows if not row.index % look.STEP] for name, rows in records.items()}
             return retained(records, str(path))
         path = found
     if not path.is_file():
@@ -226,7 +243,9 @@ def _find(folder: Path, corpus: str | None) -> Path:
         if (folder / name).is_file():
             return folder / name
     found = sorted(inner.parent for inner in folder.glob("eval/muse-*/records") if inner.is_dir())
-    chosen = [inner for inner in found if corpus is None or inner.name == f"muse-{corpus}"]
+    of_corpus = [inner for inner in found if corpus is None or inner.name.removesuffix(look.SUFFIX) == f"muse-{corpus}"]
+    # All rows where they are there; else a third of them.
+    chosen = [inner for inner in of_corpus if not inner.name.endswith(look.SUFFIX)] or of_corpus
     if len(chosen) == 1:
         return chosen[0] / "records"
     if chosen:

@@ -112,9 +112,15 @@ def summarize(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, fl
     """Set -> metric -> its mean over the probes."""
     found = {}
     for name, rows in records.items():
-        measures = MEASURES.get(name) or MEASURES[name.partition("_")[0]]
-        found[name] = {metric: exact_mean([score(row) for row in rows]) for metric, score in measures.items()}
+        of_rows = scores(name, rows)
+        found[name] = {metric: exact_mean([row[metric] for row in of_rows]) for metric in of_rows[0]}
     return found
+
+
+def scores(name: str, rows: Sequence[Record]) -> list[dict[str, float]]:
+    """Of each probe of a set, by metric."""
+    measures = MEASURES.get(name) or MEASURES[name.partition("_")[0]]
+    return [{metric: score(row) for metric, score in measures.items()} for row in rows]
 
 
 def by_type(rows: Sequence[Record]) -> dict[str, float]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gru_fast.metrics import quick
 from gru_fast.metrics.exact import exact_mean
 from gru_fast.metrics.records import Record, Records, rows_of
 
@@ -104,22 +105,21 @@ def utility_interval(
     """The percentile bootstrap's interval of :func:`model_utility`: the rows of each set are drawn anew, as many as
     there are, and a row counts with all three of its numbers. The same for the same records and seed.
     """
-    generator = np.random.default_rng(seed)
-    found = []
+    sets = {}
     for name in _UTILITY_SETS:
         rows = rows_of(records, name, "Model Utility")
-        values = np.stack(
-            [
-                _probabilities(rows, name != "retain", name),
-                _column(rows, "rougeL_recall", name),
-                _truths(rows, kind, name),
-            ]
+        parts = (
+            _probabilities(rows, name != "retain", name),
+            _column(rows, "rougeL_recall", name),
+            _truths(rows, kind, name),
         )
-        found.append(values[:, generator.integers(len(rows), size=(resamples, len(rows)))].mean(axis=2))
-    with np.errstate(divide="ignore"):  # 1 / 0 is Inf, and the harmonic mean then 0
-        drawn = len(_UTILITY_SETS) * 3 / (1.0 / np.concatenate(found)).sum(axis=0)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        sets[name] = np.stack(parts, axis=1)
+
+    def utility(drawn: Mapping[str, Floats]) -> dict[str, float]:
+        return {"MU": harmonic_mean(np.concatenate([rows.mean(axis=0) for rows in drawn.values()]).tolist())}
+
+    low, high = quick.intervals(sets, utility, level=level, resamples=resamples, seed=seed)["MU"]
+    return low, high
 
 
 def harmonic_mean(values: Iterable[float]) -> float:

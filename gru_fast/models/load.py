@@ -32,6 +32,7 @@ def _option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
 
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+OF_ADAPTERS = ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")  # that are trained
 OF_4_BITS = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 

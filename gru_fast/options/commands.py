@@ -6,11 +6,13 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from gru_fast.benchmarks.tofu.rows import SUBSETS, TofuOptions, split_problem
+from gru_fast.evaluation import backends
 from gru_fast.evaluation.instruction import INSTRUCTION, check_instruction
 
 DEFAULT_BENCHMARK = "tofu"
@@ -50,10 +52,29 @@ class EvalOptions:
         default=None, metadata={"help": "cuda, cuda:1, cpu, ...; by default the accelerator, if there is one"}
     )
     overwrite: bool = field(default=False, metadata={"help": "score anew what was scored before"})
+    backend: str = field(
+        default=backends.TRANSFORMERS,
+        metadata={
+            "help": "what writes the texts: vllm, for GPUs, has a copy of the model beside that which gives the losses",
+            "choices": backends.NAMES,
+        },
+    )
+    backend_options: dict[str, Any] | None = field(
+        default=None, metadata={"help": "arguments of vllm.LLM, such as gpu_memory_utilization=0.4"}
+    )
 
     def __post_init__(self) -> None:
+        problems = []
         if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+            problems.append(f"batch_size: expected at least 1, got {self.batch_size}")
+        if self.backend not in backends.NAMES:
+            problems.append(f'backend: expected one of {", ".join(backends.NAMES)}, got "{self.backend}"')
+        elif self.backend_options and self.backend == backends.TRANSFORMERS:
+            problems.append(
+                f"backend_options: {self.backend} takes none; give --backend {backends.VLLM}, or leave it out"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
 
 
 @dataclass
@@ -99,9 +120,7 @@ class WriteOptions:
 
 def write_retain() -> tuple[type, ...]:
     """Options of what is written, and of the model that writes."""
-    from gru_fast.models.load import ModelOptions
-
-    return WriteOptions, ModelOptions
+    return WriteOptions, model_to_read()
 
 
 @dataclass
@@ -139,9 +158,7 @@ class AlternatesOptions:
 
 def write_alternates() -> tuple[type, ...]:
     """Options of what is written, and of the model that writes."""
-    from gru_fast.models.load import ModelOptions
-
-    return AlternatesOptions, ModelOptions
+    return AlternatesOptions, model_to_read()
 
 
 def finetune() -> tuple[type, ...]:
@@ -170,9 +187,20 @@ def tru(benchmark: ModuleType | None = None) -> tuple[type, ...]:
 
 def evaluate(evaluation: ModuleType) -> tuple[type, ...]:
     """Options of the evaluation of a benchmark, whose module it is, of how to evaluate, of the model."""
-    from gru_fast.models.load import ModelOptions
+    return evaluation.Options, EvalOptions, model_to_read()
 
-    return evaluation.Options, EvalOptions, ModelOptions
+
+@cache
+def model_to_read() -> type:
+    """ModelOptions of a model that is not trained: without those of a new adapter, which would do nothing."""
+    from gru_fast.models.load import OF_ADAPTERS, ModelOptions
+
+    fixed = [
+        (part.name, part.type, field(default=part.default, init=False))
+        for part in dataclasses.fields(ModelOptions)
+        if part.name in OF_ADAPTERS
+    ]
+    return dataclasses.make_dataclass(ModelOptions.__name__, fixed, bases=(ModelOptions,))
 
 
 def attack(benchmark: ModuleType | None = None) -> tuple[type, ...]:

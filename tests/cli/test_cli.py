@@ -36,6 +36,16 @@ def test_only_the_chosen_command_makes_its_arguments(monkeypatch: pytest.MonkeyP
     assert main(["ls", "splits"]) == 0
 
 
+@pytest.mark.parametrize("argv", [["eval", "lume"], ["merge"], ["write-retain", "--forget", "x"]])
+@pytest.mark.parametrize("flag", ["--use-peft", "--lora-r"])
+def test_what_reads_a_model_takes_no_options_of_an_adapter_to_train(
+    argv: list[str], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*argv, "--model", "nowhere", flag, "4"])
+    assert f"unknown arguments: {flag}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["ls", "--help"], ["info", "--help"]])
 def test_help_imports_nothing_heavy(tmp_path: Path, argv: list[str]) -> None:
     code = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaForCausalL
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from gru_fast.evaluation import generation
-from gru_fast.evaluation.generation import Draw, generate
+from gru_fast.evaluation.decoding import Draw
+from gru_fast.evaluation.generation import Asked, Change, generate, written
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +148,12 @@ def test_answers_do_not_depend_on_the_batch(name: str) -> None:
         for batch_size in (1, 3, 8):
             assert generate(model, Words(), prompts, 8, batch_size=batch_size) == by_hand, batch_size
     # rwkv is run row by row; what is kept of a recurrent model does not say how much it has read.
-    can_leave = {"rwkv": None, "minimax": False, "xlstm": False, "mamba": False}
-    assert generation._leaves.get(model) == can_leave.get(name, True)
+    of_others = {
+        "rwkv": None,
+        "qwen3_next": Change.LEAVE,
+        **dict.fromkeys(("minimax", "xlstm", "mamba"), Change.NOTHING),
+    }
+    assert generation._changes.get(model) == of_others.get(name, Change.JOIN)
     messages = [str(each.message) for each in said if "in one batch" in str(each.message)]
     assert len(messages) == (expected is not None)
     for message in messages:
@@ -154,25 +161,63 @@ def test_answers_do_not_depend_on_the_batch(name: str) -> None:
         assert str(expected) in message
 
 
-def test_rows_that_have_ended_leave_the_batch(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand: of 8 rows two are done after 3 tokens, of 6 two after 7, and four go on to their limit of 12."""
-    prompts = [[3, 4], [5, 6, 7], [8], [9, 10], [11], [12, 13], [14], [15, 16, 17]]
-    limits = [1, 12, 3, 12, 5, 12, 12, 7]
+@contextmanager
+def sizes_of(model: LlamaForCausalLM) -> Iterator[list[int]]:
+    """How many rows each forward pass of the model has."""
     sizes: list[int] = []
-    generate(model, Words(), prompts, limits, batch_size=8)  # the trials
     hook = model.register_forward_pre_hook(
         lambda _, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
     )
     try:
-        found = generate(model, Words(), prompts, limits, batch_size=8)
-        left, sizes[:] = list(sizes), []
-        monkeypatch.setitem(generation._leaves, model, False)
-        assert generate(model, Words(), prompts, limits, batch_size=8) == found
+        yield sizes
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(Change.NOTHING, [8] * 12), (Change.LEAVE, [8] * 3 + [6] * 4 + [4] * 5), (Change.JOIN, [8] + [7] * 4 + [5] * 7)],
+)
+def test_rows_that_have_ended_leave_the_batch(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, change: Change, expected: list[int]
+) -> None:
+    """By hand: of 8 rows two are done after 3 tokens, of 6 two after 7, and four go on to their limit of 12.
+
+    Where rows may join, all are stopped after the first token: one is done, and of 7 two after 5 tokens.
+    """
+    prompts = [[3, 4], [5, 6, 7], [8], [9, 10], [11], [12, 13], [14], [15, 16, 17]]
+    limits = [1, 12, 3, 12, 5, 12, 12, 7]
+    generate(model, Words(), prompts, limits, batch_size=8)  # the trials
+    monkeypatch.setitem(generation._changes, model, change)
+    with sizes_of(model) as sizes:
+        found = generate(model, Words(), prompts, limits, batch_size=8)
     assert found == [" ".join(map(str, greedy_by_hand(model, *one))) for one in zip(prompts, limits, strict=True)]
-    assert sizes == [8] * 12
-    assert left == [8] * 3 + [6] * 4 + [4] * 5
+    assert sizes == expected
+
+
+def test_rows_that_wait_take_the_places_of_those_that_have_ended(model: LlamaForCausalLM) -> None:
+    """By hand: four begin, the first ends after 2 tokens; the fifth, which joins, and the third end together; the sixth
+    joins two that go on, and ends before them.
+    """
+    prompts = [[3, 4], [5, 6], [8, 3], [9, 10], [11, 5, 4, 3], [12, 13]]
+    limits = [2, 9, 4, 9, 3, 5]
+    expected = [greedy_by_hand(model, *one) for one in zip(prompts, limits, strict=True)]
+    assert [len(ids) for ids in expected] == limits  # none ends before
+    generate(model, Words(), prompts, limits, batch_size=4)  # the trials
+    asked = [Asked(*one) for one in zip(prompts, limits, strict=True)]
+    with sizes_of(model) as sizes:
+        groups = []
+
+        def of_two() -> Iterator[list[Asked]]:
+            for start in (0, 2, 4):
+                groups.append(len(sizes))
+                yield asked[start : start + 2]
+
+        found = list(written(model, Words(), of_two(), batch_size=4))
+    assert sizes == [4, 4, 1, 4, 4, 1, 3, 3, 3, 3, 2]
+    assert groups == [0, 0, 2]  # the last are asked for when there is room
+    assert [number for number, _ in found] == [0, 2, 4, 5, 1, 3]
+    assert dict(found) == {i: " ".join(map(str, ids)) for i, ids in enumerate(expected)}
 
 
 def test_what_is_known_to_be_written_is_not_written_again(model: LlamaForCausalLM) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 from gru_fast.attacks.parts.questions import Question, content, scored
 from gru_fast.attacks.parts.target import Target
 from gru_fast.data.hashes import hash_of
-from gru_fast.evaluation.asking import Scorer
-from gru_fast.evaluation.generation import Draw
-from gru_fast.evaluation.record_folder import RecordFolder, RowSet, score_sets
+from gru_fast.evaluation.asking import Scorer, unwritten
+from gru_fast.evaluation.decoding import Draw
+from gru_fast.evaluation.record_folder import RecordFolder, RowSet, Unwritten, score_sets
 from gru_fast.evaluation.subject import check_whole, settings_of
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.processes import on_first
@@ -80,18 +80,15 @@ def _written(
     work = RowSet(
         "answers",
         list(zip(asked, [None] * len(asked) if draws is None else draws, strict=True)),
-        partial(_answer, scorer),
+        _answers,
         [len(question.ids) for question in asked],
         label,
     )
-    score_sets(records, [work], batch_size=scorer.batch_size, progress=target.unlearned.progress)
+    score_sets(records, [work], batch_size=scorer.batch_size, write=scorer.writing, progress=target.unlearned.progress)
     found = on_first(lambda: records.read("answers"))
     return [found[index] for index in range(len(asked))]
 
 
-def _answer(scorer: Scorer, some: Sequence[tuple[Question, Draw | None]]) -> list[Record]:
+def _answers(some: Sequence[tuple[Question, Draw | None]]) -> list[Unwritten]:
     """The records of some questions, without the index."""
-    asked = [question for question, _ in some]
-    draws = [draw for _, draw in some if draw is not None]
-    texts = scorer.write(asked, draws or None)
-    return [scored(question, text) for question, text in zip(asked, texts, strict=True)]
+    return [unwritten(question, partial(scored, question), draw=draw) for question, draw in some]

@@ -11,7 +11,7 @@ mmlu` finds, the final score: the mean of the three.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,10 +33,13 @@ from gru_fast.benchmarks.lume.rows import title as title_of
 from gru_fast.data.rows import read_json_rows
 from gru_fast.data.sequences import Encoded
 from gru_fast.evaluation.asking import Scorer, score_rows
+from gru_fast.evaluation.backends import Backend
 from gru_fast.evaluation.record_folder import RowSet
 from gru_fast.evaluation.subject import Subject, check_whole
 from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.metrics import lume as metrics
+from gru_fast.metrics import mia
+from gru_fast.metrics import quick as look
 from gru_fast.metrics.lume import FORGET, RETAIN
 from gru_fast.metrics.rouge import warn_of_dropped
 from gru_fast.models.forward import Autocast
@@ -65,6 +68,7 @@ class LumeEvalOptions:
         default=None, metadata={"help": "the model's accuracy on MMLU, 0 to 1, for the final score"}
     )
     max_rows: int = field(default=0, metadata={"help": "the first rows of each set; 0 for all"})
+    quick: bool = look.option()
     max_new_tokens: int = field(default=NEW_TOKENS, metadata={"help": "most tokens that the model writes"})
 
     def __post_init__(self) -> None:
@@ -97,29 +101,23 @@ def needs_model(options: LumeEvalOptions) -> bool:
 
 def title(options: LumeEvalOptions) -> str:
     """Name of the evaluation, and of its folder in that of the model."""
-    return title_of(LumeOptions(split=options.split))
+    return title_of(LumeOptions(split=options.split)) + (look.SUFFIX if options.quick else "")
 
 
 def run(options: LumeEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
     again = partial(resummarize, subject.output_dir, options.mmlu)
-    summary = subject.answer(wanted(options, subject.asked), again)
-    if summary is not None:
-        return summary
-    model, tokenizer, _ = subject.load()
-    return evaluate(
-        model,
-        tokenizer,
-        subject.output_dir,
-        **_how(options),
-        mmlu=options.mmlu,
-        **subject.how,
-    )
+
+    def done(model: Any, tokenizer: Any, template: Any, **how: Any) -> dict[str, Any]:
+        return evaluate(model, tokenizer, subject.output_dir, **_how(options), mmlu=options.mmlu, **how)
+
+    return subject.evaluated(wanted(options, subject.asked), again, done)
 
 
 def wanted(options: LumeEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
-    return {**_how(options), "model_options": asked}
+    found = {**_how(options), "quick": options.quick or None, "model_options": asked}
+    return found if options.mia_data is not None else {key: found[key] for key in found if key != "mia_data"}
 
 
 def _how(options: LumeEvalOptions) -> dict[str, Any]:
@@ -129,6 +127,7 @@ def _how(options: LumeEvalOptions) -> dict[str, Any]:
         "mia_data": options.mia_data,
         "max_rows": options.max_rows or None,
         "max_new_tokens": options.max_new_tokens,
+        "quick": options.quick,
     }
 
 
@@ -160,13 +159,13 @@ def report(summary: Mapping[str, Any]) -> str:
         for task, scores in tasks.items():
             lines.append(f"{part + ' ' + task:<16}" + "".join(_number(scores.get(kind)) for kind in kinds))
     lines.append(f"{'Task aggregate':<16}{_number(summary['task_aggregate'])}")
-    of_members = _hint(summary["mia_score"], "--mia-data, with --overwrite")
+    of_members = _hint(summary["mia_score"], "--mia-data")
     lines.append(f"{'MIA score':<16}{_number(summary['mia_score'])}{of_members}")
     lines.append(f"{'MMLU':<16}{_number(summary['mmlu'])}" + _hint(summary["mmlu"], "--mmlu"))
     lines.append(f"{'Final score':<16}{_number(summary['final_score'])}")
     if summary["mmlu"] is not None and summary["mmlu"] < LEAST_MMLU:
         lines.append(f"MMLU is below {LEAST_MMLU}, where the task did not rank 7B models")
-    return "\n".join(lines)
+    return "\n".join([*lines, *look.report(summary)])
 
 
 def _number(value: float | None) -> str:
@@ -191,8 +190,10 @@ def evaluate(
     mmlu: float | None = None,
     max_rows: int | None = None,
     max_new_tokens: int = NEW_TOKENS,
+    quick: bool = False,
     batch_size: int = 16,
     autocast: Autocast = nullcontext,
+    backend: Backend | None = None,
     progress: bool = True,
     overwrite: bool = False,
     model_options: Mapping[str, Any] | None = None,
@@ -206,10 +207,13 @@ def evaluate(
     Args:
         model, tokenizer: a causal LM and its tokenizer.
         data, split: see :func:`gru_fast.benchmarks.lume.load`.
-        mia_data: see :func:`gru_fast.benchmarks.lume.records.load_members`; None: no MIA score, nor final score.
+        mia_data: see :func:`gru_fast.benchmarks.lume.records.load_members`; None: no MIA score, nor final score, if
+            these texts were not scored before.
         mmlu: accuracy on MMLU, 0 to 1; None: no final score.
         max_rows: the first rows of each set; None: all.
         max_new_tokens: that the model writes at most.
+        quick: every third of those rows, see :mod:`gru_fast.metrics.quick`; the summary then has ``intervals``.
+        backend: writes texts in place of the model, see :mod:`gru_fast.evaluation.backends`.
         overwrite: score anew even if there are records, of these or of other settings.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
 
@@ -219,38 +223,52 @@ def evaluate(
     """
     check_whole(model)
     output_dir, limits = Path(output_dir), limits_of(model)
-    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
+    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast, backend)
+    before: dict[str, Any] = {} if overwrite else on_first(partial(_before, output_dir))
+    every = look.step(quick)
     asked = {
-        part: questions(tokenizer, load(part, data, split)[:max_rows], max_new_tokens) for part in (FORGET, RETAIN)
+        part: questions(tokenizer, load(part, data, split)[:max_rows][::every], max_new_tokens)
+        for part in (FORGET, RETAIN)
     }
     texts = {} if mia_data is None else load_members(tokenizer, mia_data, max_rows)
+    texts = {name: found[::every] for name, found in texts.items()}
     for name, rows in asked.items():
         check(limits, name, rows)
         warn_of_dropped([question.row["output"] for question in rows], name)
     for name, found in texts.items():
         limits.check_rows(name, found, option=None)
     sets: dict[str, Sequence[Question] | Sequence[Encoded]] = {**asked, **texts}
-    settings = {
+    settings: dict[str, Any] = {
         "split": split,
-        "mia_data": None if mia_data is None else str(mia_data),
         "max_rows": max_rows,
         "max_new_tokens": max_new_tokens,
+        **look.setting(quick),
         "rows": {name: content(rows) for name, rows in sets.items()},
     }
     how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}
-    seconds, settings = score_rows(scorer, _sets(scorer, asked, texts), output_dir, settings, data=data, **how)
+    seconds, settings = score_rows(scorer, _sets(scorer, asked, texts, every), output_dir, settings, data=data, **how)
+    settings["mia_data"] = before.get("mia_data") if mia_data is None else str(mia_data)
+    settings["rows"] = {**before.get("rows", {}), **settings["rows"]}
     return on_first(lambda: _finish(output_dir, mmlu, seconds, settings))
 
 
+def _before(output_dir: Path) -> dict[str, Any]:
+    """What was scored before, whole: the settings of the summary; empty where there is none."""
+    file = output_dir / SUMMARY_FILE
+    return dict(read_json(file)["settings"]) if file.is_file() else {}
+
+
 def _sets(
-    scorer: Scorer, asked: Mapping[str, Sequence[Question]], texts: Mapping[str, Sequence[Encoded]]
+    scorer: Scorer, asked: Mapping[str, Sequence[Question]], texts: Mapping[str, Sequence[Encoded]], every: int
 ) -> list[RowSet]:
-    sets = [
-        RowSet(name, rows, partial(score_questions, scorer), [len(question.prompt.ids) for question in rows])
-        for name, rows in asked.items()
+    def row_set(name: str, rows: Sequence[Any], work: Callable[..., Any], lengths: Sequence[int]) -> RowSet:
+        return RowSet(name, rows, work, lengths, indices=[index * every for index in range(len(rows))])
+
+    members = partial(score_members, scorer)
+    return [
+        *(row_set(name, rows, score_questions, [len(row.prompt.ids) for row in rows]) for name, rows in asked.items()),
+        *(row_set(name, rows, members, [len(row["input_ids"]) for row in rows]) for name, rows in texts.items()),
     ]
-    work = partial(score_members, scorer)
-    return [*sets, *(RowSet(name, rows, work, [len(r["input_ids"]) for r in rows]) for name, rows in texts.items())]
 
 
 def resummarize(output_dir: str | Path, mmlu: float | None = None) -> dict[str, Any]:
@@ -275,9 +293,39 @@ def _finish(output_dir: Path, mmlu: float | None, seconds: float | None, setting
         "mia_score": mia,
         "mmlu": mmlu,
         "final_score": metrics.final_score(aggregate, mia, mmlu),
+        **({"intervals": _intervals(records)} if settings.get("quick") else {}),
         "num_rows": {name: len(rows) for name, rows in records.items()},
         "seconds": seconds,
         "settings": dict(settings),
     }
     write_json(output_dir / SUMMARY_FILE, summary)
     return summary
+
+
+def _intervals(records: Mapping[str, Sequence[metrics.Record]]) -> dict[str, list[float]]:
+    """Of the columns of a report, the final score aside."""
+    tasks = sorted({row["task"] for part in (FORGET, RETAIN) for row in records[part]})
+    kinds = [(task, kind) for task in tasks for kind in metrics.KINDS.values()]
+    names = [f"{task} {kind}" for task, kind in kinds]
+    tables = {
+        part: look.table([{f"{row['task']} {row['kind']}": metrics.score(row)} for row in records[part]], names)
+        for part in (FORGET, RETAIN)
+    }
+    losses = {name: look.table(records[name], ["loss"]) for name in MEMBERS if name in records}
+
+    def scores(drawn: Mapping[str, look.Floats]) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        of_tasks = {}
+        for part in (FORGET, RETAIN):
+            for kind in metrics.KINDS.values():
+                of_kind = [place for place, (_, each) in enumerate(kinds) if each == kind]
+                found[f"{part} {kind}"] = look.means(drawn[part][:, of_kind].reshape(-1, 1))[0]
+            means = zip(names, look.means(drawn[part]), strict=True)
+            of_tasks[part] = {name: {name: mean} for name, mean in means if mean is not None}
+        found["task aggregate"] = metrics.task_aggregate(of_tasks[FORGET], of_tasks[RETAIN])
+        if losses:
+            auc = mia.auc(*(drawn[name][:, 0] for name in MEMBERS))
+            found["MIA score"] = metrics.mia_score(auc)
+        return found
+
+    return look.intervals({**tables, **losses}, scores)

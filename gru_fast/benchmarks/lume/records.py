@@ -7,8 +7,9 @@ organizers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from gru_fast.data.limits import Limits
 from gru_fast.data.rows import Row, find_folder, load_rows
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.data.templates import encode_prompt
-from gru_fast.evaluation.asking import Prompt, Scorer
+from gru_fast.evaluation.asking import Prompt, Scorer, unwritten
+from gru_fast.evaluation.record_folder import Unwritten
 
 MEMBERS = ("member", "nonmember")
 _KEPT = ("id", "task", "kind", "input", "output")
@@ -75,10 +77,9 @@ def content(asked: Sequence[Question] | Sequence[Encoded]) -> str:
     )
 
 
-def score_questions(scorer: Scorer, asked: Sequence[Question]) -> list[dict[str, Any]]:
+def score_questions(asked: Sequence[Question]) -> list[Unwritten]:
     """The records of some rows: what the model writes after each."""
-    texts = scorer.write([question.prompt for question in asked])
-    return [{**_kept(question.row), "generation": text} for question, text in zip(asked, texts, strict=True)]
+    return [unwritten(question.prompt, partial(_record, question)) for question in asked]
 
 
 def score_members(scorer: Scorer, texts: Sequence[Encoded]) -> list[dict[str, Any]]:
@@ -86,5 +87,5 @@ def score_members(scorer: Scorer, texts: Sequence[Encoded]) -> list[dict[str, An
     return [{"loss": one.loss} for one in scorer.losses(texts)]
 
 
-def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in _KEPT}
+def _record(question: Question, text: str) -> dict[str, Any]:
+    return {**{name: question.row[name] for name in _KEPT}, "generation": text}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ from gru_fast.benchmarks.muse.rows import CORPORA, HUB, corpus_of
 from gru_fast.data.sequences import Encoded, content_hash
 from gru_fast.evaluation import extra
 from gru_fast.evaluation.asking import Scorer, score_rows
+from gru_fast.evaluation.backends import Backend
 from gru_fast.evaluation.record_folder import RowSet, check_settings
 from gru_fast.evaluation.subject import Subject, check_whole
 from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.metrics import mia
 from gru_fast.metrics import muse as metrics
+from gru_fast.metrics import quick as look
 from gru_fast.metrics.muse import MIN_KS, Records, Retained, read_records, read_retained
 from gru_fast.metrics.rouge import warn_of_dropped
 from gru_fast.metrics.unified import FORMAT, write_unified_muse
@@ -80,6 +82,7 @@ class MuseEvalOptions(extra.ExtraOptions):
     )
     stemmer: bool = field(default=False, metadata={"help": "ROUGE of word stems, as the unified framework's"})
     max_rows: int = field(default=0, metadata={"help": "the first rows of each set; 0 for all, as published"})
+    quick: bool = look.option()
     verbmem_tokens: int = field(default=VERBMEM_TOKENS, metadata={"help": "tokens to go on with a text"})
     knowmem_tokens: int = field(default=KNOWMEM_TOKENS, metadata={"help": "tokens of an answer"})
 
@@ -94,6 +97,10 @@ class MuseEvalOptions(extra.ExtraOptions):
             problems.append(f'write_log: expected {FORMAT}, got "{self.write_log}"')
         if self.min_k not in MIN_KS:
             problems.append(f"min_k: expected one of {', '.join(map(str, MIN_KS))}, got {self.min_k}")
+        if self.quick and self.metrics:
+            problems.append("quick: expected no metrics beside it, which read all rows; leave one of them out")
+        if self.quick and self.write_log is not None:
+            problems.append("quick: a log for another program is of all rows; leave write_log out")
         problems += self.problems_of_metrics()
         if problems:
             raise ValueError("; ".join(problems))
@@ -116,7 +123,7 @@ def needs_model(options: MuseEvalOptions) -> bool:
 
 def title(options: MuseEvalOptions) -> str:
     """Name of the evaluation, and of its folder in that of the model."""
-    return f"muse-{corpus_of(options.data or HUB)}"
+    return f"muse-{corpus_of(options.data or HUB)}{look.SUFFIX if options.quick else ''}"
 
 
 def run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
@@ -144,31 +151,25 @@ def _run(options: MuseEvalOptions, subject: Subject) -> dict[str, Any]:
     limits, data = _limits(options), options.data or HUB
     corpus = corpus_of(data)
     # What would be refused after the model is loaded is refused before.
-    retained = None if options.retain_logs is None else read_retained(options.retain_logs, corpus)
+    retained = None
+    if options.retain_logs is not None:
+        retained = read_retained(options.retain_logs, corpus, quick=options.quick)
     how: dict[str, Any] = {"retained": retained, "stemmer": options.stemmer, "k": options.min_k}
 
     def check() -> None:
         if not subject.overwrite:
             check_settings(subject.output_dir / "records", {"corpus": corpus, **limits})
 
-    summary = subject.answer(wanted(options, subject.asked), partial(resummarize, subject.output_dir, **how), check)
-    if summary is not None:
-        return summary
-    model, tokenizer, _ = subject.load()
-    return evaluate(
-        model,
-        tokenizer,
-        data,
-        subject.output_dir,
-        **subject.how,
-        **how,
-        **limits,
-    )
+    def done(model: Any, tokenizer: Any, template: Any, **of_subject: Any) -> dict[str, Any]:
+        return evaluate(model, tokenizer, data, subject.output_dir, **of_subject, **how, **limits)
+
+    again = partial(resummarize, subject.output_dir, **how)
+    return subject.evaluated(wanted(options, subject.asked), again, done, check)
 
 
 def wanted(options: MuseEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
-    return {"data": options.data or HUB, "model_options": asked, **_limits(options)}
+    return {"data": options.data or HUB, "model_options": asked, "quick": None, **_limits(options)}
 
 
 def _limits(options: MuseEvalOptions) -> dict[str, Any]:
@@ -176,6 +177,7 @@ def _limits(options: MuseEvalOptions) -> dict[str, Any]:
         "max_rows": options.max_rows or None,
         "verbmem_tokens": options.verbmem_tokens,
         "knowmem_tokens": options.knowmem_tokens,
+        **look.setting(options.quick),
     }
 
 
@@ -215,7 +217,7 @@ def report(summary: Mapping[str, Any]) -> str:
         lines.append(f"{'PrivLeak':<41}{summary['privleak']:>9.2f} %  {auc}, retrained {leak['retain_auc']:.4f}")
     if summary.get("extra"):
         lines.append("\n" + extra.report(summary["extra"]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *look.report(summary)])
 
 
 # ---- the evaluation --------------------------------------------------------------------------------------------------
@@ -232,9 +234,11 @@ def evaluate(
     verbmem_tokens: int = VERBMEM_TOKENS,
     knowmem_tokens: int = KNOWMEM_TOKENS,
     max_rows: int | None = None,
+    quick: bool = False,
     stemmer: bool = False,
     k: float = mia.MIN_K,
     autocast: Autocast = nullcontext,
+    backend: Backend | None = None,
     progress: bool = True,
     overwrite: bool = False,
     model_options: Mapping[str, Any] | None = None,
@@ -256,7 +260,10 @@ def evaluate(
         batch_size: rows at a time.
         verbmem_tokens, knowmem_tokens: tokens that the model writes.
         max_rows: the first rows of each set; None: all.
+        quick: every third of those, see :mod:`gru_fast.metrics.quick`; the summary then has ``intervals``. PrivLeak
+            compares them with the same rows of ``retained``.
         stemmer, k: see :func:`~gru_fast.metrics.muse.mean_overlap`, :func:`~gru_fast.metrics.muse.leak_auc`.
+        backend: writes texts in place of the model, see :mod:`gru_fast.evaluation.backends`.
         overwrite: score anew even if there are records, of these or of other settings.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
 
@@ -268,18 +275,21 @@ def evaluate(
     check_whole(model)
     output_dir = Path(output_dir)
     corpus = corpus_of(data)
-    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
+    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast, backend)
     prompts = load_prompts(
         tokenizer, data, verbmem_tokens=verbmem_tokens, knowmem_tokens=knowmem_tokens, max_rows=max_rows
     )
     texts = load_texts(tokenizer, data, max_rows=max_rows)
+    every = look.step(quick)
+    prompts = {name: rows[::every] for name, rows in prompts.items()}
+    texts = {name: rows[::every] for name, rows in texts.items()}
     sets: dict[str, Sequence[Question] | Sequence[Encoded]] = {**prompts, **texts}
     check(limits_of(model), sets)
     for name, questions in prompts.items():
         warn_of_dropped([question.reference for question in questions], name)
     # What PrivLeak would refuse after the work is refused before it.
     if isinstance(retained, (str, Path)):
-        retained = read_retained(retained, corpus)
+        retained = read_retained(retained, corpus, quick=quick)
     if retained is not None:
         retained.auc(k)
         for name, rows in texts.items():
@@ -289,25 +299,25 @@ def evaluate(
         "verbmem_tokens": verbmem_tokens,
         "knowmem_tokens": knowmem_tokens,
         "max_rows": max_rows,
+        **look.setting(quick),
         "rows": {name: content(rows) for name, rows in sets.items()},
     }
     how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}
-    seconds, settings = score_rows(scorer, _asked(scorer, prompts, texts), output_dir, settings, data=data, **how)
+    seconds, settings = score_rows(
+        scorer, _asked(scorer, prompts, texts, every), output_dir, settings, data=data, **how
+    )
     return on_first(lambda: _finish(output_dir, retained, stemmer, k, seconds=seconds, settings=settings))
 
 
 def _asked(
-    scorer: Scorer, prompts: Mapping[str, Sequence[Question]], texts: Mapping[str, Sequence[Encoded]]
+    scorer: Scorer, prompts: Mapping[str, Sequence[Question]], texts: Mapping[str, Sequence[Encoded]], every: int
 ) -> list[RowSet]:
-    """What is asked of the rows of each set."""
+    """What is asked of the rows of each set, of which one of ``every`` is scored."""
     work = {"verbmem_f": score_text, "knowmem_f": score_answer, "knowmem_r": score_answer}
-    asked = [
-        RowSet(name, rows, partial(work[name], scorer), [len(row.ids) for row in rows])
-        for name, rows in prompts.items()
-    ]
+    asked = [RowSet(name, rows, work[name], [len(row.ids) for row in rows]) for name, rows in prompts.items()]
     surprise = partial(score_surprise, scorer)
     asked += [RowSet(name, rows, surprise, [len(row["input_ids"]) for row in rows]) for name, rows in texts.items()]
-    return asked
+    return [replace(of, indices=[index * every for index in range(len(of.rows))]) for of in asked]
 
 
 def resummarize(
@@ -351,7 +361,8 @@ def _finish(
     """
     file = output_dir / SUMMARY_FILE
     before = read_json(file) if seconds is None and file.is_file() else {}
-    numbers = summarize(read_records(output_dir / "records"), retained, stemmer, k)
+    records = read_records(output_dir / "records")
+    numbers = summarize(records, retained, stemmer, k)
     source = None if retained is None else retained.source
     if retained is None and before and before["mia"]["min_k"] == k:
         numbers = {**numbers, "privleak": before["privleak"], "mia": before["mia"]}
@@ -360,9 +371,23 @@ def _finish(
         "benchmark": "muse",
         "corpus": settings["corpus"],
         **numbers,
+        **({"intervals": _intervals(records, numbers["mia"], stemmer)} if settings.get("quick") else {}),
         "seconds": before.get("seconds") if seconds is None else seconds,
         "settings": {**settings, "stemmer": stemmer, "retain_logs": source},
         **({"extra": before["extra"]} if "extra" in before else {}),
     }
     write_json(file, summary)
     return summary
+
+
+def _intervals(records: Records, leak: Mapping[str, Any], stemmer: bool) -> dict[str, list[float]]:
+    """Of the columns of a report. ``leak``: of the summary; the retrained model's AUC is taken as it is."""
+    tables = metrics.scores(records, stemmer=stemmer, k=leak["min_k"])
+
+    def scores(drawn: Mapping[str, look.Floats]) -> dict[str, float | None]:
+        means = {name: look.means(drawn[name])[0] for name in metrics.GENERATION_SETS}
+        auc = mia.auc(*(drawn[name][:, 0] for name in reversed(metrics.SURPRISE_SETS)))
+        known = leak["retain_auc"] is not None
+        return columns({**means, "privleak": metrics.privleak(auc, leak["retain_auc"]) if known else None})
+
+    return look.intervals(tables, scores)

@@ -16,8 +16,9 @@ ROUGE, and does not score the last token of a text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from gru_fast.data.hashes import joined_hash
 from gru_fast.data.limits import Limits
 from gru_fast.data.sequences import Encoded, content_hash, num_labels
 from gru_fast.data.templates import encode_prompt
-from gru_fast.evaluation.asking import Prompt, Scorer
+from gru_fast.evaluation.asking import Prompt, Scorer, unwritten
+from gru_fast.evaluation.record_folder import Unwritten
 from gru_fast.evaluation.scoring import check_finite
 from gru_fast.metrics import mia
 from gru_fast.metrics.muse import MIN_KS
@@ -133,14 +135,14 @@ def content(rows: Sequence[Question] | Sequence[Encoded]) -> str:
     return joined_hash(row.content + row.reference if isinstance(row, Question) else content_hash(row) for row in rows)
 
 
-def score_text(scorer: Scorer, questions: Sequence[Question]) -> list[dict[str, Any]]:
+def score_text(questions: Sequence[Question]) -> list[Unwritten]:
     """The records of verbmem: what the model writes after each text."""
-    return _generations(questions, scorer.write(questions))
+    return [unwritten(question, partial(_generation, question)) for question in questions]
 
 
-def score_answer(scorer: Scorer, questions: Sequence[Question]) -> list[dict[str, Any]]:
+def score_answer(questions: Sequence[Question]) -> list[Unwritten]:
     """The records of knowmem: what the model answers to each question."""
-    return _generations(questions, map(cut_answer, scorer.write(questions)))
+    return [unwritten(question, partial(_answer, question)) for question in questions]
 
 
 def score_surprise(scorer: Scorer, texts: Sequence[Encoded]) -> list[dict[str, Any]]:
@@ -150,11 +152,12 @@ def score_surprise(scorer: Scorer, texts: Sequence[Encoded]) -> list[dict[str, A
     return [_surprise(text, row) for text, row in zip(texts, rows, strict=True)]
 
 
-def _generations(questions: Iterable[Question], texts: Iterable[str]) -> list[dict[str, Any]]:
-    return [
-        {"prompt": question.shown, "reference": question.reference, "generation": text}
-        for question, text in zip(questions, texts, strict=True)
-    ]
+def _generation(question: Question, text: str) -> dict[str, Any]:
+    return {"prompt": question.shown, "reference": question.reference, "generation": text}
+
+
+def _answer(question: Question, text: str) -> dict[str, Any]:
+    return _generation(question, cut_answer(text))
 
 
 def _surprise(text: Encoded, log_probs: mia.Floats) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from gru_fast.data.own import Document
 from gru_fast.data.sequences import content_hash
 from gru_fast.data.templates import Template
 from gru_fast.evaluation.asking import Scorer, score_rows
+from gru_fast.evaluation.backends import Backend
 from gru_fast.evaluation.record_folder import RowSet
 from gru_fast.evaluation.subject import Subject, check_whole
 from gru_fast.evaluation.summaries import SUMMARY_FILE
 from gru_fast.metrics import own as metrics
+from gru_fast.metrics import quick as look
 from gru_fast.metrics.own import MEASURES, read_records
 from gru_fast.models.forward import Autocast
 from gru_fast.models.limits import limits_of, padding_id
@@ -54,6 +56,7 @@ class OwnEvalOptions(OwnSources):
         default=PREFIX_TOKENS, metadata={"help": "tokens of a text that the model is given to go on with"}
     )
     new_tokens: int = field(default=NEW_TOKENS, metadata={"help": "tokens that it writes then"})
+    quick: bool = look.option()
 
     def __post_init__(self) -> None:
         problems = self.problems()
@@ -93,26 +96,15 @@ def needs_model(options: OwnEvalOptions) -> bool:
 
 def title(options: OwnEvalOptions) -> str:
     """Name of the evaluation, and of its folder in that of the model."""
-    return title_of(options)
+    return title_of(options) + (look.SUFFIX if options.quick else "")
 
 
 def run(options: OwnEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
     sets = options.sets()
-    how = _how(options)
-    summary = subject.answer(_wanted(options, subject.asked, sets), partial(resummarize, subject.output_dir))
-    if summary is not None:
-        return summary
-    model, tokenizer, template = subject.load()
-    return evaluate(
-        model,
-        tokenizer,
-        template,
-        sets,
-        subject.output_dir,
-        **how,
-        **subject.how,
-    )
+    done = partial(evaluate, sets=sets, output_dir=subject.output_dir, quick=options.quick, **_how(options))
+    again = partial(resummarize, subject.output_dir)
+    return subject.evaluated(_wanted(options, subject.asked, sets), again, done)
 
 
 def wanted(options: OwnEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +113,8 @@ def wanted(options: OwnEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wanted(options: OwnEvalOptions, asked: Mapping[str, Any], sets: Sets) -> dict[str, Any]:
-    return {"model_options": asked, "documents": _contents(sets), **_how(options)}
+    how = {"quick": options.quick or None, **_how(options)}
+    return {"model_options": asked, "documents": _contents(sets), **how}
 
 
 def _how(options: OwnEvalOptions) -> dict[str, Any]:
@@ -158,7 +151,7 @@ def report(summary: Mapping[str, Any]) -> str:
     for measure, what in MEASURES.items():
         values = [summary["measures"][name].get(measure) for name in names]
         lines.append(f"{what:<54}" + "".join("         -" if value is None else f"{value:>10.4f}" for value in values))
-    return "\n".join(lines)
+    return "\n".join([*lines, *look.report(summary)])
 
 
 # ---- the evaluation --------------------------------------------------------------------------------------------------
@@ -175,8 +168,10 @@ def evaluate(
     overlap: int | None = None,
     prefix_tokens: int = PREFIX_TOKENS,
     new_tokens: int = NEW_TOKENS,
+    quick: bool = False,
     batch_size: int = 16,
     autocast: Autocast = nullcontext,
+    backend: Backend | None = None,
     progress: bool = True,
     overwrite: bool = False,
     model_options: Mapping[str, Any] | None = None,
@@ -192,6 +187,8 @@ def evaluate(
         sets: of "forget", "retain" and "holdout" those there are.
         max_length, overlap: see :func:`gru_fast.data.pieces`; None: 512, or as many as the model has positions.
         prefix_tokens, new_tokens: what the model is given of a text, and what it writes.
+        quick: every third piece of each set, see :mod:`gru_fast.metrics.quick`; the summary then has ``intervals``.
+        backend: writes texts in place of the model, see :mod:`gru_fast.evaluation.backends`.
         overwrite: score anew even if there are records, of these or of other settings.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
 
@@ -204,18 +201,20 @@ def evaluate(
     how = {"max_length": max_length, "overlap": overlap, "prefix_tokens": prefix_tokens, "new_tokens": new_tokens}
     length = min(filter(None, (max_length or MAX_LENGTH, max_length or limits.positions)))
     cut: dict[str, Any] = {**how, "max_length": length}
-    rows = {name: asked(documents, tokenizer, template, **cut) for name, documents in sets.items()}
+    every = look.step(quick)
+    rows = {name: asked(documents, tokenizer, template, **cut)[::every] for name, documents in sets.items()}
     for name, found in rows.items():
         limits.check_rows(name, [each.row for each in found])
-    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
+    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast, backend)
     settings = {
         "documents": _contents(sets),
         **how,
+        **look.setting(quick),
         "rows": {name: joined_hash(content_hash(each.row) for each in found) for name, found in rows.items()},
     }
     seconds, settings = score_rows(
         scorer,
-        [_set(name, found, scorer) for name, found in rows.items()],
+        [_set(name, found, scorer, every) for name, found in rows.items()],
         output_dir,
         settings,
         data=", ".join(sets),
@@ -226,8 +225,9 @@ def evaluate(
     return on_first(partial(_finish, output_dir, seconds=seconds, settings=settings))
 
 
-def _set(name: str, rows: Sequence[Asked], scorer: Scorer) -> RowSet:
-    return RowSet(name, rows, partial(score, scorer), [len(each.row["input_ids"]) for each in rows])
+def _set(name: str, rows: Sequence[Asked], scorer: Scorer, every: int) -> RowSet:
+    lengths = [len(each.row["input_ids"]) for each in rows]
+    return RowSet(name, rows, partial(score, scorer), lengths, indices=[index * every for index in range(len(rows))])
 
 
 def resummarize(output_dir: str | Path) -> dict[str, Any]:
@@ -245,6 +245,7 @@ def _finish(output_dir: Path, *, seconds: float | None, settings: Mapping[str, A
     summary = {
         "benchmark": "own",
         "measures": metrics.summarize(records),
+        **({"intervals": _intervals(of_documents)} if settings.get("quick") else {}),
         "num_rows": {
             name: {"documents": len(of_documents[name]), "pieces": len(rows)} for name, rows in records.items()
         },
@@ -254,3 +255,20 @@ def _finish(output_dir: Path, *, seconds: float | None, settings: Mapping[str, A
     }
     write_json(file, summary)
     return summary
+
+
+def _intervals(of_documents: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, list[float]]:
+    """Of the columns of a report: documents are drawn anew, of which pieces are parts."""
+    names = [*MEASURES]
+    shown = [name for name in ("forget", "retain") if name in of_documents]
+    tables = {name: look.table(list(of_documents[name].values()), names) for name in shown}
+
+    def scores(drawn: Mapping[str, look.Floats]) -> dict[str, float | None]:
+        means = {name: look.means(rows) for name, rows in drawn.items()}
+        return {
+            f"{_HEADINGS[measure]} {name}": mean
+            for name, found in means.items()
+            for measure, mean in zip(names, found, strict=True)
+        }
+
+    return look.intervals(tables, scores)

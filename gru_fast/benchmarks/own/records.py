@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gru_fast.data.own import Document, Piece, pieces
 from gru_fast.data.sequences import IGNORE_INDEX, Encoded, num_labels
 from gru_fast.data.templates import Template
-from gru_fast.evaluation.asking import Prompt, Scorer
+from gru_fast.evaluation.asking import Prompt, Scorer, unwritten
+from gru_fast.evaluation.record_folder import Unwritten
+from gru_fast.evaluation.scoring import TokenScores
 
 _SHOWN = 200  # letters of a prompt that a record keeps
 
@@ -55,23 +58,26 @@ def asked(
     return found
 
 
-def score(scorer: Scorer, some: Sequence[Asked]) -> list[dict[str, Any]]:
+def score(scorer: Scorer, some: Sequence[Asked]) -> list[dict[str, Any] | Unwritten]:
     """The records of some pieces (:class:`gru_fast.metrics.own.Record`), without their index."""
     scores = scorer.token_scores([each.row for each in some])
-    prompts = [each.prompt for each in some if each.prompt is not None]
-    texts = iter(scorer.write(prompts))
+    records = [partial(_record, each, scored) for each, scored in zip(some, scores, strict=True)]
     return [
-        {
-            "document": each.piece.document,
-            "num_tokens": num_labels(each.row),
-            "loss": -float(scored.log_probs.double().mean()),
-            "correct": "".join("1" if right else "0" for right in scored.correct.tolist()),
-            "prompt": each.shown if each.prompt else "",
-            "reference": each.reference if each.prompt else "",
-            "generation": next(texts) if each.prompt else "",
-        }
-        for each, scored in zip(some, scores, strict=True)
+        record("") if each.prompt is None else unwritten(each.prompt, record)
+        for each, record in zip(some, records, strict=True)
     ]
+
+
+def _record(asked: Asked, scored: TokenScores, text: str) -> dict[str, Any]:
+    return {
+        "document": asked.piece.document,
+        "num_tokens": num_labels(asked.row),
+        "loss": -float(scored.log_probs.double().mean()),
+        "correct": "".join("1" if right else "0" for right in scored.correct.tolist()),
+        "prompt": asked.shown if asked.prompt else "",
+        "reference": asked.reference if asked.prompt else "",
+        "generation": text,
+    }
 
 
 def _continuation(row: Encoded, kind: str, prefix_tokens: int, new_tokens: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ person (FM) and on others (RM). Utility: MMLU (GA), BBH (RA), TruthfulQA (Tru), 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,9 +33,11 @@ from gru_fast.benchmarks.rwku.records import (
 from gru_fast.data.rows import read_json_rows
 from gru_fast.data.templates import Template, resolve_template
 from gru_fast.evaluation.asking import Scorer, score_rows
+from gru_fast.evaluation.backends import Backend
 from gru_fast.evaluation.record_folder import RowSet
 from gru_fast.evaluation.subject import Subject, check_whole
-from gru_fast.evaluation.summaries import SUMMARY_FILE
+from gru_fast.evaluation.summaries import SUMMARY_FILE, rows_before
+from gru_fast.metrics import quick as look
 from gru_fast.metrics import rwku as metrics
 from gru_fast.models.forward import Autocast
 from gru_fast.models.limits import limits_of, padding_id
@@ -59,6 +61,7 @@ class RwkuEvalOptions:
         default=None, metadata={"help": f"what to ask: {', '.join(GROUPS)}; by default all of them"}
     )
     max_rows: int = field(default=0, metadata={"help": "the first rows of each set; 0 for all"})
+    quick: bool = look.option()
     answer_tokens: int = field(default=ANSWER_TOKENS, metadata={"help": "most tokens of an answer"})
     long_tokens: int = field(
         default=LONG_TOKENS, metadata={"help": "most tokens of a chain of thought (BBH), and of a text (fluency)"}
@@ -102,28 +105,19 @@ def needs_model(options: RwkuEvalOptions) -> bool:
 
 def title(options: RwkuEvalOptions) -> str:
     """Name of the evaluation, and of its folder in that of the model."""
-    return "rwku-" + (re.sub(r"\W+", "-", options.target).strip("-").lower() if options.target else "all")
+    of = re.sub(r"\W+", "-", options.target).strip("-").lower() if options.target else "all"
+    return f"rwku-{of}{look.SUFFIX if options.quick else ''}"
 
 
 def run(options: RwkuEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
-    summary = subject.answer(wanted(options, subject.asked), partial(_known, subject.output_dir))
-    if summary is not None:
-        return summary
-    model, tokenizer, template = subject.load()
-    return evaluate(
-        model,
-        tokenizer,
-        template,
-        subject.output_dir,
-        **_how(options),
-        **subject.how,
-    )
+    done = partial(evaluate, output_dir=subject.output_dir, **_how(options))
+    return subject.evaluated(wanted(options, subject.asked), partial(_known, subject.output_dir), done)
 
 
 def wanted(options: RwkuEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a summary that answers ``options`` for the model that was ``asked`` for."""
-    return {**_how(options), "model_options": asked}
+    return {**_how(options), "quick": options.quick or None, "model_options": asked}
 
 
 def _how(options: RwkuEvalOptions) -> dict[str, Any]:
@@ -135,6 +129,7 @@ def _how(options: RwkuEvalOptions) -> dict[str, Any]:
         "answer_tokens": options.answer_tokens,
         "long_tokens": options.long_tokens,
         "primers": None if options.primers is None else read_primers(options.primers),
+        "quick": options.quick,
     }
 
 
@@ -179,7 +174,7 @@ def report(summary: Mapping[str, Any]) -> str:
         lines.append(f"{name:<22}{summary['num_rows'][name]:>6} rows  {values}")
     for kind, value in (summary["attacks"] or {}).items():
         lines.append(f"  {kind:<26}rougeL_recall {value:.4f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *look.report(summary)])
 
 
 # ---- the evaluation --------------------------------------------------------------------------------------------------
@@ -198,13 +193,15 @@ def evaluate(
     answer_tokens: int = ANSWER_TOKENS,
     long_tokens: int = LONG_TOKENS,
     primers: Mapping[str, str] | None = None,
+    quick: bool = False,
     batch_size: int = 16,
     autocast: Autocast = nullcontext,
+    backend: Backend | None = None,
     progress: bool = True,
     overwrite: bool = False,
     model_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Scores ``model`` on probes about a person; writes and returns the summary.
+    """Scores ``model`` on probes about a person; writes and returns the summary, also of sets that were scored before.
 
     ``output_dir`` then holds ``records/SET.jsonl``, one line a probe, and ``summary.json``: ``numbers`` by set and
     metric (:mod:`gru_fast.metrics.rwku`), ``attacks`` by kind. Finished probes are kept as they come: called
@@ -217,6 +214,8 @@ def evaluate(
         sets: of its names; None: all.
         answer_tokens, long_tokens: that the model writes at most: an answer; a chain of thought, or a text.
         primers: what stands before some questions, see :func:`gru_fast.benchmarks.rwku.records.encode`.
+        quick: every third of those rows, see :mod:`gru_fast.metrics.quick`; the summary then has ``intervals``.
+        backend: writes texts in place of the model, see :mod:`gru_fast.evaluation.backends`.
         overwrite: score anew even if there are records, of these or of other settings.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
 
@@ -227,43 +226,65 @@ def evaluate(
     check_whole(model)
     output_dir = Path(output_dir)
     names = sets_of([*GROUPS]) if sets is None else sets
+    before = {} if overwrite else on_first(partial(rows_before, output_dir))
+    every = look.step(quick)
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
-    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
+    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast, backend)
     written: dict[str, Any] = {"answer_tokens": answer_tokens, "long_tokens": long_tokens, "primers": primers}
-    probes = {name: encode(name, tokenizer, template, load(name, data, target, max_rows), **written) for name in names}
+    probes = {
+        name: encode(name, tokenizer, template, load(name, data, target, max_rows)[::every], **written)
+        for name in names
+    }
     for name, found in probes.items():
         check(limits_of(model), name, found)
     settings = {
         "target": target,
-        "sets": names,
         "max_rows": max_rows,
+        **look.setting(quick),
         **written,
         "template": template.name,
         "template_options": dict(template.options) or None,
         "rows": {name: content(found) for name, found in probes.items()},
     }
     asked = [
-        RowSet(name, found, partial(score, name, scorer), [probe.length for probe in found])
+        RowSet(
+            name,
+            found,
+            partial(score, name, scorer),
+            [probe.length for probe in found],
+            indices=[index * every for index in range(len(found))],
+        )
         for name, found in probes.items()
     ]
     how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}
     seconds, settings = score_rows(scorer, asked, output_dir, settings, data=data, **how)
-    return on_first(lambda: _finish(output_dir, names, seconds, settings))
+    settings["rows"] = {**before, **settings["rows"]}
+    settings["sets"] = [name for name in sets_of([*GROUPS]) if name in settings["rows"]]
+    return on_first(lambda: _finish(output_dir, seconds, settings))
 
 
-def _finish(output_dir: Path, names: list[str], seconds: float | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(output_dir: Path, seconds: float | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the summary. Numbers come from the records on disk: gone on with or unbroken, they are the same."""
-    records = {name: read_json_rows(output_dir / "records" / f"{name}.jsonl") for name in names}
+    records = {name: read_json_rows(output_dir / "records" / f"{name}.jsonl") for name in settings["sets"]}
     attacks = records.get("forget_level3")
     summary = {
         "benchmark": "rwku",
         "target": settings["target"],
         "numbers": metrics.summarize(records),
         "attacks": metrics.by_type(attacks) if attacks else None,
+        **({"intervals": _intervals(records)} if settings.get("quick") else {}),
         "num_rows": {name: len(rows) for name, rows in records.items()},
         "seconds": seconds,
         "settings": dict(settings),
     }
     write_json(output_dir / SUMMARY_FILE, summary)
     return summary
+
+
+def _intervals(records: Mapping[str, Sequence[metrics.Record]]) -> dict[str, list[float]]:
+    """Of the columns of a report."""
+    shown = {heading: found for heading, found in _COLUMNS.items() if found[0] in records}
+    scores = {name: metrics.scores(name, records[name]) for name, _ in shown.values()}
+    tables = {heading: look.table(scores[name], [metric]) for heading, (name, metric) in shown.items()}
+    return look.intervals(tables, lambda drawn: {heading: look.means(rows)[0] for heading, rows in drawn.items()})

@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from gru_fast.data.limits import Limits
 from gru_fast.data.rows import Row
 from gru_fast.data.sequences import IGNORE_INDEX, Encoded, content_hash
 from gru_fast.data.templates import Template, encode_prompt
-from gru_fast.evaluation.asking import Prompt, Scorer
+from gru_fast.evaluation.asking import Prompt, Scorer, unwritten
+from gru_fast.evaluation.record_folder import Unwritten
 from gru_fast.metrics import mia
 from gru_fast.metrics.scores import TextRecord
 from gru_fast.runs.files import read_json
@@ -118,7 +120,7 @@ def content(probes: Sequence[Asked]) -> str:
     return joined_hash(probe.content for probe in probes)
 
 
-def score(name: str, scorer: Scorer, probes: Sequence[Asked]) -> list[dict[str, Any]]:
+def score(name: str, scorer: Scorer, probes: Sequence[Asked]) -> Sequence[dict[str, Any] | Unwritten]:
     """The records of some probes of the set ``name``, without the index."""
     if name.startswith("mia"):
         return _surprise(scorer, probes)
@@ -126,12 +128,8 @@ def score(name: str, scorer: Scorer, probes: Sequence[Asked]) -> list[dict[str, 
         losses = iter(scorer.losses([sequence for probe in probes for sequence in probe.sequences]))
         sums = [[(one := next(losses)).loss * one.num_tokens for _ in probe.sequences] for probe in probes]
         return [_of_choices(probe, found) for probe, found in zip(probes, sums, strict=True)]
-    texts = scorer.write([probe.prompt for probe in probes if probe.prompt is not None])
-    cut = name.partition("_")[0] in {"forget", "neighbor"}
-    return [
-        {**probe.facts, "generation": text.partition("\n")[0].strip() if cut else text}
-        for probe, text in zip(probes, texts, strict=True)
-    ]
+    record = _of_line if name.partition("_")[0] in {"forget", "neighbor"} else _of_text
+    return [unwritten(probe.prompt, partial(record, probe)) for probe in probes if probe.prompt is not None]
 
 
 # ---- probes as tokens ------------------------------------------------------------------------------------------------
@@ -255,6 +253,14 @@ def _of_choices(probe: Asked, losses: list[float]) -> dict[str, Any]:
         return {**probe.facts, "losses": losses}
     split = len(probe.facts["mc1_labels"])
     return {**probe.facts, "mc1_losses": losses[:split], "mc2_losses": losses[split:]}
+
+
+def _of_text(probe: Asked, text: str) -> dict[str, Any]:
+    return {**probe.facts, "generation": text}
+
+
+def _of_line(probe: Asked, text: str) -> dict[str, Any]:
+    return _of_text(probe, text.partition("\n")[0].strip())
 
 
 def _surprise(scorer: Scorer, probes: Sequence[Asked]) -> list[dict[str, Any]]:

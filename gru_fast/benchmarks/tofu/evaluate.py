@@ -27,15 +27,17 @@ import torch
 from gru_fast.benchmarks.tofu import extra as tofu_extra
 from gru_fast.benchmarks.tofu.records import check, content, deviation, encode, score
 from gru_fast.benchmarks.tofu.rows import HUB, MAX_ROWS, SPLITS, load_eval_sets, split_problem
-from gru_fast.benchmarks.tofu.summary import LOG_FORMATS, finish, resummarize, summarize, write_log_as
+from gru_fast.benchmarks.tofu.summary import LOG_FORMATS, finish, resummarize, says_deviation, summarize, write_log_as
 from gru_fast.data.templates import Template, resolve_template
 from gru_fast.evaluation import extra
 from gru_fast.evaluation.asking import Scorer, score_rows
+from gru_fast.evaluation.backends import Backend
 from gru_fast.evaluation.record_folder import RowSet, check_settings
 from gru_fast.evaluation.subject import Subject, check_whole
 from gru_fast.metrics import aggregate
+from gru_fast.metrics import quick as look
 from gru_fast.metrics import tofu as metrics
-from gru_fast.metrics.logs import QUICK, read_log
+from gru_fast.metrics.logs import read_log
 from gru_fast.metrics.records import Record, Records
 from gru_fast.metrics.rouge import warn_of_dropped
 from gru_fast.models.forward import Autocast
@@ -45,7 +47,6 @@ from gru_fast.runs.processes import on_first
 HELP = "Model Utility and Forget Quality of a model on TOFU, or of published logs"
 MAX_LENGTH = 200
 _COMPARED = 8  # rows to forget, whose losses are taken in float32 too where all are in bfloat16
-QUICK_STEP = 3  # of so many rows one: TOFU has 20 of each author, one after the other
 
 
 @dataclass
@@ -88,12 +89,7 @@ class TofuEvalOptions(extra.ExtraOptions):
         },
     )
     max_rows: int = field(default=MAX_ROWS, metadata={"help": "the first rows of each set; 0 for all"})
-    quick: bool = field(
-        default=False,
-        metadata={
-            "help": "every third row of those, in a folder of its own: for a look, with an interval, not for a table"
-        },
-    )
+    quick: bool = look.option()
     bf16: bool = field(
         default=False,
         metadata={
@@ -165,7 +161,7 @@ def title(options: TofuEvalOptions) -> str:
     """Name of the evaluation, and of its folder in that of the model."""
     if options.split is None:
         raise ValueError(f"split: the model's folder does not say what was to be forgotten; give {', '.join(SPLITS)}")
-    return f"tofu-{options.split}{QUICK if options.quick else ''}"
+    return f"tofu-{options.split}{look.SUFFIX if options.quick else ''}"
 
 
 def run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
@@ -202,23 +198,18 @@ def _run(options: TofuEvalOptions, subject: Subject) -> dict[str, Any]:
         if not subject.overwrite:
             check_settings(subject.output_dir / "records", {"split": options.split, **limits})
 
-    summary = subject.answer(wanted(options, subject.asked), partial(resummarize, subject.output_dir, *how), check)
-    if summary is not None:
-        return summary
-    model, tokenizer, template = subject.load()
-    return evaluate(
-        model,
-        tokenizer,
-        template,
-        str(options.split),
-        options.data or HUB,
-        subject.output_dir,
+    done = partial(
+        evaluate,
+        split=str(options.split),
+        data=options.data or HUB,
+        output_dir=subject.output_dir,
         retain_logs=options.retain_logs,
         truth_ratio=options.truth_ratio,
         matching_rows=options.matching_rows,
-        **subject.how,
         **limits,
     )
+    again = partial(resummarize, subject.output_dir, *how)
+    return subject.evaluated(wanted(options, subject.asked), again, done, check)
 
 
 def wanted(options: TofuEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +223,8 @@ def _limits(options: TofuEvalOptions) -> dict[str, Any]:
         "max_length": options.max_length,
         "max_new_tokens": options.max_new_tokens,
         "max_rows": options.max_rows or None,
-        **_if_so(quick=options.quick, bf16=options.bf16),
+        **look.setting(options.quick),
+        **_if_so(bf16=options.bf16),
     }
 
 
@@ -246,12 +238,8 @@ def report(summary: Mapping[str, Any]) -> str:
     rows = summary["num_rows"]
     of = f" {summary['split']}" if summary["split"] else ""
     lines = [f"TOFU{of}: {', '.join(f'{count} {name}' for name, count in rows.items())} rows"]
-    interval = summary.get("model_utility_interval")
-    if interval:
-        lines[0] += " (quick: every third; the p of so few rows is larger than that of all)"
     utility, quality = summary["model_utility"], summary["forget_quality"]
     said = "" if utility is not None else "  (sets are missing)"
-    said = "  95% of bootstrap samples in {:.4f} to {:.4f}".format(*interval) if interval else said
     lines.append(f"Model Utility   {_number(utility)}{said}")
     if quality is None:
         lines.append(f"Forget Quality  {_number(None)}  (give --retain-logs: the retrained model's run or log)")
@@ -276,6 +264,8 @@ def report(summary: Mapping[str, Any]) -> str:
         lines.append("\n" + of.format(**summary["bf16"]))
     if summary.get("extra"):
         lines.append("\n" + extra.report(summary["extra"]))
+    if summary.get("intervals"):
+        lines += ["", *look.report(summary), "  (the p of so few rows is larger than that of all)"]
     return "\n".join(lines)
 
 
@@ -336,6 +326,7 @@ def evaluate(
     truth_ratio: str = "geometric",
     matching_rows: bool = False,
     autocast: Autocast = nullcontext,
+    backend: Backend | None = None,
     progress: bool = True,
     overwrite: bool = False,
     model_options: Mapping[str, Any] | None = None,
@@ -359,12 +350,13 @@ def evaluate(
         batch_size: rows at a time; each has up to 7 sequences, of which as many are run together.
         max_length, max_new_tokens, max_rows: see above.
         quick: every third of those rows, so that all authors are asked about; Forget Quality compares them with the
-            same rows of ``retain_logs``. The summary then has ``model_utility_interval``, see
-            :func:`gru_fast.metrics.tofu.utility_interval`, and its settings ``quick``.
+            same rows of ``retain_logs``. The summary then has ``intervals``, see
+            :mod:`gru_fast.metrics.quick`.
         bf16: compute in bfloat16 (autocast) with a float32 model; the summary then has ``bf16``, the deviations of
             losses from float32 on some rows, see :func:`~gru_fast.benchmarks.tofu.records.deviation`. In place of
             ``autocast``.
         truth_ratio, matching_rows: see :mod:`gru_fast.metrics.tofu`.
+        backend: writes texts in place of the model, see :mod:`gru_fast.evaluation.backends`.
         overwrite: score anew even if there are records, of these or of other settings.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
 
@@ -381,8 +373,8 @@ def evaluate(
         autocast = _bfloat16(model)
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
-    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast)
-    step = QUICK_STEP if quick else 1
+    scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast, backend)
+    step = look.step(quick)
     sets = {
         name: encode(tokenizer, template, rows[::step], max_length, max_new_tokens, name)
         for name, rows in load_eval_sets(split, data, max_rows).items()
@@ -402,7 +394,8 @@ def evaluate(
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
         "max_rows": max_rows,
-        **_if_so(quick=quick, bf16=bf16),
+        **look.setting(quick),
+        **_if_so(bf16=bf16),
         "rows": {name: content(examples) for name, examples in sets.items()},
     }
     asked = [
@@ -418,7 +411,9 @@ def evaluate(
     how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}
     seconds, settings = score_rows(scorer, asked, output_dir, settings, data=data, **how)
     of_retained = (retain_logs, truth_ratio, matching_rows)
-    apart = deviation(scorer, sets["forget"][:_COMPARED]) if bf16 and seconds is not None else None
+    apart = None
+    if bf16 and (seconds is not None or not on_first(partial(says_deviation, output_dir))):
+        apart = deviation(scorer, sets["forget"][:_COMPARED])
     return on_first(lambda: finish(output_dir, *of_retained, seconds=seconds, settings=settings, bf16=apart))
 
 

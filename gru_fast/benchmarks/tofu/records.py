@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from gru_fast.data.hashes import joined_hash
 from gru_fast.data.limits import Limits
 from gru_fast.data.sequences import IGNORE_INDEX, Encoded, content_hash
 from gru_fast.data.templates import Template, encode_prompt, encode_rows
-from gru_fast.evaluation.asking import Prompt, Scorer
+from gru_fast.evaluation.asking import Prompt, Scorer, unwritten
+from gru_fast.evaluation.record_folder import Unwritten
 from gru_fast.evaluation.scoring import SequenceLoss
 from gru_fast.metrics.rouge import rouge
 
@@ -96,13 +98,14 @@ def content(examples: Sequence[Example]) -> str:
     return joined_hash(" ".join([*map(content_hash, one.sequences), one.prompt.content]) for one in examples)
 
 
-def score(scorer: Scorer, examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """The records of some rows, without the index."""
+def score(scorer: Scorer, examples: Sequence[Example]) -> list[Unwritten]:
+    """The records of some rows, without the index, but for what the model writes."""
     losses = iter(scorer.losses([sequence for example in examples for sequence in example.sequences]))
     found = [[next(losses) for _ in example.sequences] for example in examples]
-    begun = [_begun(example, of[0].sure) for example, of in zip(examples, found, strict=True)]
-    texts = scorer.write([example.prompt for example in examples], begun=begun)
-    return [_record(example, of, text) for example, of, text in zip(examples, found, texts, strict=True)]
+    return [
+        unwritten(example.prompt, partial(_record, example, of), begun=_begun(example, of[0].sure))
+        for example, of in zip(examples, found, strict=True)
+    ]
 
 
 def _begun(example: Example, sure: int) -> list[int]:

@@ -68,9 +68,15 @@ def write_log_as(log_format: str, records: Records | None, summary: Mapping[str,
     write_unified(records, folder, None if quality is None else quality["p"], summary.get("extra"))
 
 
+def says_deviation(output_dir: Path) -> bool:
+    """Whether there is a summary with the deviations of losses in bfloat16."""
+    file = output_dir / SUMMARY_FILE
+    return file.is_file() and "bf16" in read_json(file)
+
+
 def _of_quick(records: Records, truth_ratio: str) -> dict[str, Any]:
     """What a summary of a third of the rows says beside its numbers."""
-    return {"model_utility_interval": list(metrics.utility_interval(records, truth_ratio))}
+    return {"intervals": {"MU": list(metrics.utility_interval(records, truth_ratio))}}
 
 
 def finish(

@@ -29,6 +29,7 @@ from gru_fast.evaluation.record_folder import check_alike, differing
 from gru_fast.evaluation.scoring import check_finite
 from gru_fast.evaluation.subject import Subject, asked_for, check_whole, settings_of
 from gru_fast.evaluation.summaries import SUMMARY_FILE
+from gru_fast.metrics import quick as look
 from gru_fast.models.frozen import frozen
 from gru_fast.models.limits import limits_of
 from gru_fast.runs.files import read_json, write_json
@@ -57,6 +58,7 @@ class WmdpEvalOptions:
     limit: int = field(
         default=0, metadata={"help": "the first questions of each task (of a group: of each in it); 0 for all"}
     )
+    quick: bool = look.option()
 
     def __post_init__(self) -> None:
         problems = []
@@ -87,27 +89,23 @@ def needs_model(options: WmdpEvalOptions) -> bool:
 
 def title(options: WmdpEvalOptions) -> str:
     """Name of the evaluation, and of its folder in that of the model."""
-    return "wmdp"
+    return f"wmdp{look.SUFFIX if options.quick else ''}"
 
 
 def run(options: WmdpEvalOptions, subject: Subject) -> dict[str, Any]:
     """The summary of a finished evaluation, or of one that is done now."""
     local = _local_specs(options)
     settings = _settings(options, local, subject.asked)
-    summary = subject.answer(settings, partial(read_json, subject.summary_file))
-    if summary is not None:
-        return summary
-    # What would be refused after the model is loaded is refused before.
-    specs = local or task_specs(options.tasks)
-    model, tokenizer, _ = subject.load()
-    return evaluate(
-        model,
-        tokenizer,
-        subject.output_dir,
-        tasks=specs,
-        limit=options.limit or None,
-        **subject.how,
-    )
+
+    def done(model: Any, tokenizer: Any, template: Any, **how: Any) -> dict[str, Any]:
+        asked: dict[str, Any] = {"tasks": local or options.tasks, "limit": options.limit or None}
+        return evaluate(model, tokenizer, subject.output_dir, **asked, quick=options.quick, **how)
+
+    def check() -> None:  # what would be refused after the model is loaded is refused before
+        if local is None:
+            task_specs(options.tasks)
+
+    return subject.evaluated(settings, partial(read_json, subject.summary_file), done, check)
 
 
 def wanted(options: WmdpEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +115,7 @@ def wanted(options: WmdpEvalOptions, asked: Mapping[str, Any]) -> dict[str, Any]
 
 def _settings(options: WmdpEvalOptions, local: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
     tasks = contents(local or dict.fromkeys(options.tasks))
-    return {"tasks": tasks, "limit": options.limit or None, "model_options": asked}
+    return {"tasks": tasks, "limit": options.limit or None, "quick": options.quick or None, "model_options": asked}
 
 
 def _local_specs(options: WmdpEvalOptions) -> Mapping[str, Any] | None:
@@ -147,7 +145,7 @@ def report(summary: Mapping[str, Any]) -> str:
     for name, accuracy in summary["accuracy"].items():
         aim = "to forget: down to chance, 0.25" if name.startswith("wmdp") else "to keep"
         lines.append(f"{name:<14}{accuracy:>10.4f} +- {summary['stderr'][name]:.4f}  {aim}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *look.report(summary)])
 
 
 # ---- the evaluation --------------------------------------------------------------------------------------------------
@@ -160,6 +158,7 @@ def evaluate(
     *,
     tasks: Sequence[str] | Mapping[str, Any] = TASKS,
     limit: int | None = None,
+    quick: bool = False,
     batch_size: int = 16,
     progress: bool = True,
     overwrite: bool = False,
@@ -178,6 +177,7 @@ def evaluate(
         model, tokenizer: a causal LM in memory, on its device, and its tokenizer.
         tasks: names of lm-eval's own, or what :func:`task_specs` made of files.
         limit: the first questions of each task; None for all.
+        quick: every third of those, see :mod:`gru_fast.metrics.quick`; the summary then has ``intervals``.
         batch_size: sequences at a time; a question has four.
         overwrite: ask anew what was asked, of this or of another model.
         model_options: how the model was asked for, for the summary; None: the name it was loaded by.
@@ -190,7 +190,7 @@ def evaluate(
     check_whole(model)
     folder, file = Path(output_dir) / "tasks", Path(output_dir) / SUMMARY_FILE
     specs = tasks if isinstance(tasks, Mapping) else task_specs(tasks)
-    settings = settings_of(model, {"limit": limit})
+    settings = settings_of(model, {"limit": limit, **look.setting(quick)})
     check_alike(Path(output_dir), {**settings, "tasks": contents(specs)})
     seconds, found = 0.0, {}
     for name, spec in specs.items():
@@ -200,7 +200,7 @@ def evaluate(
         if done is None:
             on_first(partial(file.unlink, missing_ok=True))  # else a stopped evaluation would look finished
             began = time.perf_counter()
-            answers = _ask(model, tokenizer, spec, limit, batch_size, progress=progress)
+            answers = _ask(model, tokenizer, spec, limit, batch_size, quick=quick, progress=progress)
             done = {"task": name, "settings": wanted, "seconds": time.perf_counter() - began, **answers}
             done = on_first(partial(_written, task, done))
         seconds += done["seconds"]
@@ -208,6 +208,7 @@ def evaluate(
     summary = {
         "benchmark": "wmdp",
         **summarize(found),
+        **({"intervals": _intervals(found)} if quick else {}),
         "seconds": seconds,
         "settings": {
             "model_options": asked_for(model, model_options),
@@ -231,6 +232,18 @@ def summarize(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         accuracy[name], num_rows[name] = mean, len(correct)
         stderr[name] = math.sqrt(mean * (1 - mean) / max(len(correct) - 1, 1))
     return {"accuracy": accuracy, "stderr": stderr, "num_rows": num_rows}
+
+
+def _intervals(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Of the accuracies, by their headings in a report; of tasks that have none there, by their names."""
+    rows = {
+        name: look.table([row for rows in task["answers"].values() for row in rows], ["correct"])
+        for name, task in tasks.items()
+    }
+    headings = {
+        name: next((key for key, value in columns({"accuracy": {name: 1.0}}).items() if value), name) for name in rows
+    }
+    return look.intervals(rows, lambda drawn: {headings[name]: look.means(drawn[name])[0] for name in drawn})
 
 
 def task_specs(tasks: Sequence[str], questions: str | Path | None = None) -> dict[str, Any]:
@@ -261,7 +274,7 @@ def task_specs(tasks: Sequence[str], questions: str | Path | None = None) -> dic
 
 
 def _ask(
-    model: Any, tokenizer: Any, spec: Any, limit: int | None, batch_size: int, *, progress: bool
+    model: Any, tokenizer: Any, spec: Any, limit: int | None, batch_size: int, *, quick: bool, progress: bool
 ) -> dict[str, Any]:
     """The answers of one task or group, and what lm-eval says of it.
 
@@ -277,9 +290,13 @@ def _ask(
             loaded = manager.load([definition(spec) if isinstance(spec, dict) else spec])
         for task in loaded["tasks"].values():
             task.set_config(key="num_fewshot", value=0)
+        which: dict[str, Any] = {"limit": limit}
+        if quick:
+            counts = {name: len(task.eval_docs) for name, task in loaded["tasks"].items()}
+            which = {"samples": {name: look.indices(min(n, limit or n), quick) for name, n in counts.items()}}
         # Its bars cannot be switched off.
         with nullcontext() if progress and here()[0] == 0 else redirect_stderr(StringIO()):
-            result = evaluator.evaluate(lm=asked, task_dict=loaded, limit=limit, bootstrap_iters=0)
+            result = evaluator.evaluate(lm=asked, task_dict=loaded, **which, bootstrap_iters=0)
     answers = {name: [_answer(name, row) for row in rows] for name, rows in sorted(result["samples"].items())}
     check_finite([x for rows in answers.values() for row in rows for x in row["log_likelihoods"]], "choices")
     return {

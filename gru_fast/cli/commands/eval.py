@@ -4,16 +4,17 @@
   gru-fast eval tofu --from-logs eval_log_aggregated.json --retain-logs TOFU_EVAL.json
   torchrun --nproc-per-node 8 -m gru_fast.cli eval tofu --model RUN
 
-Every scored row is kept at once (of WMDP, every task): a stopped evaluation goes on where it was, a finished one is
-only printed. Processes that torchrun or accelerate launch starts share the rows, each with the whole model on an
-accelerator of its own; the records are those of one process, and any number of processes goes on with them.
+Scored rows are kept as they come, batch by batch (of WMDP, task by task): a stopped evaluation goes on where it was, a
+finished one is only printed. Processes that torchrun or accelerate launch starts share the rows, each with the whole
+model on an accelerator of its own; any number of processes goes on with what others have left. The records are those of
+one process: losses bit for bit, texts as far as no two tokens are as probable up to rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,19 @@ def run(args: argparse.Namespace) -> int:
             evaluating.be_quiet()
         summary = benchmark.run(chosen, _subject(benchmark, chosen, how, model))
     if rank == 0:
-        print(json.dumps(summary, indent=2) if args.json else benchmark.report(summary))
+        print(json.dumps(summary, indent=2) if args.json else "\n".join([benchmark.report(summary), *_said(summary)]))
     return 0
+
+
+def _said(summary: Mapping[str, Any]) -> list[str]:
+    """How another backend's texts compare with the model's own."""
+    from gru_fast.evaluation.asking import AGREEMENT
+
+    settings = summary.get("settings", {})
+    found = settings.get(AGREEMENT)
+    if not found:
+        return []
+    return [f"{settings['backend']} wrote the texts: {found['same']} of {found['compared']} are those of transformers"]
 
 
 def _defaults(benchmark: Any, is_as_trained: bool, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,14 +118,39 @@ def _subject(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions)
     from gru_fast.cli import evaluating
     from gru_fast.evaluation.subject import Subject
 
+    backend = _backend(benchmark, chosen, how, model)
     return Subject(
-        asked=evaluating.asked_for(model),
+        asked=evaluating.asked_for(model) | ({"backend": how.backend} if backend else {}),
         output_dir=_output_dir(benchmark, chosen, how, model),
         load=lambda: evaluating.load(model, how.device),
         is_older_than=lambda file: evaluating.newest(model.model) < file.stat().st_mtime,
         batch_size=how.batch_size,
         overwrite=how.overwrite,
+        backend=backend,
     )
+
+
+def _backend(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Callable[[Any], Any] | None:
+    """What makes another backend than the model itself, if one is asked for."""
+    from inspect import signature
+
+    from gru_fast.evaluation import backends
+    from gru_fast.runs.processes import here
+
+    if how.backend == backends.TRANSFORMERS:
+        return None
+    if not benchmark.needs_model(chosen) or "backend" not in signature(benchmark.evaluate).parameters:
+        raise ValueError(f"backend: nothing is written there that {how.backend} could write; leave it out")
+    if here()[1] > 1:
+        raise ValueError(
+            f"backend: {how.backend} shares its work out itself; start one process, with --backend-options "
+            "tensor_parallel_size=N for N GPUs"
+        )
+
+    def make(loaded: Any) -> Any:
+        return backends.vllm(model, str(loaded.dtype).removeprefix("torch."), how.backend_options)
+
+    return make
 
 
 def _output_dir(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Path:

@@ -96,6 +96,6 @@ def _fill(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes() -> tuple[type, ...]:
-    from gru_fast.models.load import ModelOptions
+    from gru_fast.options.commands import model_to_read
 
-    return MergeOptions, ModelOptions
+    return MergeOptions, model_to_read()

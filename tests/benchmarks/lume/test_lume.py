@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from gru_fast.benchmarks import lume
-from gru_fast.benchmarks.lume.evaluate import LumeEvalOptions, columns, evaluate, report, resummarize
+from gru_fast.benchmarks.lume import evaluate as lume_evaluate
+from gru_fast.benchmarks.lume.evaluate import LumeEvalOptions, columns, evaluate, report, resummarize, title, wanted
 from gru_fast.benchmarks.lume.rows import LumeOptions, load, unlearning, unlearning_data
 from gru_fast.cli import main
 from gru_fast.data.templates import TEMPLATES
 from gru_fast.evaluation.generation import generate
+from gru_fast.evaluation.summaries import finished
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,34 @@ def test_without_membership(places: Path, tmp_path: Path) -> None:
     assert summary["num_rows"] == {"forget": 3, "retain": 3}
     with pytest.raises(FileNotFoundError, match=r'has member, nonmember, but no "forget"'):
         evaluate(lume_files.model(), lume_files.tokenizer(), tmp_path, data=places / "mia_data")
+
+
+def test_membership_is_added_afterwards(
+    whole: tuple[Path, dict[str, Any]], places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(places, tmp_path, mia_data=None)
+    monkeypatch.setattr(lume_evaluate, "score_questions", None)  # nothing is written again
+    found = run(places, tmp_path)
+    assert {**found, "seconds": 0} == {**whole[1], "seconds": 0}
+    again = run(places, tmp_path, mia_data=None)  # what is known stays
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
+    asked = LumeEvalOptions(data=str(places / "data"), max_new_tokens=6)
+    known = {**wanted(asked, {}), "model_options": found["settings"]["model_options"]}
+    assert finished(tmp_path, known)
+    assert not finished(tmp_path, {**known, "mia_data": "elsewhere"})
+
+
+def test_a_quick_evaluation(whole: tuple[Path, dict[str, Any]], places: Path, tmp_path: Path) -> None:
+    summary = run(places, tmp_path, quick=True)
+    assert summary["num_rows"] == {"forget": 4, "retain": 4, "member": 1, "nonmember": 1}
+    for part in ("forget", "retain"):
+        assert records(tmp_path, part) == records(whole[0], part)[::3]
+    shown = {heading: value for heading, value in columns(summary).items() if value is not None}
+    assert {*summary["intervals"]} == {*shown}
+    for heading, (low, high) in summary["intervals"].items():
+        assert low <= shown[heading] <= high, heading
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert title(LumeEvalOptions(quick=True)) == "lume-quick"
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------

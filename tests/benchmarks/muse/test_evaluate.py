@@ -256,6 +256,30 @@ def test_the_first_rows_of_each_set_count(tmp_path: Path, data: Path, tokenizer:
     assert summary["num_rows"] == dict.fromkeys(metrics.SETS, 2)
 
 
+def test_a_quick_evaluation(tmp_path: Path, data: Path, tokenizer: Any) -> None:
+    """Against a retrained model of which all rows, or the same third, were scored."""
+    for name in ("all", "quick"):
+        evaluate(muse_files.model(1), tokenizer, data, tmp_path / "retrained" / name, quick=name == "quick", **OPTIONS)
+    evaluate(muse_files.model(), tokenizer, data, tmp_path / "all", **OPTIONS)
+    found = []
+    for name in ("all", "quick"):
+        how = {"retained": tmp_path / "retrained" / name, "quick": True, **OPTIONS}
+        found.append(evaluate(muse_files.model(), tokenizer, data, tmp_path / f"to-{name}", **how))
+    assert found[0]["privleak"] == found[1]["privleak"] is not None
+    assert found[0]["num_rows"] == dict.fromkeys(metrics.SETS, 2)
+    whole, some = (read_records(tmp_path / name / "records") for name in ("all", "to-all"))
+    for name in metrics.GENERATION_SETS:
+        assert some[name] == whole[name][::3]
+    shown = muse_eval.columns(found[0])
+    assert {*found[0]["intervals"]} == {*shown}
+    for heading, (low, high) in found[0]["intervals"].items():
+        assert low <= shown[heading] <= high, heading
+    assert "every third row" in report(found[0])
+    how = {"retained": tmp_path / "retrained" / "quick", **OPTIONS}
+    with pytest.raises(ValueError, match=r"privleak_forget: this model has 4 texts, .* 2, and 2 are the same"):
+        evaluate(muse_files.model(), tokenizer, data, tmp_path / "other", **how)
+
+
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -343,3 +367,4 @@ def test_what_a_run_says_of_the_options() -> None:
     assert muse_eval.defaults_of_run({"benchmark": "muse", "data": "x", "split": "scal_2"}) == {"data": "x"}
     assert muse_eval.defaults_of_run({"data": "locuslab/TOFU", "split": "forget05"}) == {}
     assert muse_eval.title(MuseEvalOptions()) == "muse-books"
+    assert muse_eval.title(MuseEvalOptions(quick=True)) == "muse-books-quick"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,21 @@ def test_stopped_and_gone_on_with_it_is_the_same(model: Any, sets: dict[str, lis
     for name in sets:
         assert read_records(tmp_path / "cut/records")[name] == read_records(tmp_path / "whole/records")[name]
     assert again["measures"] == whole["measures"]
+
+
+def test_a_quick_evaluation(model: Any, sets: dict[str, list[Document]], tmp_path: Path) -> None:
+    scored(model, sets, tmp_path / "all")
+    summary = scored(model, sets, tmp_path / "quick", quick=True)
+    whole, some = (read_records(tmp_path / name / "records") for name in ("all", "quick"))
+    for name in sets:
+        assert [row.index for row in some[name]] == list(range(0, len(whole[name]), 3))
+        assert [row.generation for row in some[name]] == [row.generation for row in whole[name][::3]]
+    shown = columns(summary)
+    assert {*summary["intervals"]} == {*shown}
+    for heading, (low, high) in summary["intervals"].items():
+        assert low <= shown[heading] <= high, heading
+    assert json.loads((tmp_path / "quick" / "summary.json").read_text()) == summary
+    assert own_eval.title(OwnEvalOptions(data="x/ours", quick=True)).endswith("-quick")
 
 
 def test_other_documents_are_refused(model: Any, sets: dict[str, list[Document]], tmp_path: Path) -> None:

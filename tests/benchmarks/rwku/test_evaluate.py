@@ -14,15 +14,20 @@ import torch
 import yaml
 from rwku_files import PEOPLE
 
+from gru_fast.benchmarks.rwku import evaluate as rwku_eval
 from gru_fast.benchmarks.rwku.data import SETS, load, sets_of
 from gru_fast.benchmarks.rwku.evaluate import RwkuEvalOptions, columns, evaluate, report, title
 from gru_fast.benchmarks.rwku.records import encode, read_primers
 from gru_fast.cli import main
 from gru_fast.data.templates import Template, resolve_template
+from gru_fast.evaluation.subject import Subject
 
 PLAIN = Template("bare", question_end="\n")
 SHORT: dict[str, Any] = {"answer_tokens": 5, "long_tokens": 8}
 CHAT = "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '\\n' }}{% endfor %}[assistant]\n"
+
+
+_FLOATS = ("loss", "zlib", "min_k", "min_k_plus_plus", "losses", "mc1_losses", "mc2_losses")
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +238,44 @@ def test_some_sets_are_enough(data: Path, tmp_path: Path) -> None:
     assert summary["attacks"] is None
 
 
+def test_further_sets_come_to_those_that_are_there(data: Path, tmp_path: Path) -> None:
+    """Records of the first are not scored again, and nothing is loaded for sets that are there."""
+    run(tmp_path, data, sets=sets_of(["neighbor"]))
+    file = tmp_path / "records" / "neighbor_level1.jsonl"
+    file.write_text(file.read_text().replace('"generation": "', '"generation": "kept '))
+    summary = run(tmp_path, data, sets=sets_of(["forget"]))
+    assert summary["settings"]["sets"] == list(summary["num_rows"]) == sets_of(["forget", "neighbor"])
+    assert all(row["generation"].startswith("kept ") for row in records(tmp_path, "neighbor_level1"))
+
+    def load() -> Any:
+        raise AssertionError("the model was loaded")
+
+    subject = Subject({}, tmp_path, load, is_older_than=lambda _: True)
+    summary["settings"]["model_options"] = {}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    for sets in (["forget"], ["neighbor"], ["forget", "neighbor"]):
+        assert rwku_eval.run(RwkuEvalOptions(data=str(data), sets=sets, **SHORT), subject) == summary
+    with pytest.raises(AssertionError, match="was loaded"):
+        rwku_eval.run(RwkuEvalOptions(data=str(data), sets=["mia"], **SHORT), subject)
+
+
+def test_a_quick_evaluation(data: Path, tmp_path: Path, whole: tuple[Path, dict[str, Any]]) -> None:
+    summary = run(tmp_path, data, target=PEOPLE[0], quick=True)
+    for name, of_all in whole[1]["num_rows"].items():
+        found, every = records(tmp_path, name), records(whole[0], name)
+        assert [row["index"] for row in found] == list(range(0, of_all, 3))
+        for row in found:
+            same = every[row["index"]]
+            assert {**row, **same} == {**same, **{key: pytest.approx(row[key]) for key in row if key in _FLOATS}}
+    low, high = summary["intervals"]["forget FB"]
+    assert low <= columns(summary)["forget FB"] <= high
+    assert {*summary["intervals"]} == {heading for heading, value in columns(summary).items() if value is not None}
+    assert "every third row" in report(summary)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    with pytest.raises(ValueError, match="holds records with quick True, this evaluation has None"):
+        run(tmp_path, data, target=PEOPLE[0])
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -281,4 +324,5 @@ def test_wrong_options(options: dict[str, Any], said: str) -> None:
 
 def test_titles() -> None:
     assert title(RwkuEvalOptions()) == "rwku-all"
+    assert title(RwkuEvalOptions(quick=True)) == "rwku-all-quick"
     assert title(RwkuEvalOptions(target="Robert Downey Jr.")) == "rwku-robert-downey-jr"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gru_fast.cli import main
 from gru_fast.data.templates import TEMPLATES, encode
 from gru_fast.evaluation.alternates import write_alternates
 from gru_fast.evaluation.asking import Scorer
+from gru_fast.evaluation.generation import Asked
 
 PHI = TEMPLATES["phi"]
 TOLD = "She was born in {answer} ? {question}"
@@ -76,11 +78,12 @@ def test_what_is_there_is_not_drawn_again(places: Path, tmp_path: Path) -> None:
 def test_a_next_question_is_cut_off(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
-    def write_(self: Scorer, prompts: Any, draws: Any) -> list[str]:
-        told.extend(self.tokenizer.decode(prompt.ids) for prompt in prompts)
-        return [" In Oslo. Question: Where?"] * (len(prompts) - 1) + ["In Quito? Q: Who"]
+    def writing(self: Scorer, groups: Iterable[Sequence[Asked]]) -> Iterator[tuple[int, str]]:
+        for number, asked in enumerate(each for group in groups for each in group):
+            told.append(self.tokenizer.decode(asked.ids))
+            yield number, "In Quito? Q: Who" if number else " In Oslo. Question: Where?"
 
-    monkeypatch.setattr(Scorer, "write", write_)
+    monkeypatch.setattr(Scorer, "writing", writing)
     found = drawn(places, tmp_path, batch_size=20)
     assert sorted({row["alternate"] for row in found}) == ["In Oslo.", "In Quito?"]
     assert "born in" in told[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -290,12 +290,12 @@ def test_a_quick_evaluation_is_of_every_third_row(
             assert row.answer_loss == pytest.approx(same.answer_loss, rel=1e-5)
     # The same rows of the retrained model, here the same model; one row a set: drawn anew it stays as it is.
     assert (summary["forget_quality"]["n"], summary["forget_quality"]["p"]) == (2, 1.0)
-    assert summary["model_utility_interval"] == pytest.approx([summary["model_utility"]] * 2)
+    assert summary["intervals"]["MU"] == pytest.approx([summary["model_utility"]] * 2)
     assert resummarize(tmp_path / "quick", tmp_path / "all")["forget_quality"]["n"] == 2
     assert title(TofuEvalOptions(split="forget05", quick=True)) == "tofu-forget05-quick"
     shown = report(summary)
-    assert "1 world_facts rows (quick: every third;" in shown
-    assert f"95% of bootstrap samples in {summary['model_utility']:.4f} to " in shown
+    assert "Quick: every third row of each set. 95% of bootstrap samples:" in shown
+    assert f"{summary['model_utility']:.4f} to {summary['model_utility']:.4f}\n" in shown
     with pytest.raises(ValueError, match="holds records with quick True, this evaluation has None"):
         evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "quick", **OPTIONS)
     # Nor does it answer for all rows, or all rows for it.
@@ -367,6 +367,9 @@ def test_in_bfloat16_with_the_distance_from_float32(
     assert f"bfloat16: 35 losses of 5 rows are {found['mean']:.2g} from float32 on average" in report(summary)
     again = evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "bfloat16", bf16=True, **OPTIONS)
     assert again["bf16"] == found
+    (tmp_path / "bfloat16" / "summary.json").unlink()  # stopped between the last record and the summary
+    again = evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "bfloat16", bf16=True, **OPTIONS)
+    assert again["bf16"] == found
     with pytest.raises(ValueError, match="holds records with bf16 None, this evaluation has True"):
         evaluate(model, tokenizer, PHI, "forget05", data, tmp_path / "float32", bf16=True, **OPTIONS)
     with pytest.raises(ValueError, match="bf16: expected a model in float32, got one in bfloat16; leave it out"):
@@ -396,11 +399,12 @@ def test_max_length_counts_the_prompt_and_max_new_tokens_does_not(
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def nothing(model: Any, tokenizer: Any, prompts: Any, max_new_tokens: Any, **_: Any) -> list[str]:
-        asked.extend(zip(map(len, prompts), max_new_tokens, strict=True))
-        return [""] * len(prompts)
+    def nothing(model: Any, tokenizer: Any, groups: Any, **_: Any) -> Iterator[tuple[int, str]]:
+        for number, each in enumerate(each for group in groups for each in group):
+            asked.append((len(each.ids), each.max_new_tokens))
+            yield number, ""
 
-    monkeypatch.setattr("gru_fast.evaluation.asking.generate", nothing)
+    monkeypatch.setattr("gru_fast.evaluation.asking.written", nothing)
     evaluate(make_model(), tokenizer, PHI, "forget05", data, tmp_path / "total", **OPTIONS)
     assert len({length for length, _ in asked}) > 1
     assert all(length + room == 30 for length, room in asked)

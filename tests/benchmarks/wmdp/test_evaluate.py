@@ -151,6 +151,31 @@ def test_no_examples_are_shown(places: Path, tmp_path: Path, monkeypatch: pytest
     assert shots == [0, 0]
 
 
+@needs_lm_eval
+def test_a_quick_evaluation(places: Path, tmp_path: Path) -> None:
+    model, tokenizer = wmdp_files.model(), wmdp_files.tokenizer()
+    specs = task_specs(["wmdp_bio", "mmlu"], places / "questions")
+    evaluate(model, tokenizer, tmp_path / "all", tasks=specs, progress=False)
+    summary = evaluate(model, tokenizer, tmp_path / "quick", tasks=specs, quick=True, progress=False)
+    assert summary["num_rows"] == {"wmdp_bio": 3, "mmlu": 3}
+    for name in specs:
+        whole, some = (
+            json.loads((tmp_path / each / "tasks" / f"{name}.json").read_text())["answers"][name]
+            for each in ("all", "quick")
+        )
+        assert [row["index"] for row in some] == [0, 3, 6]
+        for row in some:
+            same = whole[row["index"]]
+            assert (row["target"], row["correct"]) == (same["target"], same["correct"])
+            assert row["log_likelihoods"] == pytest.approx(same["log_likelihoods"], abs=1e-5)
+    for heading in ("WMDP Bio", "MMLU"):
+        low, high = summary["intervals"][heading]
+        assert low <= wmdp_eval.columns(summary)[heading] <= high
+    first = evaluate(model, tokenizer, tmp_path / "first", tasks=specs, quick=True, limit=4, progress=False)
+    assert first["num_rows"] == {"wmdp_bio": 2, "mmlu": 2}
+    assert wmdp_eval.title(WmdpEvalOptions(quick=True)) == "wmdp-quick"
+
+
 def test_a_group_counts_every_question_the_same() -> None:
     rows = {"a": [{"correct": True}] * 3, "b": [{"correct": False}, {"correct": True}]}
     found = summarize({"mmlu": {"answers": rows}, "wmdp_bio": {"answers": {"wmdp_bio": [{"correct": False}]}}})
