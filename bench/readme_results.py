@@ -19,6 +19,7 @@ from gru_fast.study import results, tables, verdict
 from gru_fast.study.attacked import attacks
 from gru_fast.study.directions import directions
 from gru_fast.study.page import duration
+from gru_fast.study.paths import paths
 from gru_fast.study.render import Table, markdown
 from gru_fast.study.results import StudyResults, StudyRun
 from gru_fast.study.statistics import finite, score_of
@@ -48,7 +49,7 @@ def comparison(found: StudyResults) -> str:
         "\n".join(f"- {sentence}" for sentence in verdict.sentences(found)),
     ]
     for split in found.splits:
-        for make in (tables.comparison, tables.further, tables.calibration):
+        for make in (tables.comparison, tables.further, paths, tables.calibration):
             parts += _table(make(found, split))
         parts.append(f"![Removal against retention, {split}]({folder}/figures/plane-{split}.png)")
     return "\n\n".join(part for part in parts if part)
