@@ -131,7 +131,8 @@ void bind_adamw(py::module_& m) {
       .def_property_readonly("scratch_bytes", &AdamWTable::scratch_bytes)
       .def_property_readonly("mismatched_layouts", &AdamWTable::mismatched_layouts)
       .def("run", &AdamWTable::run,
-           "One pass: step (M, V, theta), moments (M, V and the sums of U), update (theta, by those), sums (alone).",
+           "One pass: moments (M, V and the sums of U), update (theta, by those), sums (alone), step (M, V, theta, by "
+           "sums if there are any).",
            arg("which"), arg("scalars"), arg("stats"), arg("update"), arg("floor"), arg("scratch"), arg("seed"),
            arg("numel"), arg("feed_back"), arg("write_grad"), arg("maximize"), arg("num_threads"))
       .def("settle", &AdamWTable::settle, "CUDA: completes stats as if g had been written, which it is not.",

@@ -84,8 +84,11 @@ struct UpdateStats {
 inline constexpr int kNumUpdateStats = 8;
 static_assert(sizeof(UpdateStats) == kNumUpdateStats * sizeof(double));
 
+// With its update rectified, a step is kMoments and kUpdate, or, where nothing may be written before it is known that U is
+// a number everywhere, kSums and a kStep that is given the sums.
 enum class AdamWPass : uint8_t {
-  kStep,     // M, V and theta                reads theta g M V (e), writes theta M V
+  kStep,     // M, V and theta, the latter by the sums of U where there are any
+             //                               reads theta g M V (e), writes theta M V
   kMoments,  // M, V and the sums of U        reads theta g M V e, writes M V
   kUpdate,   // theta, by the sums of U       reads theta M V (e), writes theta (M)
   kSums,     // the sums of U alone           reads theta g M V e
@@ -104,7 +107,7 @@ struct AdamWArgs {
 struct AdamWContext {
   const AdamWScalars* scalars;
   const Stats* stats;   // settled: alpha, beta and |e|^2 of the step; null: g as it is, and no e
-  UpdateStats* update;  // written by kMoments and kSums, read by kUpdate; null for kStep
+  UpdateStats* update;  // written by kMoments and kSums, read by kUpdate and kStep; null of a step as it is
   const double* floor;  // rms(D) of the step before; null in the Euclidean metric
   void* scratch;        // scratch_bytes(plan), 8-byte aligned, uninitialised
   int num_threads;      // CPU
@@ -120,7 +123,7 @@ GRU_FAST_HD double update_factor(const UpdateStats& update) {
   return conflict ? -update.dot / update.reach : 0.0;
 }
 
-// Whether U is a number everywhere: else theta is left as it is.
+// Whether U is a number everywhere: else kUpdate leaves theta as it is, and kStep everything.
 GRU_FAST_HD bool is_finite_update(const UpdateStats& update) { return update.step_norm_sq < kInfinity; }
 
 // A power of two that brings e near 1, so that products with it neither overflow in float32 nor vanish. Scaling by it is
@@ -183,7 +186,8 @@ GRU_FAST_HD AdamWFactors factors_of(const AdamWScalars& row, const AdamWArgs& ar
 
 // Whether a pass has to read e, and theta.
 GRU_FAST_HD bool reads_ema(AdamWPass pass, const AdamWFactors& c) {
-  return pass == AdamWPass::kStep ? c.beta != 0.0f : pass != AdamWPass::kUpdate || c.shift != 0.0f;
+  if (pass == AdamWPass::kStep) return c.beta != 0.0f || c.shift != 0.0f;
+  return pass != AdamWPass::kUpdate || c.shift != 0.0f;
 }
 GRU_FAST_HD bool reads_param(AdamWPass pass, const AdamWFactors& c) {
   return pass == AdamWPass::kStep || pass == AdamWPass::kUpdate || c.weight_decay != 0.0f;
@@ -257,6 +261,7 @@ GRU_FAST_HD F update_of(const AdamWFactors& c, F theta, F m, F d) {
 //                        completes Stats as apply and finish would, measuring |g'| where it has cancelled in the sums;
 //                        without `rectifies` g is clipped to tau alone
 //
-// A step is kStep; with its update rectified kMoments, (sums of devices and processes added up,) kUpdate.
+// A step is kStep; with its update rectified kMoments, kUpdate, or kSums, kStep. Sums of devices and processes are added up
+// between the two.
 
 }  // namespace gru_fast

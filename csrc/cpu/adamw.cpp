@@ -128,19 +128,17 @@ struct AdamWBlock {
   // theta - lr Z.
   GRU_FAST_INLINE void move(const Bases& at, Block theta, Block e, Block m, Block d) {
     theta = {moved(c, theta.a, m.a, d.a), moved(c, theta.b, m.b, d.b)};
-    if constexpr (kPass == AdamWPass::kUpdate) {
-      if (c.shift != 0.0f) {
-        if (c.adam) e = {e.a / (d.a + c.floor), e.b / (d.b + c.floor)};
-        const VecF shift = VecF{} - c.shift;
-        theta = {multiply_add(shift, e.a, theta.a), multiply_add(shift, e.b, theta.b)};
-      }
-      if (c.feed != 0.0f) {
-        const VecF part = VecF{} + c.feed;
-        m = {multiply_add(part * d.a, e.a, m.a), multiply_add(part * d.b, e.b, m.b)};
-        RoundingBits::Two random{};
-        if constexpr (T != DType::kFloat32) random = feed.template next<O>();
-        store_block<T, O>(at.exp_avg, rounded<T>(m, random));
-      }
+    if (c.shift != 0.0f) {
+      if (c.adam) e = {e.a / (d.a + c.floor), e.b / (d.b + c.floor)};
+      const VecF shift = VecF{} - c.shift;
+      theta = {multiply_add(shift, e.a, theta.a), multiply_add(shift, e.b, theta.b)};
+    }
+    if (c.feed != 0.0f) {
+      const VecF part = VecF{} + c.feed;
+      m = {multiply_add(part * d.a, e.a, m.a), multiply_add(part * d.b, e.b, m.b)};
+      RoundingBits::Two random{};
+      if constexpr (T != DType::kFloat32) random = feed.template next<O>();
+      store_block<T, O>(at.exp_avg, rounded<T>(m, random));
     }
     RoundingBits::Two random{};
     if constexpr (P != DType::kFloat32) random = param.template next<O>();
@@ -154,7 +152,7 @@ struct AdamWBlock {
     Block e = at.ema != nullptr ? load_ahead<E, O>(at.ema) : Block{};
     if constexpr (kPass != AdamWPass::kUpdate) take_gradient(at, gradient(at, e), m, v);
     const Block d = {denominator<Math>(c, v.a), denominator<Math>(c, v.b)};
-    if constexpr (kPass != AdamWPass::kStep) e = {c.scale * e.a, c.scale * e.b};
+    e = {c.scale * e.a, c.scale * e.b};
     if constexpr (kSums) {
       const Block u = {update_of<Math>(c, theta.a, m.a, d.a), update_of<Math>(c, theta.b, m.b, d.b)};
       if (live == nullptr) {

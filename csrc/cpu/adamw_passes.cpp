@@ -43,15 +43,16 @@ size_t scratch_bytes(const AdamWPlan& plan) { return static_cast<size_t>(plan.nu
 
 void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const AdamWContext& context) {
   const GradientFactors gradient = gradient_factors(context.stats);
-  const bool moves = pass == AdamWPass::kUpdate, sums_wanted = pass == AdamWPass::kMoments || pass == AdamWPass::kSums;
+  const bool sums_wanted = pass == AdamWPass::kMoments || pass == AdamWPass::kSums;
+  const bool by_sums = !sums_wanted && context.update != nullptr;
   if (gradient.skips) {
     if (sums_wanted) *context.update = UpdateStats{};
     return;
   }
-  if (moves && !is_finite_update(*context.update)) return;
-  const double lambda = moves ? update_factor(*context.update) : 0.0;
+  if (by_sums && !is_finite_update(*context.update)) return;
+  const double lambda = by_sums ? update_factor(*context.update) : 0.0;
   auto* slots = static_cast<UpdateStats*>(context.scratch);
-  for_each_place(plan, context.num_threads, moves ? Direction::kBackward : Direction::kForward,
+  for_each_place(plan, context.num_threads, by_sums ? Direction::kBackward : Direction::kForward,
                  [&](AdamWKind kind, const AdamWRow& row, const ChunkSpan& where, int64_t slot) {
                    const AdamWScalars& scalars = context.scalars[row.index];
                    const AdamWFactors factors = factors_of(scalars, args, context, gradient, lambda);

@@ -182,19 +182,17 @@ __device__ __forceinline__ void pass_units(const AdamWChunk& chunk, const ChunkS
     } else {
 #pragma unroll
       for (int i = 0; i < N; ++i) theta.at[i] = moved(c, theta.at[i], m.at[i], d.at[i]);
-      if constexpr (kPass == AdamWPass::kUpdate) {
-        if (c.shift != 0.0f) {
+      if (c.shift != 0.0f) {
 #pragma unroll
-          for (int i = 0; i < N; ++i) {
-            e.at[i] *= c.scale;
-            if (c.adam) e.at[i] = e.at[i] / (d.at[i] + c.floor);
-            theta.at[i] = fmaf(-c.shift, e.at[i], theta.at[i]);
-          }
-          if (c.feed != 0.0f) {
+        for (int i = 0; i < N; ++i) {
+          e.at[i] *= c.scale;
+          if (c.adam) e.at[i] = e.at[i] / (d.at[i] + c.floor);
+          theta.at[i] = fmaf(-c.shift, e.at[i], theta.at[i]);
+        }
+        if (c.feed != 0.0f) {
 #pragma unroll
-            for (int i = 0; i < N; ++i) m.at[i] = fmaf(c.feed * d.at[i], e.at[i], m.at[i]);
-            store<T, N>(chunk.exp_avg, at, pack<T, N>(rounded<T, N>(m, state.keys[3], place)));
-          }
+          for (int i = 0; i < N; ++i) m.at[i] = fmaf(c.feed * d.at[i], e.at[i], m.at[i]);
+          store<T, N>(chunk.exp_avg, at, pack<T, N>(rounded<T, N>(m, state.keys[3], place)));
         }
       }
       store<P, N>(chunk.param, at, pack<P, N>(rounded<P, N>(theta, state.keys[2], place)));
@@ -213,15 +211,15 @@ __global__ void __launch_bounds__(kThreads, kAdamWBlocksPerSm<kPass>)
     adamw_kernel(__grid_constant__ Shared<AdamWTable> table, const AdamWKernelArgs args) {
   constexpr bool kSums = kPass == AdamWPass::kMoments;
   __shared__ ChunkState state;
-  const bool skips =
-      gradient_factors(args.stats).skips || (kPass == AdamWPass::kUpdate && !is_finite_update(*args.update));
+  const bool by_sums = !kSums && args.update != nullptr;
+  const bool skips = gradient_factors(args.stats).skips || (by_sums && !is_finite_update(*args.update));
   ThreadSums total;
   if (!skips) {
     walk_chunks<kPass == AdamWPass::kUpdate ? Direction::kBackward : Direction::kForward>(
         table, [&](const AdamWRow& row, int64_t begin, int numel) {
           __syncthreads();  // of the chunk before
           if (threadIdx.x == 0) {
-            prepare(state, row, begin, args, kPass == AdamWPass::kUpdate ? update_factor(*args.update) : 0.0);
+            prepare(state, row, begin, args, by_sums ? update_factor(*args.update) : 0.0);
           }
           __syncthreads();
           const AdamWChunk chunk = chunk_at<P, T, E>(row, begin);

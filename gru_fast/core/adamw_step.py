@@ -83,6 +83,8 @@ class AdamWStep:
 
     def plain(self) -> None:
         """M, V and theta."""
+        for part in self._parts:
+            part.args.update = None
         self._run("step")
 
     def measured(self, floor: Tensor | None, unless: Tensor | None = None) -> Tensor:
@@ -101,10 +103,14 @@ class AdamWStep:
             for part, stats in zip(self._parts, told, strict=True):
                 part.args.stats = stats
 
-    def rectified(self, floor: Tensor | None) -> Tensor:
-        """M, V, and theta by the rectified U; returns the sums of U."""
-        update = self._sums("moments", floor)
-        self._run("update")
+    def rectified(self, floor: Tensor | None, *, all_or_nothing: bool = False) -> Tensor:
+        """M, V, and theta by the rectified U; returns the sums of U.
+
+        Where U holds NaN or Inf theta is left as it is; M and V too with ``all_or_nothing``, for which g, M and V are
+        read twice.
+        """
+        update = self._sums("sums" if all_or_nothing else "moments", floor)
+        self._run("step" if all_or_nothing else "update")
         return update
 
     def settle(self, tau: float, rule: Rule | None) -> None:

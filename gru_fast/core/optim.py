@@ -85,7 +85,9 @@ class AdamW(Optimizer):
     With an ``ema``, a step whose g holds NaN or Inf changes no weight, moment or count, and :attr:`last_step` says
     ``skipped`` (e takes r in, but for a loss scale); without one it is torch's. NaN or Inf in r is kept out of e
     element by element. With a ``torch.amp.GradScaler`` give its scale to ``collect(scaler)`` and call
-    ``scaler.step(optimizer)``: a step in which it found Inf changes nothing, e included.
+    ``scaler.step(optimizer)``: a step in which it found Inf changes nothing, e included. Of a U that holds NaN or Inf
+    (V has overflowed) the weights are left as they were; of a scaled step, and with ``error_if_nonfinite``, the moments
+    and counts too: U is then made twice, once to look at it.
 
     Parameters may be sharded (DTensor): each process works on its shards, and of U eight sums cross the network.
 
@@ -104,7 +106,7 @@ class AdamW(Optimizer):
         moment_dtype: of exp_avg and exp_avg_sq: None is the parameter's dtype (float32 of a float16 parameter, whose
             squares it could not hold), ``torch.float32`` float32 throughout.
         seed: of the rounding of 16-bit tensors.
-        error_if_nonfinite: as in :func:`gru_fast.rectify_`.
+        error_if_nonfinite: as in :func:`gru_fast.rectify_`, and where U holds NaN or Inf.
 
     Raises:
         TypeError, ValueError: bad arguments, named; on loading, a state that does not fit.
@@ -256,6 +258,12 @@ class AdamW(Optimizer):
         update = self._move(rows, stats)
         if update is not None and self.last_step is not None:
             self.last_step.note_update(update, rectified=True)
+            if self._options.error_if_nonfinite and self.last_step.update_nonfinite:
+                raise RuntimeError(
+                    "the update holds NaN or Inf although g and r do not: the moments, or what g makes of them, leave "
+                    "float32; no weight, moment or count was changed, e was. Lower the loss or its gradient, or pass "
+                    "error_if_nonfinite=False to leave such steps out"
+                )
 
     def _move(self, rows: list[Row], stats: Tensor | None) -> Tensor | None:
         """All of AdamW; returns the sums of U where it was rectified."""
@@ -267,9 +275,13 @@ class AdamW(Optimizer):
         if not options.update:
             step.plain()
             return None
-        update = step.rectified(self._known_floor(step) if options.adam else None)
+        all_or_nothing = options.error_if_nonfinite or getattr(self, "grad_scale", None) is not None
+        floor = self._known_floor(step) if options.adam else None
+        update = step.rectified(floor, all_or_nothing=all_or_nothing)
+        if all_or_nothing:
+            self._uncount(rows, update)
         if options.adam:
-            self._keep_floor(update)
+            self._keep_floor(update, all_or_nothing=all_or_nothing)
         return update
 
     def _step_of(self, rows: list[Row], stats: Tensor | None) -> AdamWStep:
@@ -289,6 +301,14 @@ class AdamW(Optimizer):
         else:
             skipped = (stats[fields.VETOED] > 0) | (stats[fields.GRAD_NONFINITE] > 0)
             torch._foreach_add_(steps, (~skipped).to(steps[0].dtype))
+
+    @staticmethod
+    def _uncount(rows: list[Row], update: Tensor) -> None:
+        """One step less for each row where U was not finite, so that nothing was written."""
+        steps = [row.state["step"] for row in rows]
+        if steps:
+            made = torch.isfinite(update[sums.STEP_NORM_SQ])
+            torch._foreach_add_(steps, made.to(steps[0]) - 1.0)
 
     def _lost_to_scaler(self) -> bool:
         """Whether a GradScaler has found Inf, which ends the step; else g is freed of its scale."""
@@ -319,10 +339,12 @@ class AdamW(Optimizer):
             self._keep_floor(step.measured(self._floor, unless=self._has_floor))
         return self._floor
 
-    def _keep_floor(self, update: Tensor) -> None:
+    def _keep_floor(self, update: Tensor, *, all_or_nothing: bool = False) -> None:
         assert self._floor is not None
         assert self._has_floor is not None
         found = (update[sums.DENOMINATOR_SQ] / update[sums.NUMEL]).sqrt().reshape(1).to(self._floor.device)
+        if all_or_nothing:  # a step that was not made leaves no V
+            found = found + 0.0 * update[sums.STEP_NORM_SQ].to(found)
         self._floor.copy_(torch.where(found.isfinite(), found, self._floor))
         self._has_floor.copy_(torch.where(found.isfinite(), 1.0, self._has_floor))
 

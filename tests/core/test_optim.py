@@ -622,6 +622,63 @@ def test_moments_that_are_no_numbers_leave_the_weights() -> None:
     assert torch.equal(params[0], before)
 
 
+def all_of(optimizer: AdamW) -> list[Tensor]:
+    """Weights, moments and counts."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    states = [tensor for param in params for tensor in optimizer.state[param].values()]
+    return [tensor.detach().clone() for tensor in (*params, *states)]
+
+
+@pytest.mark.parametrize("options", [{}, {"metric": "adam"}, {"feed_back": True, "metric": "adam"}], ids=str)
+def test_an_update_that_is_no_number_can_be_an_error_that_changes_nothing(options: dict[str, Any]) -> None:
+    params = parameters((40, 3))
+    optimizer = AdamW(params, ema=RetainEMA(params), gamma=0.5, rectify="both", error_if_nonfinite=True, **options)
+    g, e = [torch.ones(40), -torch.ones(3)], [-torch.ones(40), torch.ones(3)]
+    for _ in range(2):
+        take_step(optimizer, g, e)
+    whole = optimizer.state[params[1]]["exp_avg"].clone()
+    optimizer.state[params[1]]["exp_avg"][0] = math.nan
+    before, floor = all_of(optimizer), optimizer.state_dict()["param_groups"][0].get("rms_denominator")
+    with pytest.raises(RuntimeError, match=r"^the update holds NaN or Inf although g and r do not: .* e was\. Lower"):
+        take_step(optimizer, g, e)
+    for now, then in zip(all_of(optimizer), before, strict=True):
+        torch.testing.assert_close(now, then, rtol=0.0, atol=0.0, equal_nan=True)
+    assert optimizer.state_dict()["param_groups"][0].get("rms_denominator") == floor
+    optimizer.state[params[1]]["exp_avg"].copy_(whole)
+    take_step(optimizer, g, e)
+    assert float(optimizer.state[params[0]]["step"]) == 3.0
+    assert not torch.equal(params[0], before[0])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[2:], ids=str)
+def test_a_step_that_is_all_or_nothing_has_the_bits_of_one_that_is_not(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """M and V first and theta after them, or U looked at and then all three."""
+    made = []
+    for all_or_nothing in (False, True):
+        params = parameters((70_001, 13), dtype)
+        optimizer = AdamW(
+            params, ema=RetainEMA(params), gamma=1.0, error_if_nonfinite=all_or_nothing, lr=0.01, **options
+        )
+        generator = torch.Generator().manual_seed(4)
+        conflicts = []
+        for step in range(3):  # r turns, and momentum goes on
+            r = [(1.0 - step) + torch.randn(param.shape, generator=generator) for param in params]
+            g = [x if step == 0 else 0.1 * torch.randn(x.shape, generator=generator) for x in r]
+            take_step(optimizer, [x.to(dtype) for x in g], [x.to(dtype) for x in r])
+            assert optimizer.last_step is not None
+            conflicts.append(optimizer.last_step.update_conflict)
+        made.append((all_of(optimizer), conflicts))
+    (expected, conflicts), (found, same_conflicts) = made
+    assert same_conflicts == conflicts
+    assert any(conflicts)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_gradients_that_are_missing() -> None:
     # No gradient, no e: as in torch the parameter rests. With an e, GRU's projection gives it one: g' = -(d/m) e.
     params = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]

@@ -46,7 +46,8 @@ class AdamWArgs:
     Args:
         scalars: (rows, 8), the columns named above. bias1 is 1 - beta1^step, bias2_root sqrt(1 - beta2^step).
         stats: of the step (:mod:`gru_fast.core.stats`), settled: alpha, beta and |e|^2 are read; None: g as it is.
-        update: the sums of U (:mod:`gru_fast.core.update`), written by "moments" and "sums", read by "update".
+        update: the sums of U (:mod:`gru_fast.core.update`), written by "moments" and "sums", read by "update" and
+            "step"; None: a "step" is made as it is.
         floor: rms(D) of the step before, (1,); None: the Euclidean metric.
         seed: of the rounding of 16-bit tensors.
         numel: elements of e over all devices and processes.
@@ -70,7 +71,9 @@ class AdamWPasses(Protocol):
     """The passes over the rows of one device. Everything is checked when it is made, and messages name the culprit."""
 
     def run(self, which: Pass, args: AdamWArgs) -> None:
-        """``step``: M, V, theta. ``moments``: M, V, the sums of U. ``update``: theta, by those. ``sums``: they only."""
+        """``moments``: M, V, the sums of U. ``update``: theta, by those. ``sums``: they only. ``step``: M, V, theta, by
+        the sums if there are any; where U is not finite nothing.
+        """
 
     def settle(self, args: AdamWArgs, tau: float, rule: Rule | None) -> None:
         """Completes ``args.stats``, as apply and finish of a step by ``rule`` would, where the host must not ask.

@@ -60,7 +60,8 @@ class ReferenceAdamW:
         skips = step is not None and (step[fields.VETOED] > 0.0 or step[fields.GRAD_NONFINITE] > 0.0)
         if wants_sums and args.update is not None:
             args.update.zero_()
-        if skips or (which == "update" and not sums.is_finite_update(update or [])):
+        by_sums = not wants_sums and update is not None
+        if skips or (by_sums and not sums.is_finite_update(update or [])):
             return
         total = [0.0] * sums.NUM_UPDATE_STATS
         for row, scalars in enumerate(args.scalars.tolist()):
@@ -72,7 +73,7 @@ class ReferenceAdamW:
             if which in {"step", "moments"}:
                 tensor.keep_moments()
             if which in {"step", "update"}:
-                tensor.move(sums.update_factor(update) if which == "update" and update is not None else 0.0)
+                tensor.move(sums.update_factor(update) if by_sums and update is not None else 0.0)
         if wants_sums and args.update is not None:
             args.update.copy_(torch.tensor(total, dtype=torch.float64))
 
