@@ -141,13 +141,17 @@ def weights(model: Any) -> list[Tensor]:
         return [whole(p.detach(), p) for p in model.parameters() if p.is_floating_point()]
 
 
-def model(lora: bool = False, four_bit: str = "") -> Any:
+Trained = tuple[list[dict[str, float]], list[Tensor], list[Tensor]]  # logs, weights, e
+OF_MODEL = ("lora", "four_bit", "dtype")
+
+
+def model(lora: bool = False, four_bit: str = "", dtype: str = "float32") -> Any:
     """A tiny Llama, or new adapters on it, or on the model of a folder in 4 bits."""
     if four_bit:
         torch.manual_seed(5)
         return load_model(ModelOptions(four_bit, load_in_4bit=True, use_peft=True, lora_dropout=0.0), train=True)
     if not lora:
-        return tiny.llama()
+        return tiny.llama(dtype=getattr(torch, dtype))
     from peft import LoraConfig, get_peft_model
 
     base = tiny.llama()
@@ -174,12 +178,13 @@ def trained(
     fsdp2: bool = False,
     lora: bool = False,
     four_bit: str = "",
+    dtype: str = "float32",
     mesh: dict[str, int] | None = None,
     at_load: dict[str, int] | None = None,
     zero: dict[str, Any] | None = None,
     scale: float = 0.0,
     **settings: Any,
-) -> tuple[list[dict[str, float]], list[Tensor], list[Tensor]]:
+) -> Trained:
     """Three steps over the same rows, however many processes share them: logs, weights and e.
 
     A micro-batch of a process is one row, so that means over label tokens are of the same rows everywhere. ``mesh``: of
@@ -202,8 +207,8 @@ def trained(
         if "warm_up_retain" in settings:  # batches of each process
             settings["warm_up_retain"] //= takers
         is_loaded = at_load is not None and world > 1
-        untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora, four_bit)
-        data = dataset(settings.get("retain_sets", ()), settings.get("method") == "idk")
+        untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora, four_bit, dtype)
+        data = dataset(settings.get("retain_sets", ()), settings.get("method") in {"idk", "dpo"})
         trainer = tiny.trainer(folder, untrained, data, **settings)
         if scale:
             trainer.accelerator.scaler = get_fsdp2_grad_scaler(device="cpu", init_scale=scale)
@@ -475,13 +480,13 @@ def refused(
     action: str = "train",
     precision: str = "",
     zero: dict[str, Any] | None = None,
-    four_bit: str = "",
     at_load: dict[str, int] | None = None,
     **settings: Any,
 ) -> str:
     """What a trainer says that cannot do it. ``precision``: as accelerate would have taken it on a GPU."""
     with launched(fsdp2, zero=zero), ExitStack() as stack:
-        untrained = stack.enter_context(sharded_at_load(folder, at_load)) if at_load else model(four_bit=four_bit)
+        of_model = {name: settings.pop(name) for name in OF_MODEL if name in settings}
+        untrained = stack.enter_context(sharded_at_load(folder, at_load)) if at_load else model(**of_model)
         try:
             config = tiny.config(folder, **{"rectify": True, **settings})
             config.mixed_precision = precision or config.mixed_precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from gru_fast.unlearn import GRUMixin, GRUOptions, UnlearnTrainer
 from gru_fast.unlearn.engines import zero_config
 
 _STEPS = {"optim": "sgd", "learning_rate": 0.05, "per_device_train_batch_size": 1, "rectify": True, "max_steps": 3}
+
+
+def configured(stage: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A configuration, ``more`` in its ``zero_optimization``. Offloading does not compile an optimizer of its own."""
+    settled = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    return {"zero_optimization": {"stage": stage, **(more or {})}, **settled}
 
 
 def skipped(folder: Path, zero: dict[str, Any] | None = None) -> tuple[dict[str, int], list[Tensor], float]:

@@ -113,6 +113,8 @@ def _reject(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
     flags = _flags(parser)
     said = []
     for text in unknown:
+        if text.startswith("--local-rank"):
+            parser.error(f"{text}: the launcher's, which nothing here needs; start it as deepspeed --no_local_rank")
         near = get_close_matches(text.partition("=")[0], flags, n=1) if text.startswith("-") else []
         said.append(f"{text} (did you mean {near[0]}?)" if near else text)
     parser.error(f"unknown arguments: {', '.join(said)}")

@@ -44,22 +44,26 @@ def keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def check_trainable(model: Any, *, is_sharded: bool = False) -> None:
+NOT_ZERO_3 = (
+    "load_in_4bit: not with ZeRO-3, for which transformers loads no model in 4 bits; use ZeRO-2, where each process "
+    "has all of the base, or leave it out"
+)
+
+
+def check_trainable(model: Any, *, refused: str = "") -> None:
     """Makes sure that a model in 4 bits can be trained as it is, if it is one: by an adapter, gradients flowing.
 
     Args:
-        is_sharded: whether it is, or will be when training begins.
+        refused: what it is to be trained with, and why that does not go; nothing where it does.
 
     Raises:
-        ValueError: it has no adapter, has been packed for inference, or is to be sharded.
+        ValueError: it has no adapter, has been packed for inference, or ``refused`` says something.
     """
     if not is_four_bit(model):
         return
-    if is_sharded:
-        raise ValueError(
-            "load_in_4bit: not with FSDP or DeepSpeed, which were not tried with weights in 4 bits; use DDP, where each"
-            " process holds all of them, or leave it out"
-        )
+    if refused:
+        instead = "use DDP or ZeRO-2, where each process has all of the base, or leave it out"
+        raise ValueError(f"load_in_4bit: not with {refused}; {instead}")
     if not hasattr(model, "peft_config"):
         raise ValueError(NO_ADAPTER)
     packed = [

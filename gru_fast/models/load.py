@@ -13,6 +13,7 @@ from gru_fast.models.adapters import base_of, is_adapter, quiet_peft, untie, wit
 from gru_fast.models.files import check_files, check_readable
 from gru_fast.models.four_bit import (
     NO_ADAPTER,
+    NOT_ZERO_3,
     QUANT_TYPES,
     dequantized,
     is_four_bit,
@@ -413,6 +414,10 @@ def _pretrained(name: str, found: Path | None, options: ModelOptions, device: st
     if found is None:
         settings["revision"] = options.revision or "main"
     if options.load_in_4bit:
+        from transformers.integrations import is_deepspeed_zero3_enabled
+
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(NOT_ZERO_3)
         settings["quantization_config"] = quantization(
             options.bnb_4bit_quant_type,
             options.bnb_4bit_use_double_quant,

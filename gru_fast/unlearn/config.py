@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -319,6 +321,34 @@ def splits_sequences(parallelism: Any) -> list[str]:
     ]
 
 
+def tries_batch_sizes(config: TrainingArguments, is_spread: bool) -> list[str]:
+    """What is wrong with ``auto_find_batch_size``, in one line; else none. ``is_spread``: by FSDP2 or DeepSpeed."""
+    if not config.auto_find_batch_size or not is_spread:
+        return []
+    said = "auto_find_batch_size: not with FSDP2 or DeepSpeed, which spread a model once, not again for a smaller batch"
+    return [f"{said}; give per_device_train_batch_size"]
+
+
+def _errors_of_engines(config: TrainingArguments) -> list[str]:
+    """Two engines at once, or no file of DeepSpeed's: transformers' own words do not say which option is meant."""
+    launched = {
+        name: os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in {"1", "true"}
+        for name in ("FSDP", "DEEPSPEED")
+    }
+    if (config.fsdp or launched["FSDP"]) and (config.deepspeed or launched["DEEPSPEED"]):
+        said = "fsdp, deepspeed: expected one of them, got both, as options or from accelerate launch"
+        return [f"{said}; leave --fsdp or --deepspeed out, or take another accelerate configuration"]
+    if not isinstance(config.deepspeed, str) or not config.deepspeed.endswith(".json"):
+        return []
+    try:
+        json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
+    except OSError as error:
+        return [f"deepspeed: {config.deepspeed}: {error.strerror}; expected a DeepSpeed configuration"]
+    except ValueError as error:
+        return [f"deepspeed: {config.deepspeed}: expected JSON, {error}"]
+    return []
+
+
 def check_transformers() -> None:
     """Raises ``ValueError`` where it is too old for a configuration of this project."""
     if int(transformers.__version__.split(".")[0]) < 5:
@@ -329,6 +359,10 @@ def check_transformers() -> None:
 def errors_of_training(config: TrainingArguments) -> list[str]:
     """``TrainingArguments.__post_init__``, and what it has to say; names are those of options."""
     check_transformers()
+    if errors := _errors_of_engines(config):
+        return errors
+    if config.fsdp == "true":  # a text to transformers' types, and a flag to what it does with it
+        config.fsdp = cast("Any", True)
     optim: Any = config.optim
     if optim == GRU_ADAMW and isinstance(config, UnlearnConfig):
         config.optim = "adamw_torch"  # transformers knows its own names alone, and makes an enum of them
@@ -345,7 +379,7 @@ def errors_of_training(config: TrainingArguments) -> list[str]:
     if launched > 1 and config.world_size == 1:  # transformers only warns, and every process would train the whole run
         alone = "without an accelerator here transformers has each train alone, in the same folder"
         return [f"use_cpu: {launched} processes were launched, but {alone}; add --use-cpu, or launch one"]
-    return []
+    return tries_batch_sizes(config, config.deepspeed_plugin is not None)
 
 
 _training_fields = {f.name: f for f in dataclasses.fields(TrainingArguments)}

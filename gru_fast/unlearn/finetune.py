@@ -114,7 +114,8 @@ def finetune_trainer(
         data_collator=SequenceCollator(padding_id(model, tokenizer)),
         processing_class=tokenizer,
     )
-    check_trainable(model, is_sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    is_spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    check_trainable(model, refused="FSDP or DeepSpeed in finetuning, which was not tried" if is_spread else "")
     trainer.add_callback(LostSteps(trainer.log))
     accelerator = trainer.accelerator
     trainer.add_callback(LoraStart(accelerator.reduce, lambda: bool(accelerator.optimizer_step_was_skipped)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
@@ -20,7 +22,7 @@ from gru_fast.core.result import Rectification
 from gru_fast.core.sharded.shards import is_sharded, local
 from gru_fast.core.update_monitor import measure_update
 from gru_fast.models.four_bit import check_trainable
-from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward
+from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward, tries_batch_sizes
 from gru_fast.unlearn.engines import zero_config
 from gru_fast.unlearn.engines.fsdp import sharded_modules
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
@@ -266,7 +268,10 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         options = self.gru_options
         self.check_optimizer()
         is_spread = self.is_sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled
-        check_trainable(self.accelerator.unwrap_model(self.model), is_sharded=is_spread)
+        is_fsdp = self.is_fsdp_enabled or self.is_sharded
+        of_four_bit = "FSDP, which leaves the weights in 4 bits whole, and saves an adapter without weights"
+        check_trainable(self.accelerator.unwrap_model(self.model), refused=of_four_bit if is_fsdp else "")
+        raise_all(tries_batch_sizes(self.args, is_spread))
         if self.is_deepspeed_enabled:
             self._check_deepspeed(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         if not options.follows_retain:
@@ -299,6 +304,8 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
     def _check_deepspeed(self, config: dict[str, Any]) -> None:
         zero_config.settle(config, self.args.max_grad_norm)
         errors, options = zero_config.errors_of_objective(config), self.gru_options
+        if not dist.is_initialized():
+            errors += zero_config.errors_of_launch(os.environ)
         if options.follows_retain:
             errors += zero_config.errors_of_gru(config)
             if self.uses_own_optimizer or options.monitor_update:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from gru_fast.data.pairs import PairCollator, UnlearnDataset
-from gru_fast.models.four_bit import check_trainable
+from gru_fast.models.four_bit import NOT_ZERO_3, check_trainable, is_four_bit
 from gru_fast.models.identity import fingerprint
 from gru_fast.models.limits import limits_of, padding_id
 from gru_fast.runs.checkpoint import Launch
@@ -76,6 +76,8 @@ class UnlearnTrainer(GRUMixin, ObjectiveTrainer):
         for name, dataset in self._datasets().items():
             self._check_parts(name, dataset)
         self._check_retain_batch_size()
+        if self.is_for_zero3 and is_four_bit(self.accelerator.unwrap_model(self.model)):
+            raise ValueError(NOT_ZERO_3)
         if self.method.hidden_states and self.is_for_zero3:
             raise ValueError(
                 f"{self.method.name}: not with ZeRO-3, whose modules expect to be run whole, not up to a layer; use "

@@ -72,6 +72,15 @@ def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
     assert "unknown arguments: --gama (did you mean --gamma?), 0.5" in capsys.readouterr().err
 
 
+def test_a_launchers_own_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `deepspeed` gives it to each process."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["unlearn", "--local_rank=1", "--model", "m"])
+    assert "--local-rank=1: the launcher's, which nothing here needs; start it as deepspeed --no_local" in (
+        capsys.readouterr().err
+    )
+
+
 def test_unknown_flag_of_a_command_below_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["eval", "tofu", "--retain-log", "x"])

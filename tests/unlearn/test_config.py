@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from interpreter import run_python
 
 from gru_fast.unlearn import GRUOptions, UnlearnConfig
+from gru_fast.unlearn.engines import zero_config
 from gru_fast.unlearn.finetune import FinetuneConfig
 from gru_fast.unlearn.methods import names
 
@@ -153,3 +155,46 @@ def test_offloading_a_reference_that_is_not_kept(tmp_path: Path) -> None:
     ):
         UnlearnConfig(str(tmp_path), use_cpu=True, method="npo", offload_reference=True)
     assert UnlearnConfig(str(tmp_path), use_cpu=True, method="rmu", offload_reference=True).offload_reference
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "said"),
+    [
+        ({"fsdp": "full_shard", "deepspeed": "zero.json"}, {}, r"^fsdp, deepspeed: expected one of them, got both"),
+        ({"deepspeed": "zero.json"}, {"ACCELERATE_USE_FSDP": "true"}, r"^fsdp, deepspeed: expected one of them"),
+        ({"fsdp": "true"}, {"ACCELERATE_USE_DEEPSPEED": "1"}, r"^fsdp, deepspeed: expected one of them"),
+        ({"deepspeed": "none.json"}, {}, r"^deepspeed: none\.json: No such file or directory; expected a DeepSpeed"),
+        ({"deepspeed": "broken.json"}, {}, r"^deepspeed: broken\.json: expected JSON, Expecting property name"),
+    ],
+)
+def test_engines_are_one_at_a_time(
+    settings: dict[str, Any],
+    environment: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("zero.json").write_text("{}")
+    Path("broken.json").write_text("{stage: 2")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said):
+        make(**settings)
+
+
+def test_fsdp_is_a_flag_too() -> None:
+    """transformers types it as a text, and says of texts that they are deprecated."""
+    assert make(fsdp="true").fsdp == make(fsdp=True).fsdp
+
+
+def test_deepspeed_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look for MPI, and miss a package that nobody needs."""
+    told = dict.fromkeys(("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"), "0")
+    assert zero_config.errors_of_launch(told) == []
+    del told["MASTER_PORT"], told["RANK"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (said,) = zero_config.errors_of_launch(told)
+    assert said.startswith("deepspeed: expected a launcher, since RANK, MASTER_PORT is not set; start a single process")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert zero_config.errors_of_launch(told) == []

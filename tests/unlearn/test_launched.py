@@ -1,4 +1,4 @@
-"""UnlearnTrainer in several processes, against one process with the same rows."""
+"""UnlearnTrainer in several processes, against one process with the same rows: what the table of engines leaves out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import launched
 import pytest
-import tiny
 import torch
 import yaml
 from following import arguments, assert_follows, assert_same_models
@@ -19,104 +18,9 @@ from processes import Processes
 from transformers import LlamaForCausalLM
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("method", ["ga", "npo_gd", "npo_kl"])
-def test_ddp(processes: Processes, tmp_path: Path, method: str, stream: bool) -> None:
-    """Also with reference log-probabilities, a share of r in g, and a reference model."""
-    assert_follows(processes, tmp_path, method=method, stream=stream)
-
-
-@pytest.mark.parametrize(
-    ("fsdp2", "stream"), [(False, False), (False, True), (True, False)], ids=["ddp", "ddp-stream", "fsdp2"]
-)
-def test_more_rows_to_keep_and_an_average_before_the_first_step(
-    processes: Processes, tmp_path: Path, fsdp2: bool, stream: bool
-) -> None:
-    more = {"retain_batch_size": 3, "warm_up_retain": 4, "gamma": 0.3, "stream": stream}
-    assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", **more)
-
-
-@pytest.mark.parametrize("fsdp2", [False, True], ids=["ddp", "fsdp2"])
-def test_several_retain_sets(processes: Processes, tmp_path: Path, fsdp2: bool) -> None:
-    several = {"retain_sets": ["facts"], "rectifier": "gem", "rectify_against": "ema", "gamma": 0.3}
-    assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", **several)
-
-
-@pytest.mark.parametrize(("method", "fsdp2"), [("pdu", False), ("undial", True)], ids=["ddp", "fsdp2"])
-def test_logits_of_the_vocabulary_and_a_dual_variable(
-    processes: Processes, tmp_path: Path, method: str, fsdp2: bool
-) -> None:
-    is_pdu = method == "pdu"  # flat logits are in no conflict: it is tried without GRU
-    options = {"retain_weight": 0.5, "eps": 3.0, "warm_up_epochs": 0} if is_pdu else {"beta": 3.0}
-    settings = {"method_options": options, "learning_rate": 0.002, "rectify": not is_pdu}
-    assert_follows(processes, tmp_path, fsdp2=fsdp2, method=method, **settings)
-
-
-def test_a_base_in_4_bits(processes: Processes, tmp_path: Path) -> None:
-    """DDP, streamed; and FSDP2 refuses it."""
-    pytest.importorskip("bitsandbytes", reason="the extra 4bit is not installed")
-    tiny.llama(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "model")
-    four_bit = str(tmp_path / "model")
-    assert_follows(processes, tmp_path, method="npo_gd", four_bit=four_bit, stream=True)
-    for found in processes.run(launched.refused, 2, tmp_path / "refused", fsdp2=True, four_bit=four_bit, method="ga"):
-        assert found.startswith("load_in_4bit: not with FSDP or DeepSpeed")
-
-
 def test_means_over_processes_in_one_order(processes: Processes) -> None:
     """Whichever order gradients come in, and where one process has none."""
     assert processes.run(launched.means, 2) == [True, True]
-
-
-@pytest.mark.parametrize(("fsdp2", "stream"), [(False, True), (True, False), (True, True)])
-def test_a_share_of_r_that_goes_by_the_rows(processes: Processes, tmp_path: Path, fsdp2: bool, stream: bool) -> None:
-    """In each process another, of a gradient that is the mean over the processes."""
-    settings: dict[str, Any] = {"method": "idk", "stream": stream}
-    found = processes.run(launched.trained, 2, tmp_path / "several", fsdp2, **settings)
-    _, expected, ema = launched.trained(tmp_path / "one", **settings)
-    start = launched.weights(launched.model())
-    for _, weights, average in found:
-        for a, b, w in zip(weights, expected, start, strict=True):
-            assert float((a - b).norm()) <= 2e-5 * float((b - w).norm()) + 2.0**-23 * float(b.norm())
-        for a, b in zip(average, ema, strict=True):
-            assert float((a - b).norm()) <= 2e-5 * float(b.norm()) + 1e-8
-
-
-def test_ddp_measures_too(processes: Processes, tmp_path: Path) -> None:
-    assert_follows(processes, tmp_path, method="ga", rectify=False, monitor=True)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("method", ["ga", "npo_gd", "npo_kl"])
-def test_fsdp2(processes: Processes, tmp_path: Path, method: str, stream: bool) -> None:
-    assert_follows(processes, tmp_path, fsdp2=True, method=method, stream=stream)
-
-
-@pytest.mark.parametrize(("fsdp2", "metric"), [(False, "adam"), (True, "euclidean"), (True, "adam")])
-def test_an_optimizer_that_rectifies_its_step(processes: Processes, tmp_path: Path, fsdp2: bool, metric: str) -> None:
-    """With an epsilon that keeps rounding in a gradient near 0 from becoming a step of full size."""
-    settings: dict[str, Any] = {"optim": "gru_adamw", "rectify_update": True, "update_metric": metric}
-    assert_follows(processes, tmp_path, fsdp2=fsdp2, method="ga", adam_epsilon=1e-2, **settings)
-
-
-def test_fsdp2_with_lora(processes: Processes, tmp_path: Path) -> None:
-    assert_follows(processes, tmp_path, fsdp2=True, method="ga_kl", lora=True)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"method": "ga", "rectify": False, "monitor": True},
-        {"method": "gd", "rectify": False},
-        {"method": "ga", "rectifier": "gdr", "tau": 1.0},
-        {"method": "rmu"},
-        {"method": "rmu", "stream": True},
-        {"method": "npo_kl", "offload_reference": True},
-        {"method": "npo_gd", "scale": 1024.0},
-    ],
-    ids=["monitor", "plain", "gdr", "rmu", "rmu-stream", "offload", "loss scale"],
-)
-def test_other_steps_with_fsdp2(processes: Processes, tmp_path: Path, settings: dict[str, Any]) -> None:
-    assert_follows(processes, tmp_path, fsdp2=True, **settings)
 
 
 @pytest.mark.parametrize("settings", [{"rectify": True}, {"monitor": True}], ids=["gru", "scaler alone"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,12 @@ _ELSEWHERE = {
     "zero_quantized_gradients": False,
     "zenflow": None,
 }
-_OFFLOADS = ("offload_optimizer", "offload_param")
+_OF_LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
+_OFFLOADS = {
+    "offload_optimizer": "where each look at a gradient reads the weights and moments of a whole sub-group, and each "
+    "change writes them back",
+    "offload_param": "which was not tried",
+}
 
 
 def settle(config: dict[str, Any], max_grad_norm: float) -> None:
@@ -41,6 +47,15 @@ def errors_of_objective(config: Mapping[str, Any]) -> list[str]:
     return [said] if stage_of(config) == 0 else []
 
 
+def errors_of_launch(environment: Mapping[str, str]) -> list[str]:
+    """Where nobody has said which process this is, DeepSpeed would ask MPI."""
+    missing = [name for name in _OF_LAUNCHER if name not in environment]
+    if not missing or importlib.util.find_spec("mpi4py"):
+        return []
+    said = f"deepspeed: expected a launcher, since {', '.join(missing)} is not set"
+    return [f"{said}; start a single process too with torchrun, accelerate launch or deepspeed --no_local_rank"]
+
+
 def errors_of_gru(config: Mapping[str, Any]) -> list[str]:
     """What keeps gradients out of reach between backward and step."""
     stage, zero = stage_of(config), config.get("zero_optimization") or {}
@@ -60,8 +75,8 @@ def errors_of_gru(config: Mapping[str, Any]) -> list[str]:
         if zero.get(name, usual) not in (usual, 0, None, False)
     ]
     errors += [
-        f"zero_optimization.{name}: expected the device cpu or none, got {_offload_of(zero, name)}"
-        for name in _OFFLOADS
+        f"zero_optimization.{name}: expected the device cpu or none, got {_offload_of(zero, name)}, {why}"
+        for name, why in _OFFLOADS.items()
         if _offload_of(zero, name) not in ("", "cpu")
     ]
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
