@@ -208,7 +208,7 @@ def trained(
             settings["warm_up_retain"] //= takers
         is_loaded = at_load is not None and world > 1
         untrained = stack.enter_context(sharded_at_load(folder, at_load)) if is_loaded else model(lora, four_bit, dtype)
-        data = dataset(settings.get("retain_sets", ()), settings.get("method") in {"idk", "dpo"})
+        data = dataset(settings.get("retain_sets", ()), settings.get("method") in {"idk", "dpo", "dpo_kl"})
         trainer = tiny.trainer(folder, untrained, data, **settings)
         if scale:
             trainer.accelerator.scaler = get_fsdp2_grad_scaler(device="cpu", init_scale=scale)
