@@ -11,8 +11,8 @@ extract    beginnings of growing length, other wordings, "repeat the text", prom
 
 Beside each score stands the share of the way back to the original model that the attack got, and what the same attack
 does to the retrained model, which never knew: only more than that has come back. RUN says which benchmark it was, what
-it was to forget and what it started from; a model that is no run is told by the flags. Every row that was scored is
-kept at once: the same command goes on after a stop. `--dry-run` says what it will take. The report of a run of
+it was to forget and what it started from; a model that is no run is told by the flags. Scored rows are kept as
+they come: the same command goes on after a stop. `--dry-run` says what it will take. The report of a run of
 `gru-fast forget` is made anew with what came of it.
 
 Several processes (torchrun) share the rows that are asked about.
