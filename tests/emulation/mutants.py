@@ -95,12 +95,6 @@ MUTANTS = [
         "slots[blockIdx.x + row] = sum;",
         "slots[row] = sum;",
     ),
-    Mutant(
-        "no barrier between the sums of two rows",
-        "device.cuh",
-        "    of_block.add(sum);\n  }\n  __syncthreads();",
-        "    of_block.add(sum);\n  }",
-    ),
 ]
 
 
