@@ -24,7 +24,7 @@ from gru_fast.core.update_monitor import measure_update
 from gru_fast.models.four_bit import check_trainable
 from gru_fast.unlearn.config import GRUOptions, raise_all, splits_sequences, steps_in_backward, tries_batch_sizes
 from gru_fast.unlearn.engines import zero_config
-from gru_fast.unlearn.engines.fsdp import sharded_modules
+from gru_fast.unlearn.engines.fsdp import plain_names, sharded_modules
 from gru_fast.unlearn.gru_state import load_gru_state, save_gru_state
 from gru_fast.unlearn.lora_start import LoraShare, LoraStart
 from gru_fast.unlearn.own_optimizer import OwnOptimizer
@@ -380,9 +380,18 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with plain_names(self.model):
+            super()._save(*args, **kwargs)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with plain_names(self.model):
+            super()._load_from_checkpoint(*args, **kwargs)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Trainer's, with e beside: what a resumed run needs to go on bit for bit."""
-        super()._save_optimizer_and_scheduler(output_dir)
+        with plain_names(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
         if self.gru_options.follows_retain and (self.args.should_save or any(map(is_sharded, self.engine.trainable()))):
             save_gru_state(output_dir, self.retain_ema, dataclasses.asdict(self.gru_counts))
 

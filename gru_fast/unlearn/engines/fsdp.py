@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
 
 from gru_fast.unlearn.engines.plain import Engine
@@ -37,3 +39,25 @@ def reshard(model: nn.Module) -> None:
     """Frees the whole weights that a forward pass without backward leaves, so that parameters are shards again."""
     for module in sharded_modules(model):
         module.reshard()
+
+
+@contextmanager
+def plain_names(model: nn.Module) -> Iterator[None]:
+    """Inside, an adapter's modules are named as its weights are when they are saved.
+
+    ``fsdp_activation_checkpointing`` wraps layers, and a state dict leaves the wrappers' names out. peft 0.21 looks for
+    the weights of an adapter under the names of its modules: with the wrappers it finds, and saves, none.
+    """
+    held = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, CheckpointWrapper) and hasattr(model, "peft_config")
+    ]
+    for parent, name, child in held:
+        parent.register_module(name, child._checkpoint_wrapped_module)  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for parent, name, child in held:
+            parent.register_module(name, child)
