@@ -93,10 +93,10 @@ def _cells(found: StudyResults, runs: list[StudyRun], whole: float | None) -> tu
     def at_share(run: StudyRun) -> float | None:
         return next((finite(each.scores.get(found.removal)) for each in run.calibrated if each.target == SHARE), None)
 
-    return _both(runs, share, ".0%"), _both(runs, removed, ".1f"), _both(runs, at_share, ".1f")
+    return _both(runs, share, ".0%"), _both(runs, removed, ".2f"), _both(runs, at_share, ".2f")
 
 
-_MODELS = {"tofu-tiny": "a Llama of 2M"}
+_MODELS = {"tofu-smollm2-cpu": "SmolLM2-135M", "tofu-tiny": "a Llama of 2M"}
 _MAKE: Mapping[str, Callable[[StudyResults], str]] = {
     "docs/results.md": comparison,
     "docs/paper.md": beside_the_paper,
