@@ -302,7 +302,10 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
             )
 
     def _check_deepspeed(self, config: dict[str, Any]) -> None:
-        zero_config.settle(config, self.args.max_grad_norm)
+        args = self.args
+        zero_config.settle(
+            config, args.max_grad_norm, args.per_device_train_batch_size, args.gradient_accumulation_steps
+        )
         errors, options = zero_config.errors_of_objective(config), self.gru_options
         if not dist.is_initialized():
             errors += zero_config.errors_of_launch(os.environ)

@@ -198,3 +198,17 @@ def test_deepspeed_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.startswith("deepspeed: expected a launcher, since RANK, MASTER_PORT is not set; start a single process")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     assert zero_config.errors_of_launch(told) == []
+
+
+def test_a_deepspeed_file_that_says_little_gets_the_trainers_rows() -> None:
+    config: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+    zero_config.settle(config, 0.0, 2, 8)
+    assert config == {
+        "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 8,
+        "gradient_clipping": 0.0,
+    }
+    given: dict[str, Any] = {"zero_optimization": {"stage": 2}, "train_batch_size": 16}
+    zero_config.settle(given, 0.0, 2, 8)
+    assert given == {"zero_optimization": {"stage": 2}, "train_batch_size": 16, "gradient_clipping": 0.0}

@@ -21,14 +21,18 @@ _OFFLOADS = {
 }
 
 
-def settle(config: dict[str, Any], max_grad_norm: float) -> None:
-    """Has the configuration say what it leaves out, where accelerate's defaults are not ours.
+def settle(config: dict[str, Any], max_grad_norm: float, batch_size: int, accumulation: int) -> None:
+    """Has the configuration say what it leaves out, where the defaults of accelerate and DeepSpeed are not ours.
 
-    Clipping: as the Trainer's, in place of 1. ZeRO-3: the model itself is saved, in place of its pieces.
+    Rows of a micro-batch, and micro-batches of a step: as the Trainer's, in place of an assertion. Clipping: as the
+    Trainer's, in place of 1. ZeRO-3: the model itself is saved, in place of its pieces.
 
     Raises:
         ValueError: it has other clipping.
     """
+    if not {"train_batch_size", "train_micro_batch_size_per_gpu"} & config.keys():
+        config["train_micro_batch_size_per_gpu"] = batch_size
+        config.setdefault("gradient_accumulation_steps", accumulation)
     if stage_of(config) == 3:
         config["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)
     given = config.get("gradient_clipping")
