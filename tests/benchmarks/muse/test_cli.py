@@ -166,7 +166,7 @@ def test_a_tofu_evaluation_takes_nothing_from_a_muse_run(
         (["--split", "scal_7"], 'but no "forget_7"'),
         (["--idk-file", "x"], "--idk-file: no option of --benchmark muse; leave it out"),
         (["--benchmark", "mus"], "benchmark: expected one of lume, muse"),
-        (["--benchmark", "tofu"], "expected forget05.json in it"),
+        (["--benchmark", "tofu"], "expected forget05.json or forget05.jsonl in it"),
     ],
 )
 def test_wrong_use_is_one_clear_line(
