@@ -184,6 +184,17 @@ __device__ __forceinline__ float load_one(DType dtype, const void* base, int at)
   return value;
 }
 
+// The sums of a chunk in float64, for those that float32 products cannot give. Rare, so one loop for all kinds.
+__device__ __forceinline__ void add_wide_sums(Kind kind, const Row& row, int64_t begin, int numel, Sums& total) {
+  const void* grad = advance(kind.grad, static_cast<const void*>(row.grad), begin);
+  const void* ema = advance(kind.ema, static_cast<const void*>(row.ema), begin);
+#pragma unroll 4
+  for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
+    const double g = load_one(kind.grad, grad, at), e = load_one(kind.ema, ema, at);
+    total.add({g * e, e * e, g * g, 0.0});
+  }
+}
+
 // True if units of N elements can be moved at `base`: then they can at every chunk of it, and null always can.
 template <DType T, int N>
 __device__ __forceinline__ bool is_aligned(const void* base) {

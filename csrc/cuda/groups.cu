@@ -101,18 +101,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (*args.any_wide == 0) return;
   __shared__ Place<Sums> of_rows;  // which nobody asks for
   if (threadIdx.x == 0) of_rows.value() = Sums{};
-  const Kind kind = args.kind;
   Sums total;
   walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
     leave_row_before(total, args.row_slots, static_cast<uint32_t>(&row - table.rows), begin, of_rows.value());
     if (!(args.groups[row.rounding_key].wide > 0.0)) return;
-    const void* grad = advance(kind.grad, static_cast<const void*>(row.grad), begin);
-    const void* ema = advance(kind.ema, static_cast<const void*>(row.ema), begin);
-#pragma unroll 4
-    for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
-      const double g = load_one(kind.grad, grad, at), e = load_one(kind.ema, ema, at);
-      total.add({g * e, e * e, g * g, 0.0});
-    }
+    add_wide_sums(args.kind, row, begin, numel, total);
   });
   leave_last_row(total, args.row_slots, table, of_rows.value());
 }

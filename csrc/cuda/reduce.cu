@@ -249,17 +249,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const Stats stats = *args.stats;
   const Sums sums{stats.dot, stats.ema_norm_sq, stats.grad_norm_sq, 0.0};
   if (stats.vetoed > 0.0 || !needs_wide_sums(sums, args.plan_numel)) return;
-  const Kind kind = args.kind;
   Sums total;
-  walk_chunks<Direction::kBackward>(table, [&](const Row& row, int64_t begin, int numel) {
-    const void* grad = advance(kind.grad, static_cast<const void*>(row.grad), begin);
-    const void* ema = advance(kind.ema, static_cast<const void*>(row.ema), begin);
-#pragma unroll 4
-    for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
-      const double g = load_one(kind.grad, grad, at), e = load_one(kind.ema, ema, at);
-      total.add({g * e, e * e, g * g, 0.0});
-    }
-  });
+  walk_chunks<Direction::kBackward>(
+      table, [&](const Row& row, int64_t begin, int numel) { add_wide_sums(args.kind, row, begin, numel, total); });
   if (!sum_grid(total, args.slots)) return;
   args.stats->dot = total.dot;
   args.stats->ema_norm_sq = total.ema_norm_sq;
