@@ -191,11 +191,11 @@ class RowSet:
 
     Args:
         name: of the file of their records, ``NAME.jsonl``.
-        rows: whatever ``work`` takes; a row's index is its place here.
+        rows: whatever ``work`` takes.
         work: some rows -> a JSON object for each, or what it waits for, in the same order.
         lengths: of the rows, in tokens: the longest are done first.
         label: of the progress bar; by default the name.
-        indices: of the rows in their records, where that is not their place here: of a sample.
+        every: one of so many rows is here; in the records a row has its place among all of them.
     """
 
     name: str
@@ -203,11 +203,11 @@ class RowSet:
     work: Callable[[list[Any]], Sequence[_Found]]
     lengths: Sequence[int]
     label: str | None = None
-    indices: Sequence[int] | None = None
+    every: int = 1
 
     def index(self, place: int) -> int:
         """Of the row at a place."""
-        return place if self.indices is None else self.indices[place]
+        return place * self.every
 
 
 def score_sets(

@@ -28,10 +28,10 @@ def finished(output_dir: str | Path, wanted: Mapping[str, Any]) -> bool:
     return not differing({key: kept.get(key) for key in wanted}, wanted)
 
 
-def rows_before(output_dir: str | Path) -> dict[str, str]:
-    """Set -> hash of its rows, of the sets that the summary in a folder is of; none where there is no summary."""
+def settings_before(output_dir: str | Path) -> dict[str, Any]:
+    """The settings of the summary in a folder; none where there is no summary."""
     file = Path(output_dir) / SUMMARY_FILE
-    return dict(read_json(file)["settings"].get("rows", {})) if file.is_file() else {}
+    return dict(read_json(file)["settings"]) if file.is_file() else {}
 
 
 def take_over(source: Path, target: Path, model_options: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ mmlu` finds, the final score: the mean of the three.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +36,7 @@ from gru_fast.evaluation.asking import Scorer, score_rows
 from gru_fast.evaluation.backends import Backend
 from gru_fast.evaluation.record_folder import RowSet
 from gru_fast.evaluation.subject import Subject, check_whole
-from gru_fast.evaluation.summaries import SUMMARY_FILE
+from gru_fast.evaluation.summaries import SUMMARY_FILE, settings_before
 from gru_fast.metrics import lume as metrics
 from gru_fast.metrics import mia
 from gru_fast.metrics import quick as look
@@ -224,7 +224,7 @@ def evaluate(
     check_whole(model)
     output_dir, limits = Path(output_dir), limits_of(model)
     scorer = Scorer(model, tokenizer, padding_id(model, tokenizer), batch_size, autocast, backend)
-    before: dict[str, Any] = {} if overwrite else on_first(partial(_before, output_dir))
+    before: dict[str, Any] = {} if overwrite else on_first(partial(settings_before, output_dir))
     every = look.step(quick)
     asked = {
         part: questions(tokenizer, load(part, data, split)[:max_rows][::every], max_new_tokens)
@@ -252,22 +252,19 @@ def evaluate(
     return on_first(lambda: _finish(output_dir, mmlu, seconds, settings))
 
 
-def _before(output_dir: Path) -> dict[str, Any]:
-    """What was scored before, whole: the settings of the summary; empty where there is none."""
-    file = output_dir / SUMMARY_FILE
-    return dict(read_json(file)["settings"]) if file.is_file() else {}
-
-
 def _sets(
     scorer: Scorer, asked: Mapping[str, Sequence[Question]], texts: Mapping[str, Sequence[Encoded]], every: int
 ) -> list[RowSet]:
-    def row_set(name: str, rows: Sequence[Any], work: Callable[..., Any], lengths: Sequence[int]) -> RowSet:
-        return RowSet(name, rows, work, lengths, indices=[index * every for index in range(len(rows))])
-
     members = partial(score_members, scorer)
     return [
-        *(row_set(name, rows, score_questions, [len(row.prompt.ids) for row in rows]) for name, rows in asked.items()),
-        *(row_set(name, rows, members, [len(row["input_ids"]) for row in rows]) for name, rows in texts.items()),
+        *(
+            RowSet(name, rows, score_questions, [len(row.prompt.ids) for row in rows], every=every)
+            for name, rows in asked.items()
+        ),
+        *(
+            RowSet(name, rows, members, [len(row["input_ids"]) for row in rows], every=every)
+            for name, rows in texts.items()
+        ),
     ]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -314,10 +314,17 @@ def _asked(
 ) -> list[RowSet]:
     """What is asked of the rows of each set, of which one of ``every`` is scored."""
     work = {"verbmem_f": score_text, "knowmem_f": score_answer, "knowmem_r": score_answer}
-    asked = [RowSet(name, rows, work[name], [len(row.ids) for row in rows]) for name, rows in prompts.items()]
     surprise = partial(score_surprise, scorer)
-    asked += [RowSet(name, rows, surprise, [len(row["input_ids"]) for row in rows]) for name, rows in texts.items()]
-    return [replace(of, indices=[index * every for index in range(len(of.rows))]) for of in asked]
+    return [
+        *(
+            RowSet(name, rows, work[name], [len(row.ids) for row in rows], every=every)
+            for name, rows in prompts.items()
+        ),
+        *(
+            RowSet(name, rows, surprise, [len(row["input_ids"]) for row in rows], every=every)
+            for name, rows in texts.items()
+        ),
+    ]
 
 
 def resummarize(

@@ -227,7 +227,7 @@ def evaluate(
 
 def _set(name: str, rows: Sequence[Asked], scorer: Scorer, every: int) -> RowSet:
     lengths = [len(each.row["input_ids"]) for each in rows]
-    return RowSet(name, rows, partial(score, scorer), lengths, indices=[index * every for index in range(len(rows))])
+    return RowSet(name, rows, partial(score, scorer), lengths, every=every)
 
 
 def resummarize(output_dir: str | Path) -> dict[str, Any]:

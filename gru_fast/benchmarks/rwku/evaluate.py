@@ -36,7 +36,7 @@ from gru_fast.evaluation.asking import Scorer, score_rows
 from gru_fast.evaluation.backends import Backend
 from gru_fast.evaluation.record_folder import RowSet
 from gru_fast.evaluation.subject import Subject, check_whole
-from gru_fast.evaluation.summaries import SUMMARY_FILE, rows_before
+from gru_fast.evaluation.summaries import SUMMARY_FILE, settings_before
 from gru_fast.metrics import quick as look
 from gru_fast.metrics import rwku as metrics
 from gru_fast.models.forward import Autocast
@@ -226,7 +226,7 @@ def evaluate(
     check_whole(model)
     output_dir = Path(output_dir)
     names = sets_of([*GROUPS]) if sets is None else sets
-    before = {} if overwrite else on_first(partial(rows_before, output_dir))
+    before: dict[str, Any] = {} if overwrite else on_first(partial(settings_before, output_dir))
     every = look.step(quick)
     if template is None or isinstance(template, str):
         template = resolve_template(template, tokenizer)
@@ -253,13 +253,13 @@ def evaluate(
             found,
             partial(score, name, scorer),
             [probe.length for probe in found],
-            indices=[index * every for index in range(len(found))],
+            every=every,
         )
         for name, found in probes.items()
     ]
     how: dict[str, Any] = {"progress": progress, "overwrite": overwrite, "model_options": model_options}
     seconds, settings = score_rows(scorer, asked, output_dir, settings, data=data, **how)
-    settings["rows"] = {**before, **settings["rows"]}
+    settings["rows"] = {**before.get("rows", {}), **settings["rows"]}
     settings["sets"] = [name for name in sets_of([*GROUPS]) if name in settings["rows"]]
     return on_first(lambda: _finish(output_dir, seconds, settings))
 

@@ -404,7 +404,7 @@ def evaluate(
             examples,
             partial(score, scorer),
             [one.length for one in examples],
-            indices=[index * step for index in range(len(examples))],
+            every=step,
         )
         for name, examples in sets.items()
     ]
