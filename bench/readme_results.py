@@ -9,7 +9,6 @@ README, STUDY is "all studies".
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +21,7 @@ from gru_fast.study.page import duration
 from gru_fast.study.paths import paths
 from gru_fast.study.render import Table, markdown
 from gru_fast.study.results import StudyResults, StudyRun
-from gru_fast.study.statistics import finite, score_of
+from gru_fast.study.statistics import by_method, finite, mean, score_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("bench/results")
@@ -74,8 +73,9 @@ def in_short(studies: Iterable[StudyResults]) -> str:
     lines = [f"| {' | '.join(head)} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for found in studies:
         for split in found.splits:
-            whole = _mean(score_of(run, found.retention) for run in found.find(kind=results.ORIGINAL, split=split))
-            for title, runs in _by_title(found, split).items():
+            whole = mean(score_of(run, found.retention) for run in found.find(kind=results.ORIGINAL, split=split))
+            own = found.find(kind=results.UNLEARNED, use=results.COMPARISON, split=split)
+            for title, runs in by_method(own).items():
                 seeds = len({run.seed for run in runs if run.scores})
                 row = (_MODELS[found.name], title, *_cells(found, runs, whole), str(seeds))
                 lines.append(f"| {' | '.join(row)} |")
@@ -108,24 +108,12 @@ def _table(table: Table) -> list[str]:
     return [table.note, markdown(table).rstrip()] if table.rows else []
 
 
-def _by_title(found: StudyResults, split: str) -> dict[str, list[StudyRun]]:
-    runs: dict[str, list[StudyRun]] = {}
-    for run in found.find(kind=results.UNLEARNED, use=results.COMPARISON, split=split):
-        runs.setdefault(run.title, []).append(run)
-    return runs
-
-
 def _both(runs: list[StudyRun], value: Callable[[StudyRun], float | None], spec: str) -> str:
     """ "mean of plain → mean with GRU", a dash for one that is not there; empty without both."""
-    means = [_mean(value(run) for run in runs if run.variant == name) for name in (results.PLAIN, results.GRU)]
-    if all(mean is None for mean in means):
+    means = [mean(value(run) for run in runs if run.variant == name) for name in (results.PLAIN, results.GRU)]
+    if all(each is None for each in means):
         return ""
-    return " → ".join("–" if mean is None else format(mean, spec) for mean in means)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    return " → ".join("–" if each is None else format(each, spec) for each in means)
 
 
 def rewritten(page: str, text: str) -> str:

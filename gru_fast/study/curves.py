@@ -10,15 +10,16 @@ from gru_fast.report.figures import FAINT, GRU, PLAIN, REFERENCE, WIDE, panels, 
 from gru_fast.study import results as study
 from gru_fast.study.paths import path
 from gru_fast.study.results import StudyResults, StudyRun
-from gru_fast.study.statistics import finite, score_of
+from gru_fast.study.statistics import by_method, finite, mean, score_of
 
 COLORS = {study.PLAIN: PLAIN, study.CLIPPED: "#009e73", study.GRU: GRU}
 NAMES = {study.PLAIN: "plain", study.CLIPPED: "clipping only", study.GRU: "with GRU"}
-FURTHER = ("#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442", "#999999", "#8c564b")  # a recipe's own variants
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
+FURTHER = (*PALETTE[3:], "#f0e442", "#999999", "#8c564b")  # a recipe's own variants: not those of COLORS
 PER_ROW = 4  # panels beside each other; with more they are too small in print
 _SEED = {"linewidth": 0.7, "alpha": 0.35}
 _MEAN = {"linewidth": 2.0}
-_LEGEND = 6  # columns of a legend
+LEGEND_COLUMNS = 6
 _MANY_STEPS = 50  # from here on means are drawn as moving averages
 
 Series = Sequence[float | None]
@@ -104,20 +105,11 @@ def over_retention(results: StudyResults, split: str) -> Any:
     for (axis,) in grid[::PER_ROW]:
         axis.set_ylabel(f"{results.removal}: forgotten")
     named = [line(NAMES.get(each, each), colors.get(each, REFERENCE)) for each in variants]
-    key(figure, [*named, mark("end of a run", REFERENCE, "o")], _LEGEND)
+    key(figure, [*named, mark("end of a run", REFERENCE, "o")], LEGEND_COLUMNS)
     return figure
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
-
-
-def by_method(runs: Iterable[StudyRun], wanted: Any = None) -> dict[str, list[StudyRun]]:
-    """The runs of each method that are ``wanted``, by title, in order."""
-    found: dict[str, list[StudyRun]] = {}
-    for run in runs:
-        if wanted is None or wanted(run):
-            found.setdefault(run.title, []).append(run)
-    return found
 
 
 def by_variant(runs: Iterable[StudyRun]) -> dict[str, list[StudyRun]]:
@@ -183,12 +175,6 @@ def shaded(label: str) -> Any:
 def key(figure: Any, handles: Sequence[Any], columns: int = 0) -> None:
     """A legend above the panels, with as many columns as there are handles, or so many."""
     figure.legend(handles=handles, loc="outside upper center", ncols=columns or len(handles), handletextpad=0.5)
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None without any."""
-    known = [value for value in map(finite, values) if value is not None]
-    return math.fsum(known) / len(known) if known else None
 
 
 def _compared(results: StudyResults, split: str) -> list[StudyRun]:

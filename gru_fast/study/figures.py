@@ -33,14 +33,14 @@ from gru_fast.report.figures import (
 from gru_fast.study import results as study
 from gru_fast.study.curves import (
     COLORS,
+    LEGEND_COLUMNS,
     NAMES,
+    PALETTE,
     angles,
-    by_method,
     by_variant,
     key,
     line,
     mark,
-    mean,
     over_distance,
     over_epochs,
     over_retention,
@@ -51,11 +51,10 @@ from gru_fast.study.curves import (
 )
 from gru_fast.study.render import last_if_none, setting
 from gru_fast.study.results import StudyResults, StudyRun
-from gru_fast.study.statistics import Change, Group, finite, group, groups, score_of
+from gru_fast.study.statistics import Change, Group, by_method, finite, group, groups, mean, score_of
 
 _VECTOR = "#cc79a7"
 _MAP = "viridis"  # told apart by the colour-blind, and in grey
-_LEGEND_COLUMNS = 6
 _MARKS = "osD^vX<>hdpP"
 
 Point = tuple[float, float]
@@ -113,7 +112,7 @@ def plane(results: StudyResults, split: str) -> Any:
     axis.margins(0.08, 0.1)
     handles = [mark(title, "#999999", sign) for title, sign in marks.items()]
     handles += [mark(NAMES[variant], COLORS[variant], "s") for variant in (study.PLAIN, study.GRU)] if methods else []
-    key(figure, [*handles, *([mark("task vectors", _VECTOR, "s")] if vectors else [])], _LEGEND_COLUMNS)
+    key(figure, [*handles, *([mark("task vectors", _VECTOR, "s")] if vectors else [])], LEGEND_COLUMNS)
     return figure
 
 
@@ -168,7 +167,7 @@ def sensitivity(results: StudyResults, split: str) -> Any:
             axes[row, 0].set_ylabel(heading)
         axes[1, column].set_xticks(range(len(values)), [setting(value) for value in values])
         axes[1, column].set_xlabel(name)
-    key(figure, [mark(title, color, sign) for title, (color, sign) in colors.items()], _LEGEND_COLUMNS)
+    key(figure, [mark(title, color, sign) for title, (color, sign) in colors.items()], LEGEND_COLUMNS)
     return figure
 
 
@@ -199,18 +198,19 @@ def gamma_and_rows(results: StudyResults, split: str) -> Any:
         return None
     every = [run for runs in methods.values() for run in runs]
     gammas = sorted({run.gamma for run in every if run.gamma is not None})
-    looks = _palette(f"{size} rows to keep" for size in sorted({run.retain_rows or 0 for run in every}))
+    sizes = sorted({run.retain_rows or 0 for run in every})
+    looks = _palette(f"{size} rows to keep" for size in sizes)
     figure, grid = wrapped(len(methods), 2)
     for (title, runs), axes in zip(methods.items(), grid, strict=True):
         for axis, heading in zip(axes, (results.removal, results.retention), strict=True):
-            for name, look in looks.items():
-                chosen = [run for run in runs if name == f"{run.retain_rows or 0} rows to keep"]
+            for size, look in zip(sizes, looks.values(), strict=True):
+                chosen = [run for run in runs if (run.retain_rows or 0) == size]
                 _over_values(axis, chosen, "gamma", gammas, heading, look)
             axis.set_xticks(range(len(gammas)), [setting(gamma) for gamma in gammas])
             axis.set_ylabel(heading)
         axes[0].set_title(title)
         axes[1].set_xlabel("gamma")
-    key(figure, [mark(name, color, sign) for name, (color, sign) in looks.items()], _LEGEND_COLUMNS)
+    key(figure, [mark(name, color, sign) for name, (color, sign) in looks.items()], LEGEND_COLUMNS)
     return figure
 
 
@@ -357,9 +357,8 @@ def _bar(axis: Any, y: int, each: Group, name: str) -> None:
 
 
 def _palette(titles: Iterable[str]) -> Mapping[str, tuple[str, str]]:
-    """A colour and a marker for each, Okabe and Ito's."""
-    colors = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-    return {title: (colors[i % len(colors)], _MARKS[i % len(_MARKS)]) for i, title in enumerate(titles)}
+    """A colour and a marker for each."""
+    return {title: (PALETTE[i % len(PALETTE)], _MARKS[i % len(_MARKS)]) for i, title in enumerate(titles)}
 
 
 _FIGURES: dict[str, Callable[[StudyResults, str], Any]] = {

@@ -22,7 +22,7 @@ from gru_fast.study.results import (
     StudyRun,
     variant_name,
 )
-from gru_fast.study.statistics import finite, oriented, places
+from gru_fast.study.statistics import finite, mean, oriented, places
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def paths(results: StudyResults, split: str) -> Table:
             (results.retention, [each.at_distance[0] for each in found if each.at_distance]),
             (results.removal, [each.at_retention for each in found if each.at_retention is not None]),
         )
-        moved = _mean([each.moved for each in found if each.moved is not None])
-        cells = [Span(_mean(values), None, None, places(heading)) for heading, values in spans]
+        moved = mean(each.moved for each in found)
+        cells = [Span(mean(values), None, None, places(heading)) for heading, values in spans]
         rows.append([title, variant_name(variant), None if moved is None else round(moved, 3), *cells, len(found)])
     kept, removed = results.retention, results.removal
     return Table(
@@ -152,7 +152,3 @@ def _where(way: Sequence[Place], name: str, level: float) -> Place | None:
                 before.removal + share * (after.removal - before.removal),
             )
     return way[-1] if getattr(way[-1], name) == level else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -84,6 +84,23 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None without any."""
+    known = [value for value in map(finite, values) if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def by_method(
+    runs: Iterable[StudyRun], wanted: Callable[[StudyRun], object] | None = None
+) -> dict[str, list[StudyRun]]:
+    """The runs of each method that are ``wanted``, by title, in order."""
+    found: dict[str, list[StudyRun]] = {}
+    for run in runs:
+        if wanted is None or wanted(run):
+            found.setdefault(run.title, []).append(run)
+    return found
+
+
 @dataclass(frozen=True)
 class Pair:
     """A method without and with GRU, on one split with one seed.

@@ -33,7 +33,7 @@ from gru_fast.study.results import (
     StudyRun,
     variant_name,
 )
-from gru_fast.study.statistics import finite, oriented, places, score_of
+from gru_fast.study.statistics import by_method, finite, oriented, places, score_of
 
 _HEADINGS = {
     "wmdp": ("WMDP Bio", "WMDP Cyber", "MMLU"),
@@ -72,7 +72,7 @@ def comparison(results: StudyResults, split: str) -> Table:
         if runs:
             known = _paper(results, COMPARISON, split, runs)
             rows.append((runs[0].title, "", _scores(runs, shown), known, _count(runs)))
-    unlearned = _by_method(results.find(kind=UNLEARNED, use=COMPARISON, split=split))
+    unlearned = by_method(results.find(kind=UNLEARNED, use=COMPARISON, split=split))
     for title, runs in unlearned.items():
         rows += _variants(results, split, title, runs, (PLAIN, GRU), shown)
     strengths = list(_strengths(results, split))
@@ -107,7 +107,7 @@ def further(results: StudyResults, split: str) -> Table:
     own = list(results.find(kind=UNLEARNED, use=FURTHER, split=split))
     there = {(run.title, run.seed) for run in own}
     usual = [run for run in results.find(kind=UNLEARNED, use=COMPARISON, split=split) if (run.title, run.seed) in there]
-    for title, runs in _by_method([*usual, *own]).items():
+    for title, runs in by_method([*usual, *own]).items():
         rows += _variants(results, split, title, runs, list(dict.fromkeys(run.variant for run in runs)), shown)
     options = results.recipe.get("variants", {}).get("options", {})
     said = "; ".join(f"{name}: {' '.join(flags(given))}" for name, given in options.items())
@@ -136,7 +136,7 @@ def ablation(results: StudyResults, split: str) -> Table:
     """Plain, clipped to tau, with GRU."""
     shown = (results.removal, results.retention)
     rows: list[_Row] = []
-    for title, runs in _by_method(results.find(kind=UNLEARNED, use=ABLATION, split=split)).items():
+    for title, runs in by_method(results.find(kind=UNLEARNED, use=ABLATION, split=split)).items():
         rows += _variants(results, split, title, runs, (PLAIN, CLIPPED, GRU), shown, ABLATION)
     return _with_paper(
         results,
@@ -156,7 +156,7 @@ def calibration(results: StudyResults, split: str) -> Table:
     shown = (results.removal, results.retention)
     rows: list[list[Cell]] = []
     beside: list[paper.Entry | None] = []
-    for title, runs in _by_method(results.find(kind=UNLEARNED, use=(COMPARISON, FURTHER), split=split)).items():
+    for title, runs in by_method(results.find(kind=UNLEARNED, use=(COMPARISON, FURTHER), split=split)).items():
         for variant in dict.fromkeys(run.variant for run in runs) if targets else ():
             members = [run for run in runs if run.variant == variant and (run.calibrated or run.is_lacking)]
             row: list[Cell] = [title, variant_name(variant)]
@@ -207,7 +207,7 @@ def over_retain(results: StudyResults, split: str) -> Table:
     """GRU over the rows to keep a batch has, and with an average before the first step."""
     shown = headings(results)
     rows: list[list[Cell]] = []
-    for title, runs in _by_method(results.find(kind=UNLEARNED, use=RETAIN, split=split)).items():
+    for title, runs in by_method(results.find(kind=UNLEARNED, use=RETAIN, split=split)).items():
         found: dict[tuple[int, int], list[StudyRun]] = {}
         for run in runs:
             found.setdefault((run.retain_rows or 0, run.warm_up or 0), []).append(run)
@@ -409,16 +409,9 @@ def _count(runs: Sequence[StudyRun], of: int | None = None) -> Cell:
     return done if done == there else f"{done} of {there}"
 
 
-def _by_method(runs: Iterable[StudyRun]) -> dict[str, list[StudyRun]]:
-    found: dict[str, list[StudyRun]] = {}
-    for run in runs:
-        found.setdefault(run.title, []).append(run)
-    return found
-
-
 def _strengths(results: StudyResults, split: str) -> Iterator[tuple[str, float, list[StudyRun]]]:
     """Each task vector's method and strength, with its runs."""
-    for title, runs in _by_method(results.find(kind=VECTOR, split=split)).items():
+    for title, runs in by_method(results.find(kind=VECTOR, split=split)).items():
         for strength in sorted({run.strength or 0.0 for run in runs}):
             yield title, strength, [run for run in runs if (run.strength or 0.0) == strength]
 
