@@ -158,11 +158,11 @@ def run(options: ExtractOptions, target: Target) -> Outcome:
         model, tokenizer, template = target.subjects[role].load()
         scorer = scorer_of(target, model, tokenizer)
         found[role] = {}
-        for name, asked in _ways(options, target, tokenizer, template):
-            if role == ORIGINAL and name != PLAIN.name:
-                break  # the first is all that is asked of it
-            folder = target.folder / "extract" / role / _file_name(name)
-            found[role][name] = greedy(target, scorer, folder, asked, f"{role}: {name}")
+        with target.place("extract", role) as folder:
+            for name, asked in _ways(options, target, tokenizer, template):
+                if role == ORIGINAL and name != PLAIN.name:
+                    break  # the first is all that is asked of it
+                found[role][name] = greedy(target, scorer, folder / _file_name(name), asked, f"{role}: {name}")
     names = [name for name in found[UNLEARNED] if name != PLAIN.name]
     if not names:
         raise ValueError(

@@ -68,14 +68,12 @@ def settings(options: QuantizeOptions, target: Target) -> dict[str, Any]:
 def run(options: QuantizeOptions, target: Target) -> Outcome:
     """Every score of the benchmark, before and after, in every format."""
     folder = target.folder / "quantize"
-    plain = {role: target.columns(target.evaluate(role, folder / role / "full")) for role in target.roles}
+    plain = {role: _columns(role, target) for role in target.roles}
     findings: list[Finding] = []
     chosen = list(dict.fromkeys(options.formats))
     left = _survival(chosen, options, target, folder) if ORIGINAL in target.roles else {}
     for name in chosen:
-        after = {
-            role: _columns_in(name, role, options, target, folder) for role in (UNLEARNED, RETRAINED) if role in plain
-        }
+        after = {role: _columns_in(name, role, options, target) for role in (UNLEARNED, RETRAINED) if role in plain}
         findings += _findings(name, plain, after, knowledge_headings(target.evaluation))
     return Outcome(findings, {"survival": left})
 
@@ -100,20 +98,25 @@ def report(summary: Mapping[str, Any]) -> str:
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _columns_in(
-    name: str, role: str, options: QuantizeOptions, target: Target, folder: Path
-) -> dict[str, float | None]:
+def _columns(role: str, target: Target) -> dict[str, float | None]:
+    """The scores of a model as it is."""
+    with target.place("quantize", role) as folder:
+        return target.columns(target.evaluate(role, folder / "full"))
+
+
+def _columns_in(name: str, role: str, options: QuantizeOptions, target: Target) -> dict[str, float | None]:
     """The scores of a model in a format."""
     subject = target.subjects[role]
     asked = {**subject.asked, "quantized": name, **({"head": True} if options.quantize_head else {})}
-    place = folder / role / (f"{name}-head" if options.quantize_head else name)
     with ExitStack() as stack:
+        folder = stack.enter_context(target.place("quantize", role))
 
         def load() -> tuple[Any, Any, Any]:
             model, tokenizer, template = subject.load()
             stack.enter_context(weights.rounded(model, formats.get(name), head=options.quantize_head))
             return model, tokenizer, template
 
+        place = folder / (f"{name}-head" if options.quantize_head else name)
         return target.columns(target.evaluate(role, place, replace(subject, asked=asked, load=load)))
 
 

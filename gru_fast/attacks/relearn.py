@@ -173,7 +173,9 @@ def run(options: RelearnOptions, target: Target) -> Outcome:
     curves: dict[tuple[str, str, float], Points] = {}
     roles = [role for role in target.roles if role != ORIGINAL]
     for role, source, rate in product(roles, options.relearn_on, options.relearn_rates):
-        curves[role, source, rate] = _arm(options, target, facts, role, source, rate)
+        with target.place("relearn", role) as folder:
+            place = folder / f"{source}-lr{rate:g}"
+            curves[role, source, rate] = _arm(options, target, facts, role, source, rate, place)
     found = [
         _finding(options, source, rate, step, score, start, curves)
         for source, rate, step, score in product(
@@ -246,8 +248,9 @@ def _start(options: RelearnOptions, target: Target, role: str) -> dict[str, floa
     model, tokenizer, template = target.subjects[role].load()
     asked = _asked(options, target, tokenizer, template)
     _check(target, model, asked)
-    folder = target.folder / "relearn" / role / f"start-{_name_of(asked)}"
-    return _measured(target, scorer_of(target, model, tokenizer), asked, folder, f"{role}: as it is")
+    scorer = scorer_of(target, model, tokenizer)
+    with target.place("relearn", role) as folder:
+        return _measured(target, scorer, asked, folder / f"start-{_name_of(asked)}", f"{role}: as it is")
 
 
 def _content(asked: Sequence[Asked]) -> str:
@@ -264,16 +267,16 @@ def _name_of(asked: Sequence[Asked]) -> str:
 
 
 def _arm(
-    options: RelearnOptions, target: Target, facts: Mapping[str, Any], role: str, source: str, rate: float
+    options: RelearnOptions, target: Target, facts: Mapping[str, Any], role: str, source: str, rate: float, folder: Path
 ) -> Points:
     """The scores of a model after each of the steps; read where they are known, else it is trained.
 
     Args:
         facts: what :func:`settings` says.
+        folder: of the arm.
     """
     tokenizer, template = target.words()
     asked = _asked(options, target, tokenizer, template)
-    folder = target.folder / "relearn" / role / f"{source}-lr{rate:g}"
     own = {
         **{name: facts[name] for name in _OF_ARM},
         "rate": rate,

@@ -83,19 +83,19 @@ def run(options: SampleOptions, target: Target) -> Outcome:
         model, tokenizer, template = target.subjects[role].load()
         asked = questions(target, tokenizer, template)
         scorer = scorer_of(target, model, tokenizer)
-        folder = target.folder / "sample" / role
-        records = greedy(target, scorer, folder / "greedy", asked, f"{role}: greedy")
-        plain[role] = {score: mean([row[score] for row in records]) for score in SCORES}
-        if role == ORIGINAL:
-            continue
-        found[role] = {
-            temperature: drawn(
-                target, scorer, folder / f"temperature-{temperature:g}", asked, samples=options.samples,
-                temperature=temperature, top_p=options.top_p, seed=options.sample_seed,
-                label=f"{role}: temperature {temperature:g}",
-            )
-            for temperature in options.temperatures
-        }  # fmt: skip
+        with target.place("sample", role) as folder:
+            records = greedy(target, scorer, folder / "greedy", asked, f"{role}: greedy")
+            plain[role] = {score: mean([row[score] for row in records]) for score in SCORES}
+            if role == ORIGINAL:
+                continue
+            found[role] = {
+                temperature: drawn(
+                    target, scorer, folder / f"temperature-{temperature:g}", asked, samples=options.samples,
+                    temperature=temperature, top_p=options.top_p, seed=options.sample_seed,
+                    label=f"{role}: temperature {temperature:g}",
+                )
+                for temperature in options.temperatures
+            }  # fmt: skip
     findings = [
         _finding(k, temperature, score, plain, found)
         for temperature in options.temperatures

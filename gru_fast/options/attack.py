@@ -36,6 +36,13 @@ class AttackOptions:
         default=None,
         metadata={"help": "folder of the attacks; by default attacks/BENCHMARK-SPLIT in the model's folder"},
     )
+    baselines: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder of what attacks do to the original and the retrained model, for all runs that are compared "
+            "with the same two; by default each run has its own, in output_dir"
+        },
+    )
     batch_size: int = field(default=16, metadata={"help": "rows at a time"})
     device: str | None = field(
         default=None, metadata={"help": "cuda, cuda:1, cpu, ...; by default the accelerator, if there is one"}

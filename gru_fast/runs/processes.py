@@ -127,6 +127,27 @@ def on_first(work: Callable[[], _T]) -> _T:
     return told[0]
 
 
+@contextmanager
+def waiting_for(folder: Path) -> Iterator[None]:
+    """One process, or one command of several processes, in such a block at a time; the others wait.
+
+    Every process of a command must come here.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+
+    def take() -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+
+    on_first(take)
+    try:
+        yield
+    finally:
+        lock.release()  # where it is not held, nothing
+
+
 def _plain(error: BaseException) -> BaseException:
     """The error as one of Python's own: a library's need not be what it was after a journey."""
     kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")

@@ -372,6 +372,7 @@ class Plan:
             "original": self._target(seed),
             **{name: value for name, value in self._retrained_model(split, seed).items() if value},
             **({"retain_logs": logs} if logs else {}),
+            "baselines": str(self.folder / "baselines"),
             **self._arguments.of_attack(),
             **part.options,
         }

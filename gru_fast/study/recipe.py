@@ -33,7 +33,7 @@ _OWN = {
     "tru": ("model", "benchmark", "data", "split", "method", "seed", "output_dir"),
     "attacks": (
         "model", "benchmark", "data", "split", "attacks", "original", "retrained", "retain_logs", "evaluate",
-        "output_dir",
+        "output_dir", "baselines",
     ),
 }  # fmt: skip
 LAUNCHED = ("finetune", "unlearn", "tru", "eval", "calibrate")  # what a launcher can start

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gru_fast.data.hashes import joined_hash
+from gru_fast.data.hashes import hash_of, joined_hash
 from gru_fast.data.sequences import content_hash
 from gru_fast.evaluation.subject import Subject
 from gru_fast.evaluation.summaries import SUMMARY_FILE, finished, take_over
 from gru_fast.runs.files import read_json
-from gru_fast.runs.processes import on_first
+from gru_fast.runs.processes import on_first, waiting_for
 
 UNLEARNED, ORIGINAL, RETRAINED = "unlearned", "original", "retrained"
 
@@ -35,6 +37,8 @@ class Target:
         max_rows: the first rows of the forget set that are asked about; None for all.
         max_new_tokens: tokens that may be written as an answer, at most.
         prefix_tokens: of a text, how many are given.
+        baselines: folder of what attacks find of the models beside the one under attack, for all that are compared with
+            the same; None: in ``folder``, for this one alone.
     """
 
     subjects: Mapping[str, Subject]
@@ -50,6 +54,7 @@ class Target:
     max_rows: int | None = None
     max_new_tokens: int = 128
     prefix_tokens: int = 64
+    baselines: Path | None = None
 
     @property
     def roles(self) -> list[str]:
@@ -78,6 +83,20 @@ class Target:
             "max_new_tokens": self.max_new_tokens,
             "prefix_tokens": self.prefix_tokens,
         }
+
+    @contextmanager
+    def place(self, attack: str, role: str) -> Iterator[Path]:
+        """The folder for what an attack finds of a model. Every process must come here.
+
+        One in ``baselines`` is nobody else's meanwhile: another command waits, and then finds what is there.
+        """
+        if role == UNLEARNED or self.baselines is None:
+            yield self.folder / attack / role
+            return
+        facts = {**self.facts, "models": dict(self.subjects[role].asked)}
+        folder = self.baselines / f"{role}-{hash_of([json.dumps(facts, sort_keys=True, default=str)])}" / attack
+        with waiting_for(folder):
+            yield folder
 
     def evaluate(self, role: str, output_dir: Path, subject: Subject | None = None) -> dict[str, Any]:
         """The benchmark's summary of a model, or of ``subject`` in its place, kept in ``output_dir``.

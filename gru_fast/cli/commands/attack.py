@@ -2,6 +2,7 @@
 
   gru-fast attack RUN --retain-logs RETAINED_RUN
   gru-fast attack RUN --attacks quantize sample --max-rows 50
+  gru-fast attack RUN --retain-logs RETAINED_RUN --baselines baselines   the same for every run: half the work
   gru-fast attack MODEL --benchmark muse --data DIR --original MODEL --output-dir attacks
 
 quantize   weights in 8 and 4 bits, the benchmark's own scores again
@@ -175,6 +176,7 @@ def _target(how: AttackOptions, benchmark: Any, data: Any, model: ModelOptions) 
         max_rows=how.max_rows or None,
         max_new_tokens=how.max_new_tokens,
         prefix_tokens=how.prefix_tokens,
+        baselines=Path(how.baselines) if how.baselines else None,
     )
 
 
