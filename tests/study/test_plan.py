@@ -339,6 +339,7 @@ def test_attacks_come_last_on_runs_and_on_their_mixtures() -> None:
     assert (args.original, args.retrained) == ("out/models/original-seed3", "out/models/retrained-forget05-seed3")
     assert args.retain_logs == "out/models/retrained-forget05-seed3/eval/tofu-forget05"
     assert (args.attacks, args.samples, args.evaluate) == (["quantize", "sample"], "4", '{"max_rows": 7}')
+    assert Path(args.baselines).name == "baselines"  # one for all runs
     assert (args.batch_size, args.device, args.split, args.benchmark) == ("3", "cpu", "forget05", "tofu")
     # The weights go when the attacks are done, and not before; mixtures are kept till then.
     deleted = [step["run"] for step in attacked.spec["steps"] if step["do"] == "delete"]
