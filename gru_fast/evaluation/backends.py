@@ -54,11 +54,7 @@ def vllm(options: ModelOptions, dtype: str, given: Mapping[str, Any] | None = No
     Raises:
         ImportError: no vLLM. ValueError: an adapter, or a base in 4 bits.
     """
-    found = _model_of(options)
-    try:
-        package = import_module("vllm")
-    except ImportError as error:
-        raise ImportError(f"backend: vllm needs the package vllm ({error}): pip install 'gru_fast[vllm]'") from None
+    package, found = check(options)
     llm = package.LLM(
         model=found,
         skip_tokenizer_init=True,  # it is given tokens, and gives tokens
@@ -79,6 +75,15 @@ def vllm(options: ModelOptions, dtype: str, given: Mapping[str, Any] | None = No
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     return Backend(VLLM, continue_)
+
+
+def check(options: ModelOptions) -> tuple[Any, str]:
+    """The package vllm and the model as it takes it, before anything is loaded; raises as :func:`vllm`."""
+    found = _model_of(options)
+    try:
+        return import_module("vllm"), found
+    except ImportError as error:
+        raise ImportError(f"backend: vllm needs the package vllm ({error}): pip install 'gru_fast[vllm]'") from None
 
 
 def _model_of(options: ModelOptions) -> str:

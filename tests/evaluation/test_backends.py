@@ -184,3 +184,22 @@ def test_a_benchmark_that_writes_nothing_refuses_it() -> None:
     with pytest.raises(ValueError, match="backend: nothing is written there that vllm could write; leave it out"):
         _backend(wmdp, chosen, how, model)
     assert _backend(wmdp, chosen, EvalOptions(), model) is None
+
+
+def test_a_backend_that_is_not_there_is_said_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gru_fast.benchmarks.tofu import evaluate as tofu
+    from gru_fast.cli import evaluating
+    from gru_fast.cli.commands.eval import _subject
+
+    loaded: list[ModelOptions] = []
+    monkeypatch.setattr(evaluating, "load", lambda options, device: loaded.append(options))
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    model = ModelOptions(model="owner/model")
+    subject = _subject(tofu, tofu.Options(), EvalOptions(backend="vllm", output_dir=str(tmp_path)), model)
+    with pytest.raises(ImportError, match="needs the package vllm"):
+        subject.load()
+    assert not loaded
+    _subject(tofu, tofu.Options(), EvalOptions(output_dir=str(tmp_path)), model).load()
+    assert loaded == [model]

@@ -116,13 +116,20 @@ def _writes(benchmark: Any, chosen: Any) -> bool:
 
 def _subject(benchmark: Any, chosen: Any, how: EvalOptions, model: ModelOptions) -> Any:
     from gru_fast.cli import evaluating
+    from gru_fast.evaluation import backends
     from gru_fast.evaluation.subject import Subject
 
     backend = _backend(benchmark, chosen, how, model)
+
+    def load() -> tuple[Any, Any, Any]:
+        if backend is not None:
+            backends.check(model)  # else it is said when the other model is in memory
+        return evaluating.load(model, how.device)
+
     return Subject(
         asked=evaluating.asked_for(model) | ({"backend": how.backend} if backend else {}),
         output_dir=_output_dir(benchmark, chosen, how, model),
-        load=lambda: evaluating.load(model, how.device),
+        load=load,
         is_older_than=lambda file: evaluating.newest(model.model) < file.stat().st_mtime,
         batch_size=how.batch_size,
         overwrite=how.overwrite,
