@@ -28,6 +28,7 @@ from gru_fast.models.limits import limits_of, padding_id
 
 Logits = Sequence[Tensor]  # of each step, (B, V)
 _AT_ONCE = 512  # prompts that a backend is given together, at least
+_ON_CPU = 4  # so many times the prompts at a time: a step of SmolLM2-135M takes 9.7 ms a row with 16, 5.1 with 64
 _TRIED = 16  # tokens of a prompt with which it is tried out whether rows may leave and join
 
 
@@ -76,7 +77,7 @@ def generate(
     Args:
         prompts: token ids, each at least one.
         max_new_tokens: most tokens to write, one number or one per prompt; 0 gives "".
-        batch_size: prompts per batch; they are sorted by length.
+        batch_size: see :func:`written`; prompts are sorted by length.
         draws: one a prompt; None: greedy.
         begun: of each prompt, tokens that are known to be written first; not with ``draws``.
     """
@@ -120,7 +121,8 @@ def written(
         tokenizer: for decoding, its end-of-sequence and its padding token (end-of-sequence where it has none).
         asked: prompts in groups, all of them greedy or all drawn. The next group is asked for when there is room for
             it in the batch.
-        batch_size: prompts at a time.
+        batch_size: prompts at a time; of more than one, on a CPU four times as many, with which its matrix products
+            are faster.
         backend: writes in place of the model, many prompts at a time; greedy ones alone.
     """
     writer = _Writer(model, tokenizer, batch_size, autocast)
@@ -131,7 +133,9 @@ class _Writer:
     """See :func:`written`."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, autocast: Autocast) -> None:
-        self._model, self._tokenizer, self._batch_size, self._autocast = model, tokenizer, batch_size, autocast
+        self._model, self._tokenizer, self._autocast = model, tokenizer, autocast
+        is_on_cpu = next(model.parameters()).device.type == "cpu"
+        self._batch_size = batch_size * (_ON_CPU if is_on_cpu and batch_size > 1 else 1)
         self._ends, self._positions = _end_tokens(model, tokenizer), limits_of(model).positions
         self._pad = padding_id(model, tokenizer)
         self._collate = SequenceCollator(self._pad, padding_side="left")

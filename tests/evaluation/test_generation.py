@@ -195,10 +195,13 @@ def test_rows_that_have_ended_leave_the_batch(
     assert sizes == expected
 
 
-def test_rows_that_wait_take_the_places_of_those_that_have_ended(model: LlamaForCausalLM) -> None:
+def test_rows_that_wait_take_the_places_of_those_that_have_ended(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By hand: four begin, the first ends after 2 tokens; the fifth, which joins, and the third end together; the sixth
     joins two that go on, and ends before them.
     """
+    monkeypatch.setattr(generation, "_ON_CPU", 1)
     prompts = [[3, 4], [5, 6], [8, 3], [9, 10], [11, 5, 4, 3], [12, 13]]
     limits = [2, 9, 4, 9, 3, 5]
     expected = [greedy_by_hand(model, *one) for one in zip(prompts, limits, strict=True)]
@@ -218,6 +221,16 @@ def test_rows_that_wait_take_the_places_of_those_that_have_ended(model: LlamaFor
     assert groups == [0, 0, 2]  # the last are asked for when there is room
     assert [number for number, _ in found] == [0, 2, 4, 5, 1, 3]
     assert dict(found) == {i: " ".join(map(str, ids)) for i, ids in enumerate(expected)}
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 1), (2, 8)])
+def test_a_cpu_writes_four_times_as_many_rows_at_a_time(model: LlamaForCausalLM, batch_size: int, most: int) -> None:
+    prompts = [[3 + i, 4] for i in range(9)]
+    expected = [" ".join(map(str, greedy_by_hand(model, prompt, 3))) for prompt in prompts]
+    generate(model, Words(), prompts, 3, batch_size=batch_size)  # the trials
+    with sizes_of(model) as sizes:
+        assert generate(model, Words(), prompts, 3, batch_size=batch_size) == expected
+    assert max(sizes) == most
 
 
 def test_what_is_known_to_be_written_is_not_written_again(model: LlamaForCausalLM) -> None:
