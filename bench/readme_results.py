@@ -99,6 +99,7 @@ def _cells(found: StudyResults, runs: list[StudyRun], whole: float | None) -> tu
 _MODELS = {"tofu-smollm2-cpu": "SmolLM2-135M", "tofu-tiny": "a Llama of 2M"}
 _MAKE: Mapping[str, Callable[[StudyResults], str]] = {
     "docs/results.md": comparison,
+    "docs/attacks.md": attacked,
     "docs/paper.md": beside_the_paper,
 }
 
