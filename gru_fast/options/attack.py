@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -62,5 +63,7 @@ class AttackOptions:
         for name, least in (("max_rows", 0), ("batch_size", 1), ("max_new_tokens", 1), ("prefix_tokens", 1)):
             if getattr(self, name) < least:
                 problems.append(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.baselines is not None and Path(self.baselines).exists() and not Path(self.baselines).is_dir():
+            problems.append(f"baselines: expected a folder, or one that is to be made, got the file {self.baselines}")
         if problems:
             raise ValueError("; ".join(problems))

@@ -11,6 +11,7 @@ import pytest
 
 from gru_fast import attacks
 from gru_fast.attacks.parts import outcome
+from gru_fast.options.attack import AttackOptions
 from gru_fast.runs.processes import waiting_for
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -64,3 +65,10 @@ def test_one_command_waits_for_the_other(tmp_path: Path) -> None:
         came.append("first")
     thread.join(30)
     assert came == ["first", "another"]
+
+
+def test_baselines_in_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="baselines: expected a folder, or one that is to be made, got the file"):
+        AttackOptions(baselines=str(tmp_path / "file"))
+    AttackOptions(baselines=str(tmp_path / "new"))
