@@ -269,7 +269,7 @@ class GRUMixin(OwnOptimizer, RetainGradients, WholeCheckpoints):
         self.check_optimizer()
         is_spread = self.is_sharded or self.is_fsdp_enabled or self.is_deepspeed_enabled
         is_fsdp = self.is_fsdp_enabled or self.is_sharded
-        of_four_bit = "FSDP, which leaves the weights in 4 bits whole, and saves an adapter without weights"
+        of_four_bit = "FSDP, which leaves the weights in 4 bits whole on every process, so that nothing is saved by it"
         check_trainable(self.accelerator.unwrap_model(self.model), refused=of_four_bit if is_fsdp else "")
         raise_all(tries_batch_sizes(self.args, is_spread))
         if self.is_deepspeed_enabled:
