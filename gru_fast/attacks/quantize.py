@@ -16,6 +16,7 @@ from typing import Any
 from gru_fast.attacks.parts import formats, weights
 from gru_fast.attacks.parts.outcome import Finding, Outcome
 from gru_fast.attacks.parts.target import ORIGINAL, RETRAINED, UNLEARNED, Target, knowledge_headings
+from gru_fast.evaluation.subject import Subject
 from gru_fast.runs.files import read_json, write_json
 from gru_fast.runs.processes import on_first
 
@@ -68,7 +69,7 @@ def settings(options: QuantizeOptions, target: Target) -> dict[str, Any]:
 def run(options: QuantizeOptions, target: Target) -> Outcome:
     """Every score of the benchmark, before and after, in every format."""
     folder = target.folder / "quantize"
-    plain = {role: _columns(role, target) for role in target.roles}
+    plain = {role: _columns(target, role, "full") for role in target.roles}
     findings: list[Finding] = []
     chosen = list(dict.fromkeys(options.formats))
     left = _survival(chosen, options, target, folder) if ORIGINAL in target.roles else {}
@@ -98,26 +99,25 @@ def report(summary: Mapping[str, Any]) -> str:
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _columns(role: str, target: Target) -> dict[str, float | None]:
-    """The scores of a model as it is."""
+def _columns(target: Target, role: str, name: str, subject: Subject | None = None) -> dict[str, float | None]:
+    """The scores of a model as it is, or of ``subject`` in its place."""
     with target.place("quantize", role) as folder:
-        return target.columns(target.evaluate(role, folder / "full"))
+        return target.columns(target.evaluate(role, folder / name, subject))
 
 
 def _columns_in(name: str, role: str, options: QuantizeOptions, target: Target) -> dict[str, float | None]:
     """The scores of a model in a format."""
     subject = target.subjects[role]
     asked = {**subject.asked, "quantized": name, **({"head": True} if options.quantize_head else {})}
+    place = f"{name}-head" if options.quantize_head else name
     with ExitStack() as stack:
-        folder = stack.enter_context(target.place("quantize", role))
 
         def load() -> tuple[Any, Any, Any]:
             model, tokenizer, template = subject.load()
             stack.enter_context(weights.rounded(model, formats.get(name), head=options.quantize_head))
             return model, tokenizer, template
 
-        place = folder / (f"{name}-head" if options.quantize_head else name)
-        return target.columns(target.evaluate(role, place, replace(subject, asked=asked, load=load)))
+        return _columns(target, role, place, replace(subject, asked=asked, load=load))
 
 
 def _survival(
