@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from textwrap import indent
 
 from gru_fast.study import results, tables, verdict
 from gru_fast.study.attacked import attacks
@@ -43,7 +44,7 @@ def comparison(found: StudyResults) -> str:
         f"{found.title}.",
         f"{done} of {len(found.runs)} runs have scores, {duration(found.seconds)} of jobs; seeds {seeds}.",
         f"All of it: {files}.",
-        f"    {found.command}",
+        indent(found.command, "    "),
         f"**{verdict.headline(found)}**",
         "\n".join(f"- {sentence}" for sentence in verdict.sentences(found)),
     ]
@@ -56,7 +57,7 @@ def comparison(found: StudyResults) -> str:
 
 def attacked(found: StudyResults) -> str:
     """What came back of a study's runs."""
-    parts = [f"    {found.command}"]
+    parts = [indent(found.command, "    ")]
     for split in found.splits:
         parts += _table(attacks(found, split))
     return "\n\n".join(parts)

@@ -12,7 +12,8 @@ the gradient in `.grad`, copies it makes of them included. GRU's code keeps an a
 which keeps one too.
 
 Every form is held against a float64 oracle first. Then all are sampled in turn, shuffled, each between two runs of a
-probe that moves the bytes of a step; the ratio is that of the medians over the probe.
+probe that moves the bytes of a step; the ratio is that of the medians over the probe. By default glibc's malloc is told
+to keep freed memory, which favours those that allocate.
 """
 
 from __future__ import annotations
@@ -385,6 +386,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the gradients (default: float32)")
     parser.add_argument("--torchjd", action="store_true", help="time TorchJD too, which must be installed")
     parser.add_argument("--peers", type=Path, help="a folder with the repositories SAGO, HAMU, GRU, or some of them")
+    parser.add_argument(
+        "--default-malloc", action="store_true", help="with page faults for temporaries, as in a user's process"
+    )
     parser.add_argument("--rounds", type=int, default=30, help="rounds at most (default: 30)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of measuring (default: 60)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
@@ -402,7 +406,8 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     custom = options.tensors is not None
     sizes = shapes.custom(options.tensors, options.numel) if custom else shapes.shapes_of(options.shapes)
-    about = machine.describe(device, keeps_freed_memory=memory.keep_freed_memory())
+    keeps_freed_memory = not options.default_malloc and memory.keep_freed_memory()
+    about = machine.describe(device, keeps_freed_memory=keeps_freed_memory)
     report.say(machine.header(about) + "\n")
     dtype = DTYPES[options.dtype]
     problem = Problem(sizes, dtype, dtype, device)

@@ -147,7 +147,7 @@ def _facts(results: StudyResults) -> list[tuple[str, str]]:
         "Time of all jobs": duration(results.seconds),
         "Started": str(environment.get("started") or ""),
         "Commit": _commit(str(environment.get("commit") or "")),
-        "Devices": ", ".join(map(str, environment.get("devices") or ())),
+        "Devices": _devices(environment.get("devices")),
         "Python": str(environment.get("python") or ""),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Study": results.name,
@@ -165,9 +165,14 @@ def _model(recipe: Mapping[str, Any]) -> str:
     return str(recipe.get("target") or recipe.get("model", {}).get("model") or "")
 
 
+def _devices(found: Sequence[str] | str | None) -> str:
+    """Their names; studies that were joined have them in one text already."""
+    return found if isinstance(found, str) else ", ".join(found or ())
+
+
 def _commit(name: str) -> str:
-    """Twelve letters of it, and whether files differed."""
-    return name[:12] + ("+" if name.endswith("+") else "")
+    """Twelve letters of it, and whether files differed; of every one, where studies were joined."""
+    return ", ".join(each[:12] + ("+" if each.endswith("+") else "") for each in name.split(", "))
 
 
 def duration(seconds: float) -> str:

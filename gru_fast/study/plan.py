@@ -63,6 +63,7 @@ class Plan:
         folder: where everything is.
         keep_models: whether the weights of unlearned models stay after their evaluation.
         is_dry: nothing will be run here: what this machine cannot compute is no matter.
+        is_done: nothing will be run at all: its runs are asked for, their data and models may be gone.
 
     Raises:
         ValueError: options that the commands would refuse, all at once, before anything is done.
@@ -72,6 +73,7 @@ class Plan:
     folder: Path
     keep_models: bool = False
     is_dry: bool = False
+    is_done: bool = False
 
     def jobs(self) -> dict[str, list[Job]]:
         """By group, in the order in which they are best done."""
@@ -88,7 +90,8 @@ class Plan:
 
     @cached_property
     def _works(self) -> dict[str, list[_Work]]:
-        self._arguments.check()
+        if not self.is_done:
+            self._arguments.check()
         settings = [(split, seed) for seed in self.recipe.seeds for split in self.recipe.splits]
         unlearned = [work for at in settings for work in self._unlearned(*at)]
         runs = [work.planned[0].run for work in unlearned]

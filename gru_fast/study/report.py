@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 from gru_fast.report.figures import require
 from gru_fast.runs.files import write_text
@@ -70,7 +71,7 @@ def _facts(results: StudyResults) -> str:
         f"{results.benchmark.upper()}, {', '.join(results.splits)}; seeds {', '.join(map(str, results.seeds))}; "
         f"{done} of {len(results.runs)} runs have scores; {page.duration(results.seconds)} of jobs."
     )
-    return f"{text}\n\n    {results.command}" if results.command else text
+    return f"{text}\n\n{indent(results.command, '    ')}" if results.command else text
 
 
 def _figure(path: Path, results: StudyResults) -> str:

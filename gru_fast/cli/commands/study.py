@@ -7,6 +7,7 @@
   gru-fast study my.yaml --print-commands                     what would be run, as one would type it
   gru-fast study bench/results/tofu-tiny --report             the report again, from its results.json
   gru-fast study tofu-tiny --check bench/results/tofu-tiny    which numbers of a study on record come out again
+  gru-fast study A --join B C --output-dir ALL                studies of one recipe, done apart seed by seed, as one
 
 Trains or takes the original and the retrained model, unlearns with every method of the recipe, evaluates along the way
 and at the end, calibrates, and does the recipe's ablation, sensitivity and task vectors. Each is an ordinary run folder
@@ -75,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in the end, or with --report, say which numbers of this results.json, or of that of a folder, have come "
         "out again to the last digit; the exit status is 1 if one has not",
     )
+    parser.add_argument(
+        "--join",
+        nargs="+",
+        metavar="RESULTS",
+        help="RECIPE is a results.json or the folder of one, as these are, of studies whose recipes differ in seeds, "
+        "splits and methods alone: write all of them as one study to --output-dir, and stop",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     begun = Path(args.recipe) / _RECIPE
     is_begun = _is_begun(begun) and how.output_dir is None
     on_record = results.read(Path(args.check)) if args.check else None
+    if args.join:
+        return _join(args, how, on_record)
     if args.report and not is_begun and _results_of(args.recipe) is not None:
         return _report_again(Path(args.recipe), how, on_record, args.check)
     file = begun if is_begun else load.find(args.recipe)
@@ -235,14 +245,19 @@ def _check_launch(plan: Plan) -> None:
 
 def _keep_recipe(plan: Plan, title: str) -> None:
     """The recipe as it is used, for ``gru-fast study OUTPUT_DIR/recipe.yaml``."""
-    import yaml
-
-    from gru_fast.runs.files import write_text
     from gru_fast.study import load
 
     plan.folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(load.to_dict(plan.recipe), sort_keys=False, allow_unicode=True)
-    write_text(plan.folder / _RECIPE, f"# {title}\n{text}")
+    _write_recipe(plan.folder, load.to_dict(plan.recipe), title)
+
+
+def _write_recipe(folder: Path, content: Mapping[str, Any], title: str) -> None:
+    import yaml
+
+    from gru_fast.runs.files import write_text
+
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_text(folder / _RECIPE, f"# {title}\n{text}")
 
 
 def _check_jobs(plan: Plan) -> None:
@@ -316,6 +331,37 @@ def _results_of(recipe: str) -> Path | None:
     path = Path(recipe)
     found = path / results.FILE if path.is_dir() else path
     return found if found.name == results.FILE and found.is_file() else None
+
+
+def _join(args: argparse.Namespace, how: StudyOptions, on_record: StudyResults | None) -> int:
+    """Several studies as one, in a folder of its own."""
+    from gru_fast.cli import EXIT_FAILURE
+    from gru_fast.report import figures
+    from gru_fast.study import join, report, results, verdict
+
+    if args.report or args.print_commands:
+        raise ValueError("--join writes a report and runs nothing: leave --report and --print-commands out")
+    if how.output_dir is None:
+        raise ValueError("--join: expected --output-dir, where the joined study is written")
+    folder = Path(how.output_dir)
+    if _is_begun(folder / _RECIPE):
+        raise FileExistsError(f"{folder}: a study with jobs of its own; give another --output-dir")
+    _check_folder(folder)
+    figures.require()
+    studies = {}
+    for given in dict.fromkeys([args.recipe, *args.join]):
+        if _results_of(given) is None:
+            raise FileNotFoundError(
+                f"{given}: no {results.FILE} there; gru-fast study {given} --report writes that of a study"
+            )
+        studies[given] = results.read(Path(given))
+    found = join.join(studies, folder.resolve().name)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_recipe(folder, found.recipe, found.title)
+    results.write(found, folder)
+    report.write(found, folder)
+    print("\n".join([verdict.headline(found), f"written to {folder}"]))
+    return 0 if on_record is None or _checked(found, on_record, args.check) else EXIT_FAILURE
 
 
 def _report_again(given: Path, how: StudyOptions, on_record: StudyResults | None, name: str) -> int:
