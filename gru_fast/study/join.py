@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,7 @@ def _together(values: Sequence[Any]) -> Any:
     if all(value == values[0] for value in values):
         return values[0]
     if all(isinstance(value, Mapping) for value in values):
-        keys = reduce(lambda found, value: {**found, **value}, values, {})
+        keys = dict.fromkeys(key for value in values for key in value)
         return {key: _together([value[key] for value in values if key in value]) for key in keys}
     return ", ".join(dict.fromkeys(_shown(value) for value in values))
 

@@ -78,7 +78,7 @@ def test_a_run_of_both_is_taken_once_with_what_each_has_of_it() -> None:
     """Original and retrained model are in both; GA was calibrated in one, attacked in the other, NPO failed in one."""
     one, two = part([0], ["ga", "npo"]), part([0], ["ga", "npo"])
     back = [Attacked("relearn", None, 0.5, 0.1)]
-    change = {
+    change: dict[str, dict[str, Any]] = {
         "forget05-seed0-ga": {"calibrated": CALIBRATED, "commands": ["unlearn", "calibrate"]},
         "forget05-seed0-npo": {"state": FAILED, "scores": {}, "reason": "out of memory"},
     }
