@@ -89,10 +89,11 @@ def _relative_error(flat: torch.Tensor, exact: torch.Tensor) -> float:
 
 def _rounding(flat: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:
     """The largest error in ulps, and their mean (counted away from zero) over its standard deviation."""
-    exponent = torch.frexp(exact).exponent - _MANTISSA_BITS[flat.dtype]
-    ulp = torch.ldexp(torch.ones_like(exact), exponent).clamp_(min=_SMALLEST_ULP[flat.dtype])
-    # Where the two terms of e cancel, the float32 arithmetic before the rounding is what shows.
-    ulp += 2.0**-22 * exact.abs().max()
+    # What float32 arithmetic does to e before the rounding. It shows where the two terms of e cancel, and where it
+    # carries e over a power of two: from there on units are twice as large.
+    slack = 2.0**-22 * exact.abs().max()
+    exponent = torch.frexp(exact.abs() + slack).exponent - _MANTISSA_BITS[flat.dtype]
+    ulp = torch.ldexp(torch.ones_like(exact), exponent).clamp_(min=_SMALLEST_ULP[flat.dtype]) + slack
     signed = torch.copysign(ulp, exact)
     worst = total = torch.zeros((), dtype=torch.float64, device=flat.device)
     for part, wanted in periods(flat, exact):

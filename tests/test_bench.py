@@ -130,6 +130,23 @@ def test_oracle_notices(bench: Any) -> None:
     assert "e is off by" in bench.expected.compare(problem, answer, grad, ema).complaint(problem)
 
 
+@pytest.mark.parametrize(
+    ("exact", "got", "ulps"),
+    [
+        # Float32 arithmetic carries it to 1, from where the next bfloat16 is 2^-7 away: one unit there.
+        (1 - 2.0**-30, 1 + 2.0**-7, 1.0),
+        (1 - 2.0**-30, 1 + 2.0**-6, 2.0),
+        (1 - 2.0**-20, 1 + 2.0**-7, 2.0),  # too far below 1 for that
+        (1.5, 1.5 - 2.0**-7, 1.0),
+    ],
+)
+def test_units_of_rounding(bench: Any, exact: float, got: float, ulps: float) -> None:
+    found, _ = bench.expected._rounding(
+        torch.tensor([got], dtype=torch.bfloat16), torch.tensor([exact], dtype=torch.float64)
+    )
+    assert found == pytest.approx(ulps, rel=1e-3)
+
+
 def test_oracle_notices_biased_rounding(bench: Any) -> None:
     """Rounding to nearest passes; cutting off does not."""
     problem = make_problem(bench, torch.bfloat16, torch.bfloat16, [(20_000,)])
