@@ -192,7 +192,8 @@ def _norms_of_gradients(model: nn.Module) -> Iterator[list[Tensor]]:
 
     def take(param: Tensor) -> None:
         if param.grad is not None:
-            norms.append(torch.linalg.vector_norm(param.grad, dtype=torch.promote_types(param.dtype, torch.float32)))
+            # Not norm(), which loses digits on long tensors on the CPU (findings/torch_cpu_norms_of_long_vectors.sh).
+            norms.append(param.grad.to(torch.promote_types(param.dtype, torch.float32)).square().sum().sqrt())
         param.grad = None
 
     hooks = []

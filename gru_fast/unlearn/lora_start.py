@@ -116,5 +116,5 @@ class LoraShare:
         if not rows:
             return torch.zeros((), dtype=torch.float64, device=local(self._params[0]).device)
         grads: list[Any] = [self._params[row].grad for row in rows]
-        norms = torch._foreach_norm([local(grad) for grad in grads], 2, dtype=torch.float32)
-        return torch.stack([norm.double() for norm in norms]).square().sum()
+        # Not norm(), which loses digits on long tensors on the CPU (findings/torch_cpu_norms_of_long_vectors.sh).
+        return torch.stack([local(grad).float().square().sum().double() for grad in grads]).sum()

@@ -151,6 +151,19 @@ def test_gradient_norms_are_those_of_autograd(rows: list[Encoded], tied: bool) -
         assert norm == pytest.approx(sum(float(grad.norm()) for grad in grads) / len(params), rel=1e-12)
 
 
+def test_norms_of_long_gradients_keep_the_small_elements(rows: list[Encoded]) -> None:
+    """Eight float32 sums in a row, as torch's norm() has on the CPU, stay at 2^24 each: every 1 after it is lost."""
+    model = tiny.llama(vocab_size=1 << 15)
+    params = list(model.parameters())
+    long = torch.ones(params[0].shape)
+    long.view(-1)[:8] = 2.0**12
+    params[0].register_hook(lambda _: long)
+    for param in params[1:]:
+        param.register_hook(torch.zeros_like)
+    norm = math.sqrt(8 * 2.0**24 + (1 << 20) - 8)
+    assert gradient_norms(model, rows[:1]) == [pytest.approx(norm / len(params), rel=1e-6)]
+
+
 def test_gradients_are_dropped_as_they_come_and_the_models_own_come_back(rows: list[Encoded]) -> None:
     model = tiny.llama()
     params = list(model.parameters())

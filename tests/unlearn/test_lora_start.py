@@ -57,6 +57,17 @@ def test_share_by_hand() -> None:
     assert not LoraShare(tiny.llama().named_parameters())
 
 
+def test_share_beside_a_long_tensor() -> None:
+    """Of modules that are trained whole, an embedding: eight running float32 sums would stay at 2^24 each."""
+    long = torch.ones(1 << 20)
+    long[:8] = 2.0**12
+    model = Named({"lora_A.w": torch.zeros(1), "embedding": torch.zeros(1 << 20)})
+    model.params["lora_A.w"].grad = torch.tensor([2.0**12])
+    model.params["embedding"].grad = long
+    share = LoraShare(model.named_parameters())
+    assert float(share.of_gradient()) == pytest.approx(2**24 / (9 * 2**24 + (1 << 20) - 8), rel=1e-6)
+
+
 @pytest.mark.parametrize("settings", [{"rectify": True}, {"monitor": True}, {"rectify": True, "stream": True}])
 def test_the_first_cosine_is_of_b_alone(tmp_path: Path, settings: dict[str, Any]) -> None:
     trainer = tiny.trainer(tmp_path, lora(), method="gd", max_steps=2, **settings)
