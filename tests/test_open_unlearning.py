@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ import yaml
 
 pytest.importorskip("transformers", reason="needs the extra [unlearn]")
 
-from transformers import Trainer, TrainingArguments
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, TokenizersBackend, Trainer, TrainingArguments
 
 from gru_fast.unlearn import GRUMixin, GRUOptions, PairCollator
 
@@ -155,3 +158,25 @@ def test_configurations_have_options_that_there_are() -> None:
     for path in (HERE / "configs" / "experiment").rglob("*.yaml"):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert {"/gru": "default"} in content["defaults"]
+
+
+# ---- a folder of ours under its transformers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}])
+def test_keys_of_transformers_4_change_nothing_under_5(tmp_path: Path, scaling: dict[str, Any]) -> None:
+    """What 4 makes of them: findings/transformers4_computes_otherwise_from_folders_of_5.sh."""
+    page = (Path(__file__).parent.parent / "docs" / "open-unlearning.md").read_text()
+    code = page.split("<!-- for transformers 4 -->\n```python\n")[1].split("```")[0]
+    folder, ids = tmp_path / "run", torch.arange(40)[None]
+    model = tiny.llama(rope_parameters={"rope_theta": 5e5, **scaling}).eval()
+    model.save_pretrained(folder)
+    TokenizersBackend(tokenizer_object=Tokenizer(WordLevel({"a": 0}))).save_pretrained(folder)
+    exec(code.replace("runs/npo-gru", str(folder)), {})
+    written = json.loads((folder / "config.json").read_text())
+    assert (written["rope_theta"], written["rope_scaling"]) == (5e5, scaling)
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    again = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    assert AutoTokenizer.from_pretrained(folder)("a")["input_ids"] == [0]
