@@ -20,6 +20,7 @@ from gru_fast.models.four_bit import (
     keep_differentiable,
     quantization,
 )
+from gru_fast.models.tokenizer_file import file_of, warn_if_otherwise
 from gru_fast.runs.messages import first_line, in_short
 
 if TYPE_CHECKING:
@@ -181,6 +182,8 @@ def load_model(options: ModelOptions, *, train: bool = False, device: str | torc
 def load_tokenizer(options: ModelOptions) -> Any:
     """The tokenizer of a model, padding on the right; one without padding token gets EOS for it.
 
+    A warning where it does not do what its file says (:mod:`gru_fast.models.tokenizer_file`).
+
     Raises:
         FileNotFoundError: no such model, or no tokenizer with it.
     """
@@ -188,11 +191,7 @@ def load_tokenizer(options: ModelOptions) -> Any:
 
     from gru_fast.data.templates import ensure_pad_token
 
-    name, folder = next(
-        (name, folder)
-        for name, folder in lineage(options.tokenizer or options.model, options.base_model)
-        if folder is None or not is_adapter(folder) or (folder / "tokenizer_config.json").is_file()
-    )
+    name, folder = _place_of_tokenizer(options)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             **_where(name, folder), revision=options.revision or "main", trust_remote_code=options.trust_remote_code
@@ -203,9 +202,25 @@ def load_tokenizer(options: ModelOptions) -> Any:
     if not tokenizer("a")["input_ids"]:
         # Where a model has no tokenizer files, transformers may make an empty one of the model's kind.
         raise FileNotFoundError(f"tokenizer: none to be had from {name} (it knows no token); give --tokenizer")
+    warn_if_otherwise(tokenizer, file_of(name, folder, options.revision or "main"))
     tokenizer.padding_side = "right"
     ensure_pad_token(tokenizer)
     return tokenizer
+
+
+def _place_of_tokenizer(options: ModelOptions) -> tuple[str, Path | None]:
+    """What :func:`find` gives of the first of a model and those that it lies on that has a tokenizer.
+
+    A folder for ``options.tokenizer`` needs no model in it.
+    """
+    given = Path(options.tokenizer or "").expanduser()
+    if options.tokenizer and (given / "tokenizer_config.json").is_file():
+        return options.tokenizer, given
+    return next(
+        (name, folder)
+        for name, folder in lineage(options.tokenizer or options.model, options.base_model)
+        if folder is None or not is_adapter(folder) or (folder / "tokenizer_config.json").is_file()
+    )
 
 
 def load_template(options: ModelOptions, tokenizer: Any) -> Template:
