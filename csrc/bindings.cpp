@@ -40,6 +40,7 @@ struct Backend {
   void (*reduce)(const Plan&, const StepArgs&, const Context&);
   void (*apply)(const Plan&, const StepArgs&, const Context&);
   void (*finish)(const Plan&, const StepArgs&, const Context&);
+  void (*step)(const Plan&, const StepArgs&, const Context&);
   void (*gate)(const Plan&, const StepArgs&, bool, const Context&);
   void (*reduce_groups)(const Plan&, const Groups&, const Context&);
   void (*apply_groups)(const Plan&, const StepArgs&, const Groups&, const Context&);
@@ -56,15 +57,15 @@ struct Backend {
 Backend backend_of(dlpack::Device device) {
 #ifdef GRU_FAST_HAS_CUDA
   if (takes_cuda(device)) {
-    return {cuda::scratch_bytes, cuda::reduce,       cuda::apply,         cuda::finish, cuda::gate,
-            cuda::reduce_groups, cuda::apply_groups, cuda::finish_groups, cuda::blend,  cuda::probe,
-            cuda::scratch_bytes, cuda::reduce,       cuda::measure,       cuda::add};
+    return {cuda::scratch_bytes, cuda::reduce,        cuda::apply,        cuda::finish,        cuda::step,
+            cuda::gate,          cuda::reduce_groups, cuda::apply_groups, cuda::finish_groups, cuda::blend,
+            cuda::probe,         cuda::scratch_bytes, cuda::reduce,       cuda::measure,       cuda::add};
   }
 #endif
   if (device.type == dlpack::kCPU) {
-    return {cpu::scratch_bytes, cpu::reduce,       cpu::apply,         cpu::finish, cpu::gate,
-            cpu::reduce_groups, cpu::apply_groups, cpu::finish_groups, cpu::blend,  cpu::probe,
-            cpu::scratch_bytes, cpu::reduce,       cpu::measure,       cpu::add};
+    return {cpu::scratch_bytes, cpu::reduce,        cpu::apply,        cpu::finish,        cpu::step,
+            cpu::gate,          cpu::reduce_groups, cpu::apply_groups, cpu::finish_groups, cpu::blend,
+            cpu::probe,         cpu::scratch_bytes, cpu::reduce,       cpu::measure,       cpu::add};
   }
   throw py::value_error(
       "no native kernels for this device in this build (GRU_FAST_CUDA decides); use gru_fast.reference");
@@ -153,11 +154,7 @@ class Table {
                         .rule = rule_of(rule, options),
                         .seed = seed,
                         .all_or_nothing = all_or_nothing};
-    const Context where = context(stats, scratch, rounding_step, num_threads);
-    const py::gil_scoped_release nogil;
-    backend_.reduce(plan_, args, where);
-    backend_.apply(plan_, args, where);
-    backend_.finish(plan_, args, where);
+    run(backend_.step, args, context(stats, scratch, rounding_step, num_threads));
   }
   void gate(py::handle stats, py::handle scratch, std::string_view rule, const RuleOptions& options, bool is_first,
             int num_threads) const {

@@ -155,8 +155,9 @@ struct Context {
 //   void reduce(const Plan&, const StepArgs&, const Context&)   writes e, dot .. vetoed
 //   void apply(const Plan&, const StepArgs&, const Context&)    decides from those; writes g, written_norm_sq
 //   void finish(const Plan&, const StepArgs&, const Context&)   settles; rescales g in the rare cases; completes Stats
+//   void step(const Plan&, const StepArgs&, const Context&)     the three
 //
-// A step is reduce, apply, finish. With several devices or processes the fields dot .. vetoed are summed between the
+// With several devices or processes the fields dot .. vetoed are summed between the
 // first two, written_norm_sq between the last two.
 //
 //   void gate(const Plan&, const StepArgs&, bool is_first, const Context&)   gate.h: in place of apply, or of reduce too

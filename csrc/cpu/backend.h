@@ -14,6 +14,7 @@ size_t scratch_bytes(const Plan& plan);
 void reduce(const Plan& plan, const StepArgs& args, const Context& context);
 void apply(const Plan& plan, const StepArgs& args, const Context& context);
 void finish(const Plan& plan, const StepArgs& args, const Context& context);
+void step(const Plan& plan, const StepArgs& args, const Context& context);
 void blend(const Plan& plan, const BlendArgs& args, const Context& context);
 
 // An element-wise rule in place of apply, after reduce or, where e is current, in place of both.

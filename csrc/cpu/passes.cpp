@@ -110,6 +110,12 @@ void finish(const Plan& plan, const StepArgs& args, const Context& context) {
   rescale(plan, context);
 }
 
+void step(const Plan& plan, const StepArgs& args, const Context& context) {
+  reduce(plan, args, context);
+  apply(plan, args, context);
+  finish(plan, args, context);
+}
+
 void blend(const Plan& plan, const BlendArgs& args, const Context& context) {
   for_each_chunk(plan, context.num_threads, Direction::kForward, [&](Kind kind, const Row&, const Span& span, int64_t) {
     kernels().blend(kind, span, args.x_weight, args.y_weight);

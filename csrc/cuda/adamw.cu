@@ -1,7 +1,8 @@
 // The passes of optim.h on CUDA, and settle, which completes the statistics of a rectified step without g being written.
 //
-// Kernels of a step with its update rectified, in this order on the stream: settle, adamw (M, V and the sums of U), adamw
-// (theta). None of what they decide visits the host. Compiled without contraction, as the CPU's: optim.h spells its fused
+// Kernels of a step with its update rectified, in this order on the stream: measure (leaves at once unless |g'| has
+// cancelled in the sums), settle, adamw (M, V and the sums of U), update_total, adamw (theta). None of what they decide
+// visits the host. Compiled without contraction, as the CPU's: optim.h spells its fused
 // products out.
 #include <cuda_runtime.h>
 
@@ -25,11 +26,10 @@ struct AdamWKernelArgs {
   AdamWArgs step;
   const AdamWScalars* scalars;
   const Stats* stats;
-  UpdateStats* update;
+  const UpdateStats* update;
   const double* floor;
   Slots<UpdateStats> slots;
-  int64_t numel;  // of all launches
-  bool keeps;     // what a pass with sums makes of M and V is written
+  bool keeps;  // what a pass with sums makes of M and V is written
 };
 
 // ---- what a block knows of a chunk ----------------------------------------------------------------------------------
@@ -206,9 +206,9 @@ inline constexpr int kAdamWUnit = 4;  // elements: 16 bytes of float32, 8 of 16 
 template <AdamWPass kPass>
 inline constexpr int kAdamWBlocksPerSm = kPass == AdamWPass::kMoments ? kBlocksPerSm - 1 : kBlocksPerSm;
 
-template <DType P, DType T, DType E, AdamWPass kPass>
+template <DType P, DType T, DType E, AdamWPass kPass, TableSize S>
 __global__ void __launch_bounds__(kThreads, kAdamWBlocksPerSm<kPass>)
-    adamw_kernel(__grid_constant__ Shared<AdamWTable> table, const AdamWKernelArgs args) {
+    adamw_kernel(__grid_constant__ Shared<TableOf<AdamWRow, S>> table, const AdamWKernelArgs args) {
   constexpr bool kSums = kPass == AdamWPass::kMoments;
   __shared__ ChunkState state;
   const bool by_sums = !kSums && args.update != nullptr;
@@ -232,14 +232,19 @@ __global__ void __launch_bounds__(kThreads, kAdamWBlocksPerSm<kPass>)
   if constexpr (kSums) {
     // The scale of e is that of all rows.
     const double largest = total.largest > 0.0f ? state.largest * total.largest : 0.0;
-    UpdateStats sums{
-        total.dot, total.step_norm_sq, total.ema_norm_sq, total.reach, total.change_sq, total.denominator_sq, 0.0,
-        largest};
-    if (sum_grid(sums, args.slots)) {
-      sums.numel = gradient_factors(args.stats).skips ? 0.0 : static_cast<double>(args.numel);
-      *args.update = sums;
-    }
+    leave_sum(UpdateStats{total.dot, total.step_norm_sq, total.ema_norm_sq, total.reach, total.change_sq,
+                          total.denominator_sq, 0.0, largest},
+              args.slots);
   }
+}
+
+// One block.
+__global__ void __launch_bounds__(kThreads, 1)
+    update_total_kernel(UpdateStats* update, const Stats* stats, const Filled<UpdateStats> slots, const int64_t numel) {
+  UpdateStats sums = add_slots(slots);
+  if (threadIdx.x != 0) return;
+  sums.numel = gradient_factors(stats).skips ? 0.0 : static_cast<double>(numel);
+  *update = sums;
 }
 
 // ---- settle ---------------------------------------------------------------------------------------------------------
@@ -249,11 +254,39 @@ struct Norm {
   __device__ __forceinline__ void add(const Norm& other) { sq += other.sq; }
 };
 
-struct SettleArgs {
-  Stats* stats;
+struct MeasureArgs {
+  const Stats* stats;
   double tau;
   Slots<Norm> slots;
   AdamWKind kind;
+  Rule rule;
+};
+
+// |g'| is measured where it has cancelled in the sums: rare, so one kernel for all kinds. All rules in one kernel want more
+// than 64 registers.
+template <TableSize S>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2)
+    measure_kernel(__grid_constant__ Shared<TableOf<AdamWRow, S>> table, const MeasureArgs args) {
+  const Decision decision = decide(args.rule, *args.stats, args.tau);
+  if (!decision.measure) return;
+  Norm norm;
+  walk_chunks<Direction::kForward>(table, [&](const AdamWRow& row, int64_t begin, int numel) {
+    const void* grad = advance(args.kind.param, static_cast<const void*>(row.grad), begin);
+    const void* ema = advance(args.kind.ema, row.ema, begin);
+#pragma unroll 1
+    for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
+      const double g = load_one(args.kind.param, grad, at), e = load_one(args.kind.ema, ema, at);
+      const double out = fma(decision.beta, e, decision.alpha * g);
+      norm.sq += out * out;
+    }
+  });
+  leave_sum(norm, args.slots);
+}
+
+struct SettleArgs {
+  Stats* stats;
+  Filled<Norm> measured;
+  double tau;
   Rule rule;
   bool rectifies;
 };
@@ -274,33 +307,20 @@ __device__ __forceinline__ Stats clipped_to(Stats stats, double tau) {
   return stats;
 }
 
-// |g'| is measured where it has cancelled in the sums: rare, so one kernel for all kinds. All blocks decide alike: Stats
-// change only when the last of them is done. Coefficients beyond float32 leave a step undone, as an overflow does: on the
-// CPU, where the host looks on, it is made in float64. All rules in one kernel want more than 64 registers.
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2)
-    settle_kernel(__grid_constant__ Shared<AdamWTable> table, const SettleArgs args) {
-  const Stats stats = *args.stats;
-  const Decision decision = decide(args.rule, stats, args.tau);
-  Norm norm;
-  if (args.rectifies && decision.measure) {
-    walk_chunks<Direction::kForward>(table, [&](const AdamWRow& row, int64_t begin, int numel) {
-      const void* grad = advance(args.kind.param, static_cast<const void*>(row.grad), begin);
-      const void* ema = advance(args.kind.ema, row.ema, begin);
-#pragma unroll 1
-      for (int at = static_cast<int>(threadIdx.x); at < numel; at += kThreads) {
-        const double g = load_one(args.kind.param, grad, at), e = load_one(args.kind.ema, ema, at);
-        const double out = fma(decision.beta, e, decision.alpha * g);
-        norm.sq += out * out;
-      }
-    });
-  }
-  if (!sum_grid(norm, args.slots)) return;
+// One block. Coefficients beyond float32 leave a step undone, as an overflow does: on the CPU, where the host looks on, it
+// is made in float64.
+__global__ void __launch_bounds__(kThreads, 1) settle_kernel(const SettleArgs args) {
   if (!args.rectifies) {
-    *args.stats = clipped_to(stats, args.tau);
+    if (threadIdx.x == 0) *args.stats = clipped_to(*args.stats, args.tau);
     return;
   }
+  const Stats stats = *args.stats;
+  const Decision decision = decide(args.rule, stats, args.tau);
+  const double norm_sq = decision.measure ? add_slots(args.measured).sq : decision.norm_sq;
+  __syncthreads();  // all have read what thread 0 writes
+  if (threadIdx.x != 0) return;
   Stats written = stats;
-  if (decision.writes()) written.written_norm_sq = decision.measure ? norm.sq : decision.norm_sq;
+  if (decision.writes()) written.written_norm_sq = norm_sq;
   Stats out = settle(args.rule, written, args.tau);
   if (!fits_float(out.alpha * out.rescale) || !fits_float(out.beta * out.rescale)) out.vetoed = 1.0;
   if (stats.retain_nonfinite > 0.0 && needs_all_of_r(args.rule)) out.vetoed = 1.0;  // the step is given up
@@ -309,15 +329,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm / 2)
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
 
-template <DType P, DType T, DType E>
+template <DType P, DType T, DType E, TableSize S>
 auto kernel_of(AdamWPass pass) {
   switch (pass) {
     case AdamWPass::kStep:
-      return &adamw_kernel<P, T, E, AdamWPass::kStep>;
+      return &adamw_kernel<P, T, E, AdamWPass::kStep, S>;
     case AdamWPass::kUpdate:
-      return &adamw_kernel<P, T, E, AdamWPass::kUpdate>;
+      return &adamw_kernel<P, T, E, AdamWPass::kUpdate, S>;
     default:  // kSums is kMoments that keeps nothing
-      return &adamw_kernel<P, T, E, AdamWPass::kMoments>;
+      return &adamw_kernel<P, T, E, AdamWPass::kMoments, S>;
   }
 }
 
@@ -337,28 +357,37 @@ size_t scratch_bytes(const AdamWPlan& plan) {
 void adamw(const AdamWPlan& plan, AdamWPass pass, const AdamWArgs& args, const AdamWContext& context) {
   const DeviceGuard guard(context.device);
   const Context where = context_of(context);
-  Header* header = clear_header(where);
-  AdamWKernelArgs kernel_args{args,           context.scalars,         context.stats,
-                              context.update, context.floor,           slots_in<UpdateStats>(where),
-                              plan.numel,     pass != AdamWPass::kSums};
-  for_each_launch(plan, [&](const AdamWLaunch& launch, bool is_last) {
-    const auto kernel =
-        with_adamw_kind(launch.kind, [&]<DType P, DType T, DType E>() { return kernel_of<P, T, E>(pass); });
-    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    kernel_args.slots.first += run(kernel, launch, kernel_args, where, "launching adamw");
+  AdamWKernelArgs kernel_args{args,
+                              context.scalars,
+                              context.stats,
+                              context.update,
+                              context.floor,
+                              slots_in<UpdateStats>(where),
+                              pass != AdamWPass::kSums};
+  for_each_launch(plan, [&](const AdamWLaunch& launch, bool) {
+    const auto kernel_of_size = [&]<TableSize S>() {
+      return with_adamw_kind(launch.kind, [&]<DType P, DType T, DType E>() { return kernel_of<P, T, E, S>(pass); });
+    };
+    kernel_args.slots.first += run_sized(kernel_of_size, launch, kernel_args, where, "launching adamw");
   });
+  if (pass != AdamWPass::kMoments && pass != AdamWPass::kSums) return;
+  start(&update_total_kernel, 1, kThreads, where, "launching the sums of the update", context.update, context.stats,
+        filled(kernel_args.slots), plan.numel);
 }
 
 void settle(const AdamWPlan& plan, double tau, const Rule* rule, Stats* stats, const AdamWContext& context) {
   const DeviceGuard guard(context.device);
   const Context where = context_of(context);
-  Header* header = clear_header(where);
-  SettleArgs kernel_args{stats, tau, slots_in<Norm>(where), {}, rule != nullptr ? *rule : Rule{}, rule != nullptr};
-  for_each_launch(plan, [&](const AdamWLaunch& launch, bool is_last) {
-    kernel_args.kind = launch.kind;
-    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    kernel_args.slots.first += run(&settle_kernel, launch, kernel_args, where, "launching settle", Grid::kSmall);
-  });
+  MeasureArgs measure_args{stats, tau, slots_in<Norm>(where), {}, rule != nullptr ? *rule : Rule{}};
+  const auto kernel_of_size = [&]<TableSize S>() { return &measure_kernel<S>; };
+  for (const AdamWLaunch& launch : plan.launches) {
+    if (rule == nullptr) break;  // g is only clipped
+    measure_args.kind = launch.kind;
+    measure_args.slots.first +=
+        run_sized(kernel_of_size, launch, measure_args, where, "launching measure", Grid::kSmall);
+  }
+  const SettleArgs args{stats, filled(measure_args.slots), tau, measure_args.rule, rule != nullptr};
+  start(&settle_kernel, 1, kThreads, where, "launching settle", args);
 }
 
 PlanLimits adamw_limits() { return {kChunkNumel, kMaxRows<AdamWRow>}; }

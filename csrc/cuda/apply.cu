@@ -1,5 +1,6 @@
 // Pass 2 on CUDA: g <- alpha * g + beta * e, and |g|^2 of what was written; then the rare extra scaling of g.
-// Reads g (and e if beta is not 0) once and writes g once; nothing at all where alpha = 1 and beta = 0.
+// Reads g (and e if beta is not 0) once and writes g once; nothing at all where alpha = 1 and beta = 0. The kernel that
+// comes next adds up |g|^2: finish, or where the sums of several devices meet before it written, of one block.
 //
 // The coefficients never visit the host: each block derives them from the sums in Stats, and all blocks alike.
 #include <cuda_runtime.h>
@@ -21,7 +22,7 @@ struct Written {
 };
 
 struct ApplyArgs {
-  Stats* stats;
+  const Stats* stats;
   Slots<Written> slots;
   int64_t plan_numel;
   double tau;
@@ -103,16 +104,16 @@ __device__ __forceinline__ void wide_apply(void* grad, const void* ema, double a
   }
 }
 
-template <DType G, DType E>
+template <DType G, DType E, TableSize S>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    apply_kernel(__grid_constant__ Shared<Table> table, const ApplyArgs args) {
+    apply_kernel(__grid_constant__ Shared<TableOf<Row, S>> table, const ApplyArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
   const bool by_group = args.groups != nullptr;
   const Coefficients all =
       by_group ? Coefficients{1.0, 0.0, args.stats->alpha != 1.0, false} : block_coefficients(args);
-  if (!all.writes) return;
   Written written;
+  if (!all.writes) return leave_sum(written, args.slots);
   walk_chunks<Direction::kBackward>(table, [&](const Row& row, int64_t begin, int numel) {
     const Coefficients c = by_group ? coefficients_of(args.groups[row.rounding_key]) : all;
     if (row.grad == nullptr || !c.writes) return;
@@ -124,21 +125,31 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     apply_units<G, E, N, kNumUnits<G, E>>(grad, ema, alpha, beta, 0, whole, written);
     apply_units<G, E, 1, kNumSingles>(grad, ema, alpha, beta, whole, numel, written);
   });
-  if (!sum_grid(written, args.slots)) return;
-  args.stats->written_norm_sq = written.norm_sq + (by_group ? args.stats->written_norm_sq : 0.0);
+  leave_sum(written, args.slots);
+}
+
+// ---- what apply has written -----------------------------------------------------------------------------------------
+
+// One block. Of a decision for each group: beside what decide_groups has left untouched.
+__global__ void __launch_bounds__(kThreads, 1)
+    written_kernel(Stats* stats, const Filled<Written> slots, const bool by_group) {
+  const Written written = add_slots(slots);
+  if (threadIdx.x == 0) stats->written_norm_sq = written.norm_sq + (by_group ? stats->written_norm_sq : 0.0);
 }
 
 // ---- finish ---------------------------------------------------------------------------------------------------------
 
 struct FinishArgs {
   Stats* stats;
+  Filled<Written> written;  // where apply has left its sums; none: they are in `stats`
   double tau;
   Rule rule;
   bool completes_stats;  // the last launch
   bool is_settled;       // the statistics are complete
 };
 
-// Only the fields that `settle` does not read: other blocks may be reading the rest.
+// Only the fields that `settle` does not read: other blocks may be reading the rest. None reads written_norm_sq where apply
+// has left its sums.
 __device__ __forceinline__ void write_outcome(Stats* stats, const Stats& settled) {
   stats->alpha = settled.alpha;
   stats->beta = settled.beta;
@@ -171,14 +182,21 @@ __device__ __forceinline__ void rescale_units(void* grad, float factor, int begi
   }
 }
 
-template <DType G>
+template <DType G, TableSize S>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    finish_kernel(__grid_constant__ Shared<Table> table, const FinishArgs args) {
+    finish_kernel(__grid_constant__ Shared<TableOf<Row, S>> table, const FinishArgs args) {
   constexpr int N = kUnitNumel<G, G>;
   __shared__ float shared_factor;
+  Written written;
+  if (args.written.count > 0) written = add_slots(args.written);  // all blocks alike
   if (threadIdx.x == 0) {
-    const Stats settled = args.is_settled ? *args.stats : settle(args.rule, *args.stats, args.tau);
-    if (args.completes_stats && blockIdx.x == 0) write_outcome(args.stats, settled);
+    Stats stats = *args.stats;
+    if (args.written.count > 0) stats.written_norm_sq = written.norm_sq;
+    const Stats settled = args.is_settled ? stats : settle(args.rule, stats, args.tau);
+    if (args.completes_stats && blockIdx.x == 0) {
+      write_outcome(args.stats, settled);
+      if (args.written.count > 0) args.stats->written_norm_sq = written.norm_sq;
+    }
     shared_factor = static_cast<float>(settled.rescale);
   }
   __syncthreads();
@@ -230,26 +248,38 @@ __global__ void __launch_bounds__(kThreads, 1) decide_groups_kernel(const Decide
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
 
-void launch_apply(const Plan& plan, const StepArgs& args, const Groups* groups, const Context& context) {
-  if (plan.launches.empty()) return;
-  Header* header = clear_header(context);
+template <TableSize S>
+auto kernel_of_apply(Kind kind) {
+  return with_kind(kind, [&]<DType G, DType E>() { return &apply_kernel<G, E, S>; });
+}
+
+// Returns what its blocks have left.
+Filled<Written> launch_apply(const Plan& plan, const StepArgs& args, const Groups* groups, const Context& context) {
   ApplyArgs kernel_args{context.stats, slots_in<Written>(context), plan.numel, args.tau, args.rule, nullptr};
   if (groups != nullptr) kernel_args.groups = groups->stats;
   // From the last launch back to the first: reduce touched them in the other order.
   for (auto launch = plan.launches.rbegin(); launch != plan.launches.rend(); ++launch) {
-    const bool is_last = launch + 1 == plan.launches.rend();
-    const auto kernel = with_kind(launch->kind, [&]<DType G, DType E>() { return &apply_kernel<G, E>; });
-    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
+    const auto kernel_of = [&]<TableSize S>() { return kernel_of_apply<S>(launch->kind); };
     const Launch& rows = groups == nullptr ? *launch : keyed_by_group(*launch, *groups);
-    kernel_args.slots.first += run(kernel, rows, kernel_args, context, "launching apply");
+    kernel_args.slots.first += run_sized(kernel_of, rows, kernel_args, context, "launching apply");
   }
+  return filled(kernel_args.slots);
 }
 
-void launch_finish(const Plan& plan, const StepArgs& args, bool is_settled, const Context& context) {
+void launch_written(const Filled<Written>& written, bool by_group, const Context& context) {
+  if (written.count == 0) return;
+  start(&written_kernel, 1, kThreads, context, "launching the sum of what was written", context.stats, written,
+        by_group);
+}
+
+void launch_finish(const Plan& plan, const StepArgs& args, const Filled<Written>& written, bool is_settled,
+                   const Context& context) {
   for_each_launch(plan, [&](const Launch& launch, bool is_last) {
-    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &finish_kernel<G>; });
-    const FinishArgs kernel_args{context.stats, args.tau, args.rule, is_last && !is_settled, is_settled};
-    run(kernel, launch, kernel_args, context, "launching finish", Grid::kSmall);
+    const auto kernel_of = [&]<TableSize S>() {
+      return with_kind(launch.kind, [&]<DType G, DType E>() { return &finish_kernel<G, S>; });
+    };
+    const FinishArgs kernel_args{context.stats, written, args.tau, args.rule, is_last && !is_settled, is_settled};
+    run_sized(kernel_of, launch, kernel_args, context, "launching finish", Grid::kSmall);
   });
 }
 
@@ -262,24 +292,30 @@ void launch_decide(const StepArgs& args, const Groups& groups, bool settles, con
 
 void apply(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
-  launch_apply(plan, args, nullptr, context);
+  launch_written(launch_apply(plan, args, nullptr, context), false, context);
 }
 
 void finish(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
-  launch_finish(plan, args, false, context);
+  launch_finish(plan, args, {}, false, context);
+}
+
+void step(const Plan& plan, const StepArgs& args, const Context& context) {
+  const DeviceGuard guard(context.device);
+  reduce(plan, args, context);
+  launch_finish(plan, args, launch_apply(plan, args, nullptr, context), false, context);
 }
 
 void apply_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context) {
   const DeviceGuard guard(context.device);
   launch_decide(args, groups, false, context);
-  launch_apply(plan, args, &groups, context);
+  launch_written(launch_apply(plan, args, &groups, context), true, context);
 }
 
 void finish_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context) {
   const DeviceGuard guard(context.device);
   launch_decide(args, groups, true, context);
-  launch_finish(plan, args, true, context);
+  launch_finish(plan, args, {}, true, context);
 }
 
 }  // namespace gru_fast::cuda

@@ -19,6 +19,7 @@ size_t scratch_bytes(const Plan& plan);
 void reduce(const Plan& plan, const StepArgs& args, const Context& context);
 void apply(const Plan& plan, const StepArgs& args, const Context& context);
 void finish(const Plan& plan, const StepArgs& args, const Context& context);
+void step(const Plan& plan, const StepArgs& args, const Context& context);
 void blend(const Plan& plan, const BlendArgs& args, const Context& context);
 void reduce_groups(const Plan& plan, const Groups& groups, const Context& context);
 void apply_groups(const Plan& plan, const StepArgs& args, const Groups& groups, const Context& context);

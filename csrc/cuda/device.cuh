@@ -202,8 +202,8 @@ __device__ __forceinline__ bool is_aligned(const void* base) {
 }
 
 // The last row that starts at `chunk` or before it.
-template <class RowT>
-__device__ __forceinline__ uint32_t find_row(const TableOf<RowT>& table, uint32_t chunk) {
+template <class RowT, TableSize S>
+__device__ __forceinline__ uint32_t find_row(const TableOf<RowT, S>& table, uint32_t chunk) {
   uint32_t low = 0, high = table.num_rows;  // the row is in [low, high)
   while (high - low > 1) {
     const uint32_t middle = (low + high) / 2;
@@ -213,8 +213,8 @@ __device__ __forceinline__ uint32_t find_row(const TableOf<RowT>& table, uint32_
 }
 
 // Where the range of a block begins; with that of the block after it, where it ends.
-template <class RowT>
-__device__ __forceinline__ uint32_t first_chunk_of(const TableOf<RowT>& table, uint32_t block) {
+template <class RowT, TableSize S>
+__device__ __forceinline__ uint32_t first_chunk_of(const TableOf<RowT, S>& table, uint32_t block) {
   return block * table.chunks_per_block + min(block, table.num_longer_blocks);
 }
 
@@ -222,8 +222,8 @@ enum class Direction { kForward, kBackward };
 
 // Calls visit(row, begin, numel) for every chunk of this block's range: elements [begin, begin + numel) of the row. All
 // threads of the block see the same chunks. Rows are never empty: the next chunk lies in this row or in the next one.
-template <Direction D, class RowT, class Visit>
-__device__ __forceinline__ void walk_chunks(const TableOf<RowT>& table, Visit&& visit) {
+template <Direction D, class RowT, TableSize S, class Visit>
+__device__ __forceinline__ void walk_chunks(const TableOf<RowT, S>& table, Visit&& visit) {
   const uint32_t first = first_chunk_of(table, blockIdx.x);
   const uint32_t count = first_chunk_of(table, blockIdx.x + 1) - first;
   if (count == 0) return;
@@ -283,29 +283,47 @@ __device__ __forceinline__ T load_slot(const T* slot) {
   return value;
 }
 
-// Leaves the block's sum in its slot. The block of the last launch that comes last adds the slots of all launches in a
-// fixed order: true in its thread 0, with the total in `value`; false everywhere else.
+// Leaves the block's sum in its slot, for the kernel that comes next to add up.
+template <class T>
+__device__ __forceinline__ void leave_sum(T value, const Slots<T>& slots) {
+  value = sum_block(value);
+  if (threadIdx.x == 0) slots.values[slots.first + blockIdx.x] = value;
+}
+
+// The sum of the slots in a fixed order, the same in every block that asks; in thread 0. Before another sum of the same
+// type lies a __syncthreads().
+template <class T>
+__device__ __forceinline__ T add_slots(const T* slots, uint32_t count) {
+  T value{};
+  for (uint32_t i = threadIdx.x; i < count; i += kThreads) value.add(load_slot(slots + i));
+  return sum_block(value);
+}
+template <class T>
+__device__ __forceinline__ T add_slots(const Filled<T>& slots) {
+  return add_slots(slots.values, slots.count);
+}
+
+// Where no kernel comes next: leaves the block's sum in its slot, and the block of the last launch that comes last adds
+// the slots of all launches: true in its thread 0, with the total in `value`; false everywhere else. `ticket`: a counter
+// that is 0 when the last launch starts, null in those before.
 //
 // Whatever a thread read before this call was read before the last block gets its `true`: the barrier in sum_block
 // orders it before the ticket of its own block, and the tickets order the blocks.
 template <class T>
-__device__ __forceinline__ bool sum_grid(T& value, const Slots<T>& slots) {
+__device__ __forceinline__ bool sum_grid(T& value, const Slots<T>& slots, uint32_t* ticket) {
   __shared__ bool is_last_block;
-  value = sum_block(value);
+  leave_sum(value, slots);
   if (threadIdx.x == 0) {
-    slots.values[slots.first + blockIdx.x] = value;
     is_last_block = false;
-    if (slots.ticket != nullptr) {
+    if (ticket != nullptr) {
       __threadfence();  // the slot is visible before the ticket
-      is_last_block = atomicAdd(slots.ticket, 1u) == gridDim.x - 1;
+      is_last_block = atomicAdd(ticket, 1u) == gridDim.x - 1;
       __threadfence();  // the other slots are read after the ticket
     }
   }
   __syncthreads();
   if (!is_last_block) return false;
-  value = T{};
-  for (uint32_t i = threadIdx.x; i < slots.first + gridDim.x; i += kThreads) value.add(load_slot(slots.values + i));
-  value = sum_block(value);
+  value = add_slots(slots.values, slots.first + gridDim.x);
   return threadIdx.x == 0;
 }
 
@@ -315,6 +333,15 @@ struct Place {
   alignas(T) unsigned char bytes[sizeof(T)];
   __device__ __forceinline__ T& value() { return *reinterpret_cast<T*>(bytes); }
 };
+
+// What thread 0 has, in all threads of the block. Before another call with the same type lies a __syncthreads().
+template <class T>
+__device__ __forceinline__ T from_thread_0(const T& value) {
+  __shared__ Place<T> place;
+  if (threadIdx.x == 0) place.value() = value;
+  __syncthreads();
+  return place.value();
+}
 
 // ---- sums of rows ---------------------------------------------------------------------------------------------------
 // A block leaves the sums of each row of which it has chunks. Row r and block b share slot b + r: from one chunk to the
@@ -340,8 +367,8 @@ __device__ __forceinline__ void leave_row_before(T& value, T* slots, uint32_t ro
 }
 
 // After the last chunk: ends its row; `value` becomes the sum of all rows, in thread 0 alone.
-template <class T, class RowT>
-__device__ __forceinline__ void leave_last_row(T& value, T* slots, const TableOf<RowT>& table, T& of_block) {
+template <class T, class RowT, TableSize S>
+__device__ __forceinline__ void leave_last_row(T& value, T* slots, const TableOf<RowT, S>& table, T& of_block) {
   if (slots == nullptr || table.num_rows == 0) return;
   leave_row(value, slots, find_row(table, first_chunk_of(table, blockIdx.x + 1) - 1), of_block);
   if (threadIdx.x == 0) value = of_block;

@@ -11,11 +11,16 @@ namespace gru_fast::cuda {
 namespace {
 
 struct GateArgs {
-  Stats* stats;
+  const Stats* stats;
   Slots<GateSums> slots;
   Rule rule;
   bool is_first;  // no reduce came before
 };
+
+// Whether a reduce before has met what lets nothing be written.
+__device__ __forceinline__ bool is_shut_for(const Rule& rule, const Stats* stats, bool is_first) {
+  return !is_first && is_shut(rule, *stats);
+}
 
 // Units in flight for each thread: two of eight elements, beside the twelve float64 registers of the sums, would not fit
 // the 64 that it has.
@@ -67,12 +72,12 @@ __device__ __forceinline__ void gate_units(void* grad, const void* ema, const Ga
   }
 }
 
-template <DType G, DType E>
+template <DType G, DType E, TableSize S>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    gate_kernel(__grid_constant__ Shared<Table> table, const GateArgs args) {
+    gate_kernel(__grid_constant__ Shared<TableOf<Row, S>> table, const GateArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
-  if (!args.is_first && is_shut(args.rule, *args.stats)) return;
+  if (is_shut_for(args.rule, args.stats, args.is_first)) return;
   const Gate gate = gate_of(args.rule);
   GateSums sums;
   walk_chunks<Direction::kBackward>(table, [&](const Row& row, int64_t begin, int numel) {
@@ -83,20 +88,36 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     gate_units<G, E, N, kNumGateUnits<N>>(grad, ema, gate, 0, whole, sums);
     gate_units<G, E, 1, kNumGateUnits<1>>(grad, ema, gate, whole, numel, sums);
   });
-  if (sum_grid(sums, args.slots)) tell(sums, args.is_first, *args.stats);
+  leave_sum(sums, args.slots);
+}
+
+struct TellArgs {
+  Stats* stats;
+  Filled<GateSums> sums;
+  Rule rule;
+  bool is_first;
+};
+
+// One block.
+__global__ void __launch_bounds__(kThreads, 1) tell_kernel(const TellArgs args) {
+  if (is_shut_for(args.rule, args.stats, args.is_first)) return;
+  const GateSums sums = add_slots(args.sums);
+  if (threadIdx.x == 0) tell(sums, args.is_first, *args.stats);
 }
 
 }  // namespace
 
 void gate(const Plan& plan, const StepArgs& args, bool is_first, const Context& context) {
   const DeviceGuard guard(context.device);
-  Header* header = clear_header(context);
   GateArgs kernel_args{context.stats, slots_in<GateSums>(context), args.rule, is_first};
-  for_each_launch(plan, [&](const Launch& launch, bool is_last) {
-    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &gate_kernel<G, E>; });
-    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    kernel_args.slots.first += run(kernel, launch, kernel_args, context, "launching gate");
+  for_each_launch(plan, [&](const Launch& launch, bool) {
+    const auto kernel_of = [&]<TableSize S>() {
+      return with_kind(launch.kind, [&]<DType G, DType E>() { return &gate_kernel<G, E, S>; });
+    };
+    kernel_args.slots.first += run_sized(kernel_of, launch, kernel_args, context, "launching gate");
   });
+  const TellArgs tell_args{context.stats, filled(kernel_args.slots), args.rule, is_first};
+  start(&tell_kernel, 1, kThreads, context, "launching the sums of gate", tell_args);
 }
 
 }  // namespace gru_fast::cuda

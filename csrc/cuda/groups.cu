@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (first == 0 && table.goes_on != 0) {
     total.add({{group.dot, group.ema_norm_sq, group.grad_norm_sq, 0.0}, group.numel});
   }
+  if (!args.again) group = GroupStats{};
   group.dot = total.sums.dot;
   group.ema_norm_sq = total.sums.ema_norm_sq;
   group.grad_norm_sq = group.own_norm_sq = total.sums.grad_norm_sq;
@@ -118,9 +119,11 @@ uint32_t block_of(uint32_t chunk, uint32_t num_chunks, uint32_t blocks) {
   return chunk < longer * (each + 1) ? chunk / (each + 1) : longer + (chunk - longer * (each + 1)) / each;
 }
 
-// Where a pass over `plan` has left the sums of rows; `blocks` of each launch.
+// Where a pass over `plan` has left the sums of rows; `blocks` of each launch. A group without rows has one that is empty,
+// so that its statistics are written.
 std::vector<RowSlots> slots_by_group(const Plan& plan, const Groups& groups, const std::vector<uint32_t>& blocks) {
   std::vector<RowSlots> out;
+  std::vector<bool> has_rows(groups.count);
   uint32_t first = 0;
   for (size_t i = 0; i < plan.launches.size(); ++i) {
     const Launch& launch = plan.launches[i];
@@ -128,9 +131,14 @@ std::vector<RowSlots> slots_by_group(const Plan& plan, const Groups& groups, con
       const uint32_t end = row + 1 < launch.rows.size() ? launch.rows[row + 1].first_chunk : launch.num_chunks;
       const uint32_t from = block_of(launch.rows[row].first_chunk, launch.num_chunks, blocks[i]);
       const uint32_t to = block_of(end - 1, launch.num_chunks, blocks[i]);
-      out.push_back({launch.rows[row].numel, first + from + row, to - from + 1, groups.of_row[launch.sources[row]], 0});
+      const uint32_t group = groups.of_row[launch.sources[row]];
+      out.push_back({launch.rows[row].numel, first + from + row, to - from + 1, group, 0});
+      has_rows[group] = true;
     }
     first += static_cast<uint32_t>(num_row_slots(launch, blocks[i]));
+  }
+  for (uint32_t group = 0; group < groups.count; ++group) {
+    if (!has_rows[group]) out.push_back({0, 0, 0, group, 0});
   }
   std::stable_sort(out.begin(), out.end(), [](const RowSlots& a, const RowSlots& b) { return a.group < b.group; });
   return out;
@@ -152,9 +160,7 @@ void launch_fold(const std::vector<RowSlots>& rows, const FoldArgs& args, const 
 
 void reduce_groups(const Plan& plan, const Groups& groups, const Context& context) {
   const DeviceGuard guard(context.device);
-  check(cudaMemsetAsync(groups.stats, 0, groups.count * sizeof(GroupStats), static_cast<cudaStream_t>(context.stream)),
-        "clearing the sums of groups");
-  uint32_t* any_wide = &static_cast<Header*>(context.scratch)->wide_groups;
+  uint32_t* any_wide = &header_in(context)->wide_groups;  // which reduce has cleared
   Sums* row_slots = row_slots_in(plan, context);
   FoldArgs fold_args{context.stats, row_slots, groups.stats, any_wide, false};
   std::vector<uint32_t> blocks;

@@ -9,9 +9,11 @@
 
 namespace gru_fast::cuda {
 
+size_t scratch_bytes_of_sums(const Plan& plan);  // without those of rows
+
 // Where reduce leaves the sums of rows: behind the slots of blocks. See leave_row in device.cuh.
 inline Sums* row_slots_in(const Plan& plan, const Context& context) {
-  return reinterpret_cast<Sums*>(static_cast<char*>(context.scratch) + scratch_bytes_of(plan));
+  return reinterpret_cast<Sums*>(static_cast<char*>(context.scratch) + scratch_bytes_of_sums(plan));
 }
 inline size_t num_row_slots(const Launch& launch, uint32_t blocks) { return launch.rows.size() + blocks; }
 

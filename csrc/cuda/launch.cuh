@@ -1,8 +1,8 @@
 // The host side that the CUDA passes share: errors, the current device, the table a kernel takes, scratch, launches.
 //
 // One launch serves all tensors of a Kind: the rows travel inside the kernel's parameters, where threads read them
-// through the constant cache. No copy to the device comes before a launch and nothing on the device outlives it, so the
-// passes can be captured in a CUDA graph.
+// through the constant cache. No copy to the device and no memset comes before a launch, and nothing on the device
+// outlives a pass, so that the passes can be captured in a CUDA graph, and a launch that failed spoils none after it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -41,18 +41,31 @@ static_assert(CUDART_VERSION >= 12010, "older toolkits pass 4,000 bytes of param
 inline constexpr size_t kMaxParameterBytes = 32764;
 inline constexpr size_t kMaxArgsBytes = 128;  // what a kernel takes besides its table
 inline constexpr size_t kTableHeaderBytes = 16;
-template <class RowT>
-inline constexpr size_t kMaxRows = (kMaxParameterBytes - kMaxArgsBytes - kTableHeaderBytes) / sizeof(RowT);
+
+// A launch copies all of a table, also what of it is empty, so the kernels of a step come for three sizes.
+enum class TableSize { kSmall, kMedium, kLarge };
+inline constexpr size_t kTableBytes[] = {512, 4096 - kMaxArgsBytes, kMaxParameterBytes - kMaxArgsBytes};
+template <class RowT, TableSize S = TableSize::kLarge>
+inline constexpr size_t kMaxRows = (kTableBytes[static_cast<int>(S)] - kTableHeaderBytes) / sizeof(RowT);
 
 // Block b takes a contiguous range of chunks: `chunks_per_block`, and one more if b < num_longer_blocks.
-template <class RowT>
+template <class RowT, TableSize S = TableSize::kLarge>
 struct TableOf {
   uint32_t num_rows;
   uint32_t chunks_per_block;
   uint32_t num_longer_blocks;
   int32_t chunk_numel;
-  RowT rows[kMaxRows<RowT>];
+  RowT rows[kMaxRows<RowT, S>];
 };
+
+// Returns f.template operator()<S>() for the smallest table that holds `num_rows`.
+template <class RowT, class F>
+auto with_table_size(size_t num_rows, F&& f) {
+  using enum TableSize;
+  if (num_rows <= kMaxRows<RowT, kSmall>) return f.template operator()<kSmall>();
+  if (num_rows <= kMaxRows<RowT, kMedium>) return f.template operator()<kMedium>();
+  return f.template operator()<kLarge>();
+}
 // The type of a kernel's parameter that its threads share: `__grid_constant__ Shared<Table> table`.
 #ifdef __CUDACC__
 template <class T>
@@ -134,34 +147,39 @@ inline uint32_t full_grid(const void* kernel, int device) {
 }
 
 // ---- scratch --------------------------------------------------------------------------------------------------------
-// A Header, then one slot of sums for each block of all launches of a pass. Passes do not rely on what earlier ones
-// left.
+// A Header, then one slot of sums for each block of all launches of a pass. It comes uninitialised: blocks fill their
+// slots, and the kernel after them on the stream adds the slots up. The counters of the header are cleared by a kernel
+// that comes before the one that counts.
 
 struct Header {
-  uint32_t ticket;       // blocks of the last launch that are done
-  uint32_t wide_ticket;  // the same for the second set of sums
-  uint32_t vetoed;       // not 0: an all-or-nothing step met NaN or Inf
+  uint32_t wide_ticket;  // blocks of the last launch that have left wide sums
   uint32_t wide_groups;  // not 0: float32 cannot hold the sums of some group
 };
 inline constexpr size_t kHeaderBytes = 256;
 
+inline Header* header_in(const Context& context) { return static_cast<Header*>(context.scratch); }
+
 // Where the blocks of one launch leave their sums.
 template <class T>
 struct Slots {
-  T* values;         // of all launches
-  uint32_t first;    // slot of block 0: blocks of earlier launches
-  uint32_t* ticket;  // null except in the last launch
+  T* values;       // of all launches
+  uint32_t first;  // slot of block 0: blocks of earlier launches
 };
 
-inline Header* clear_header(const Context& context) {
-  check(cudaMemsetAsync(context.scratch, 0, sizeof(Header), static_cast<cudaStream_t>(context.stream)),
-        "clearing scratch");
-  return static_cast<Header*>(context.scratch);
+// What the blocks of all launches have left.
+template <class T>
+struct Filled {
+  const T* values;
+  uint32_t count;
+};
+template <class T>
+Filled<T> filled(const Slots<T>& slots) {
+  return {slots.values, slots.first};
 }
 
 template <class T>
-Slots<T> slots_in(const Context& context) {
-  return {reinterpret_cast<T*>(static_cast<char*>(context.scratch) + kHeaderBytes), 0, nullptr};
+Slots<T> slots_in(const Context& context, size_t offset = 0) {
+  return {reinterpret_cast<T*>(static_cast<char*>(context.scratch) + kHeaderBytes + offset), 0};
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
@@ -189,13 +207,13 @@ uint32_t blocks_for(const void* kernel, const LaunchT& launch, int device, Grid 
 }
 
 // Runs `kernel` over the chunks of `launch`; returns the number of blocks.
-template <class LaunchT, class Args>
-uint32_t run(void (*kernel)(Shared<TableOf<typename LaunchT::RowType>>, Args), const LaunchT& launch, const Args& args,
-             const Context& context, const char* doing, Grid grid = Grid::kFull) {
+template <TableSize S, class LaunchT, class Args>
+uint32_t run(void (*kernel)(Shared<TableOf<typename LaunchT::RowType, S>>, Args), const LaunchT& launch,
+             const Args& args, const Context& context, const char* doing, Grid grid = Grid::kFull) {
   static_assert(sizeof(Args) <= kMaxArgsBytes);
   const auto* function = reinterpret_cast<const void*>(kernel);
   const uint32_t blocks = blocks_for(function, launch, context.device, grid);
-  TableOf<typename LaunchT::RowType> table;
+  TableOf<typename LaunchT::RowType, S> table;
   table.num_rows = static_cast<uint32_t>(launch.rows.size());
   table.chunks_per_block = launch.num_chunks / blocks;
   table.num_longer_blocks = launch.num_chunks % blocks;
@@ -203,6 +221,23 @@ uint32_t run(void (*kernel)(Shared<TableOf<typename LaunchT::RowType>>, Args), c
   std::copy(launch.rows.begin(), launch.rows.end(), table.rows);
   start(kernel, blocks, kThreads, context, doing, table, args);
   return blocks;
+}
+
+// The same of a kernel that comes for each size of table: kernel_of.template operator()<S>().
+template <class KernelOf, class LaunchT, class Args>
+uint32_t run_sized(const KernelOf& kernel_of, const LaunchT& launch, const Args& args, const Context& context,
+                   const char* doing, Grid grid = Grid::kFull) {
+  return with_table_size<typename LaunchT::RowType>(launch.rows.size(), [&]<TableSize S>() {
+    return run<S>(kernel_of.template operator()<S>(), launch, args, context, doing, grid);
+  });
+}
+
+// Blocks that run_sized starts.
+template <class KernelOf, class LaunchT>
+uint32_t blocks_of(const KernelOf& kernel_of, const LaunchT& launch, int device) {
+  return with_table_size<typename LaunchT::RowType>(launch.rows.size(), [&]<TableSize S>() {
+    return blocks_for(reinterpret_cast<const void*>(kernel_of.template operator()<S>()), launch, device, Grid::kFull);
+  });
 }
 
 // Calls visit(launch, is_last) in order. A plan without elements counts as one empty launch: its Stats are wanted too.
@@ -219,11 +254,6 @@ size_t max_slots(const PlanOf<LaunchT>& plan) {
   size_t total = 0;
   for_each_launch(plan, [&](const LaunchT& launch, bool) { total += std::clamp(launch.num_chunks, 1u, kMaxBlocks); });
   return total;
-}
-
-template <class SumsT = GateSums, class LaunchT>
-size_t scratch_bytes_of(const PlanOf<LaunchT>& plan) {
-  return kHeaderBytes + max_slots(plan) * sizeof(SumsT);  // the largest sums of a pass
 }
 
 }  // namespace gru_fast::cuda

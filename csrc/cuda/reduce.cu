@@ -1,8 +1,8 @@
 // Pass 1 on CUDA: e <- keep * e + gain * r, and the sums <g, e>, |e|^2, |g|^2 with the e that was stored.
 // Reads g, r, e once and writes e once. float32 products run in chains of kRunLength, then join float64 sums.
 //
-// Kernels, in this order on the stream: check (all-or-nothing steps only), reduce, wide_sums (leaves at once but for
-// sums that float32 products cannot give; not launched where nobody wants the sums).
+// Kernels, in this order on the stream: check (all-or-nothing steps only), reduce, total, which adds up what the blocks of
+// the others have left, and takes the sums once more where float32 products cannot give them.
 #include <cuda_runtime.h>
 
 #include "backend.h"
@@ -14,8 +14,14 @@ namespace {
 
 // ---- NaN and Inf ----------------------------------------------------------------------------------------------------
 
+// Threads that have met NaN or Inf.
+struct Found {
+  double threads = 0.0;
+  __device__ __forceinline__ void add(const Found& other) { threads += other.threads; }
+};
+
 struct CheckArgs {
-  uint32_t* found;
+  Slots<Found> slots;
 };
 
 template <DType T, int N, int K>
@@ -38,9 +44,9 @@ __device__ __forceinline__ bool any_nonfinite(const void* values, int begin, int
   return found;
 }
 
-template <DType G>
+template <DType G, TableSize S>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    check_kernel(__grid_constant__ Shared<Table> table, const CheckArgs args) {
+    check_kernel(__grid_constant__ Shared<TableOf<Row, S>> table, const CheckArgs args) {
   constexpr int N = kUnitNumel<G, G>;
   bool found = false;
   walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
@@ -54,16 +60,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     check(row.grad);
     check(row.retain);
   });
-  if (found) *args.found = 1;  // every thread that gets here writes the same
+  leave_sum(Found{found ? 1.0 : 0.0}, args.slots);
+}
+
+// Whether anybody has: the same in every block. No slots: nobody has looked.
+__device__ __forceinline__ bool is_vetoed(const Filled<Found>& found) {
+  return found.count > 0 && from_thread_0(add_slots(found)).threads > 0.0;
 }
 
 // ---- EMA and sums ---------------------------------------------------------------------------------------------------
 
 struct ReduceArgs {
-  Stats* stats;
   Slots<Sums> slots;
-  const uint32_t* vetoed;
-  int64_t* rounding_step;
+  Filled<Found> found;
+  Header* header;  // cleared, for the kernels that come next
+  const int64_t* rounding_step;
   Sums* row_slots;  // see leave_row
   uint64_t seed;
   float keep, gain;
@@ -182,16 +193,16 @@ __device__ __forceinline__ void reduce_units(const ReduceChunk& chunk, int begin
   reduce_loop<G, E, N, K, false, false>(chunk, begin, end, sums);
 }
 
-template <DType G, DType E>
+template <DType G, DType E, TableSize S>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    reduce_kernel(__grid_constant__ Shared<Table> table, const ReduceArgs args) {
+    reduce_kernel(__grid_constant__ Shared<TableOf<Row, S>> table, const ReduceArgs args) {
   constexpr int N = kUnitNumel<G, E>;
   static_assert(N <= kRunLength);
   __shared__ Place<Sums> of_rows;  // which are done
   if (threadIdx.x == 0) of_rows.value() = Sums{};
-  const bool vetoed = *args.vetoed != 0;
+  if (threadIdx.x == 0 && blockIdx.x == 0) *args.header = Header{};
   ThreadSums sums;
-  if (!vetoed) {
+  if (!is_vetoed(args.found)) {
     walk_chunks<Direction::kForward>(table, [&](const Row& row, int64_t begin, int numel) {
       const auto row_idx = static_cast<uint32_t>(&row - table.rows);
       leave_row_before(sums.total, args.row_slots, row_idx, begin, of_rows.value());
@@ -223,96 +234,147 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
   Sums total = sums.total;
   total.retain_nonfinite = sums.refused ? 1.0 : 0.0;
-  if (!sum_grid(total, args.slots)) return;
-  Stats stats{};
-  stats.dot = total.dot;
-  stats.ema_norm_sq = total.ema_norm_sq;
-  stats.grad_norm_sq = total.grad_norm_sq;
-  stats.retain_nonfinite = total.retain_nonfinite;
-  stats.vetoed = vetoed ? 1.0 : 0.0;
-  *args.stats = stats;
-  if (args.rounding_step != nullptr && !vetoed) ++*args.rounding_step;  // every block has read it: see sum_grid
+  leave_sum(total, args.slots);
 }
 
-// ---- the same sums in float64 ---------------------------------------------------------------------------------------
+// ---- the total, in float64 where float32 products cannot give it ----------------------------------------------------
 
-struct WideSumsArgs {
+struct TotalArgs {
   Stats* stats;
-  Slots<Sums> slots;
+  Filled<Sums> sums;
+  Filled<Found> found;
+  Slots<Sums> wide_slots;
+  uint32_t* wide_ticket;  // null except in the last launch, which writes `stats`
+  int64_t* rounding_step;
   int64_t plan_numel;
   Kind kind;
+  bool may_be_wide;
 };
 
-// Rare, so one kernel for all kinds. All blocks decide alike: Stats change only when the last of them is done.
+__device__ __forceinline__ void write_sums(Stats* to, const Sums& sums, bool vetoed, bool are_wide) {
+  Stats stats{};
+  stats.dot = sums.dot;
+  stats.ema_norm_sq = sums.ema_norm_sq;
+  stats.grad_norm_sq = sums.grad_norm_sq;
+  stats.retain_nonfinite = sums.retain_nonfinite;
+  stats.vetoed = vetoed ? 1.0 : 0.0;
+  stats.wide_sums = are_wide ? 1.0 : 0.0;
+  *to = stats;
+}
+
+// Every block adds up the slots, which are few and in the L2 cache, and so decides alike. Wide sums are rare, so one
+// kernel for all kinds.
+template <TableSize S>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    wide_sums_kernel(__grid_constant__ Shared<Table> table, const WideSumsArgs args) {
-  const Stats stats = *args.stats;
-  const Sums sums{stats.dot, stats.ema_norm_sq, stats.grad_norm_sq, 0.0};
-  if (stats.vetoed > 0.0 || !needs_wide_sums(sums, args.plan_numel)) return;
-  Sums total;
+    total_kernel(__grid_constant__ Shared<TableOf<Row, S>> table, const TotalArgs args) {
+  const bool vetoed = is_vetoed(args.found);
+  Sums sums = from_thread_0(add_slots(args.sums));
+  const bool writes = threadIdx.x == 0 && args.wide_ticket != nullptr;
+  if (writes && blockIdx.x == 0 && args.rounding_step != nullptr && !vetoed) ++*args.rounding_step;
+  if (vetoed || !args.may_be_wide || !needs_wide_sums(sums, args.plan_numel)) {
+    if (writes && blockIdx.x == 0) write_sums(args.stats, sums, vetoed, false);
+    return;
+  }
+  Sums wide;
   walk_chunks<Direction::kBackward>(
-      table, [&](const Row& row, int64_t begin, int numel) { add_wide_sums(args.kind, row, begin, numel, total); });
-  if (!sum_grid(total, args.slots)) return;
-  args.stats->dot = total.dot;
-  args.stats->ema_norm_sq = total.ema_norm_sq;
-  args.stats->grad_norm_sq = total.grad_norm_sq;
-  args.stats->wide_sums = 1.0;
+      table, [&](const Row& row, int64_t begin, int numel) { add_wide_sums(args.kind, row, begin, numel, wide); });
+  if (!sum_grid(wide, args.wide_slots, args.wide_ticket)) return;
+  wide.retain_nonfinite = sums.retain_nonfinite;
+  write_sums(args.stats, wide, false, true);
 }
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
 
-void launch_check(const Plan& plan, Header* header, const Context& context) {
+Slots<Sums> wide_slots_in(const Plan& plan, const Context& context) {
+  return slots_in<Sums>(context, max_slots(plan) * sizeof(GateSums));
+}
+Slots<Found> found_slots_in(const Plan& plan, const Context& context) {
+  return slots_in<Found>(context, max_slots(plan) * (sizeof(GateSums) + sizeof(Sums)));
+}
+
+Filled<Found> launch_check(const Plan& plan, const Context& context) {
+  CheckArgs kernel_args{found_slots_in(plan, context)};
   for (const Launch& launch : plan.launches) {
-    const auto kernel = with_kind(launch.kind, [&]<DType G, DType E>() { return &check_kernel<G>; });
-    run(kernel, launch, CheckArgs{&header->vetoed}, context, "launching check");
+    const auto kernel_of = [&]<TableSize S>() {
+      return with_kind(launch.kind, [&]<DType G, DType E>() { return &check_kernel<G, S>; });
+    };
+    kernel_args.slots.first += run_sized(kernel_of, launch, kernel_args, context, "launching check");
   }
+  return filled(kernel_args.slots);
 }
 
+template <TableSize S>
 auto kernel_of_reduce(Kind kind) {
-  return with_kind(kind, [&]<DType G, DType E>() { return &reduce_kernel<G, E>; });
+  return with_kind(kind, [&]<DType G, DType E>() { return &reduce_kernel<G, E, S>; });
 }
 
-void launch_reduce(const Plan& plan, const StepArgs& args, Header* header, const Context& context) {
-  ReduceArgs kernel_args{
-      context.stats, slots_in<Sums>(context), &header->vetoed, context.rounding_step, nullptr, args.seed, args.keep,
-      args.gain};
+// What its blocks have left.
+Filled<Sums> launch_reduce(const Plan& plan, const StepArgs& args, const Filled<Found>& found, const Context& context) {
+  ReduceArgs kernel_args{slots_in<Sums>(context),
+                         found,
+                         header_in(context),
+                         context.rounding_step,
+                         nullptr,
+                         args.seed,
+                         args.keep,
+                         args.gain};
   if (args.by_row) kernel_args.row_slots = row_slots_in(plan, context);
-  for_each_launch(plan, [&](const Launch& launch, bool is_last) {
-    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    const uint32_t blocks = run(kernel_of_reduce(launch.kind), launch, kernel_args, context, "launching reduce");
+  for_each_launch(plan, [&](const Launch& launch, bool) {
+    const auto kernel_of = [&]<TableSize S>() { return kernel_of_reduce<S>(launch.kind); };
+    const uint32_t blocks = run_sized(kernel_of, launch, kernel_args, context, "launching reduce");
     kernel_args.slots.first += blocks;
     if (args.by_row) kernel_args.row_slots += num_row_slots(launch, blocks);
   });
+  return filled(kernel_args.slots);
 }
 
-void launch_wide_sums(const Plan& plan, Header* header, const Context& context) {
-  WideSumsArgs kernel_args{context.stats, slots_in<Sums>(context), plan.numel, {}};
+void launch_total(const Plan& plan, TotalArgs args, const Context& context) {
+  const auto kernel_of = [&]<TableSize S>() { return &total_kernel<S>; };
+  const char* doing = "launching the total";
+  if (!args.may_be_wide) {  // then no block has to look at the tensors
+    args.wide_ticket = &header_in(context)->wide_ticket;
+    run_sized(kernel_of, Launch{}, args, context, doing);
+    return;
+  }
   for_each_launch(plan, [&](const Launch& launch, bool is_last) {
-    kernel_args.kind = launch.kind;
-    kernel_args.slots.ticket = is_last ? &header->wide_ticket : nullptr;
-    kernel_args.slots.first +=
-        run(&wide_sums_kernel, launch, kernel_args, context, "launching wide_sums", Grid::kSmall);
+    args.kind = launch.kind;
+    args.wide_ticket = is_last ? &header_in(context)->wide_ticket : nullptr;
+    args.wide_slots.first += run_sized(kernel_of, launch, args, context, doing, Grid::kSmall);
   });
 }
 
 }  // namespace
 
+// The largest sums of a pass, and what reduce leaves besides.
+size_t scratch_bytes_of_sums(const Plan& plan) {
+  return kHeaderBytes + max_slots(plan) * (sizeof(GateSums) + sizeof(Sums) + sizeof(Found));
+}
+
 size_t scratch_bytes(const Plan& plan) {
-  size_t bytes = scratch_bytes_of(plan) + max_slots(plan) * sizeof(Sums);
+  size_t bytes = scratch_bytes_of_sums(plan) + max_slots(plan) * sizeof(Sums);
   for (const Launch& launch : plan.launches) bytes += launch.rows.size() * sizeof(Sums);
   return bytes;
 }
 
 uint32_t blocks_of_reduce(const Launch& launch, int device) {
-  return blocks_for(reinterpret_cast<const void*>(kernel_of_reduce(launch.kind)), launch, device, Grid::kFull);
+  return blocks_of([&]<TableSize S>() { return kernel_of_reduce<S>(launch.kind); }, launch, device);
 }
 
 void reduce(const Plan& plan, const StepArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
-  Header* header = clear_header(context);
-  if (args.all_or_nothing) launch_check(plan, header, context);
-  launch_reduce(plan, args, header, context);
-  if (args.sums_wanted && plan.numel > 0) launch_wide_sums(plan, header, context);
+  const Filled<Found> found = args.all_or_nothing ? launch_check(plan, context) : Filled<Found>{};
+  const Filled<Sums> sums = launch_reduce(plan, args, found, context);
+  launch_total(plan,
+               {context.stats,
+                sums,
+                found,
+                wide_slots_in(plan, context),
+                nullptr,
+                context.rounding_step,
+                plan.numel,
+                {},
+                args.sums_wanted},
+               context);
 }
 
 PlanLimits limits() { return {kChunkNumel, kMaxRows<Row>}; }

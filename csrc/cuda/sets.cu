@@ -19,7 +19,7 @@ using SetTable = TableOf<SetRow>;
 
 template <class Sums>
 struct SetKernelArgs {
-  SetStats* stats;
+  const SetStats* stats;
   Slots<Sums> slots;
   int count;
 };
@@ -90,22 +90,29 @@ __global__ void __launch_bounds__(kThreads, C > 4 ? 1 : 2)
     sum_units<C, kUnit>(row, begin, args.count, 0, whole, sums);
     sum_units<C, 1>(row, begin, args.count, whole, numel, sums);
   });
-  if (!sum_grid(sums, args.slots)) return;
+  leave_sum(sums, args.slots);
+}
+
+// One block.
+template <int C>
+__global__ void __launch_bounds__(kThreads, 1) total_kernel(SetStats* out, const Filled<SetSumsOf<C>> slots) {
+  const SetSumsOf<C> sums = add_slots(slots);
+  if (threadIdx.x != 0) return;
   SetStats stats{};
   stats.step.grad_norm_sq = sums.grad_norm_sq;
   for (int j = 0; j < C; ++j) stats.dots[j] = sums.dots[j];
   for (int p = 0; p < C * (C + 1) / 2; ++p) stats.gram[p] = sums.gram[p];
-  *args.stats = stats;
+  *out = stats;
 }
 
 template <int C>
 void launch_sums(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context) {
-  Header* header = clear_header(context);
   SetKernelArgs<SetSumsOf<C>> kernel_args{&stats, slots_in<SetSumsOf<C>>(context), args.count};
-  for_each_launch(plan, [&](const SetLaunch& launch, bool is_last) {
-    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    kernel_args.slots.first += run(&sums_kernel<C>, launch, kernel_args, context, "launching the sums of sets");
+  const char* doing = "launching the sums of sets";
+  for_each_launch(plan, [&](const SetLaunch& launch, bool) {
+    kernel_args.slots.first += run(&sums_kernel<C>, launch, kernel_args, context, doing);
   });
+  start(&total_kernel<C>, 1, kThreads, context, doing, &stats, filled(kernel_args.slots));
 }
 
 // ---- the decision ---------------------------------------------------------------------------------------------------
@@ -177,15 +184,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     for (int j = 0; j < kMaxVectors; ++j) betas[j] = args.stats->betas[j];
   }
   __syncthreads();
-  if (!writes) return;
   WrittenSq written;
+  if (!writes) return leave_sum(written, args.slots);
   walk_chunks<Direction::kBackward>(table, [&](const SetRow& row, int64_t begin, int numel) {
     if (row.grad == nullptr) return;
     const int whole = whole_units(row, args.count, numel);
     written.norm_sq += combine_units<kUnit>(row, begin, args.count, alpha, betas, 0, whole);
     written.norm_sq += combine_units<1>(row, begin, args.count, alpha, betas, whole, numel);
   });
-  if (sum_grid(written, args.slots)) args.stats->step.written_norm_sq = written.norm_sq;
+  leave_sum(written, args.slots);
+}
+
+// One block.
+__global__ void __launch_bounds__(kThreads, 1) written_kernel(SetStats* stats, const Filled<WrittenSq> slots) {
+  const WrittenSq written = add_slots(slots);
+  if (threadIdx.x == 0) stats->step.written_norm_sq = written.norm_sq;
 }
 
 template <DType G>
@@ -216,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
 }  // namespace
 
-size_t scratch_bytes(const SetPlan& plan) { return scratch_bytes_of<SetSums>(plan); }
+size_t scratch_bytes(const SetPlan& plan) { return kHeaderBytes + max_slots(plan) * sizeof(SetSums); }
 
 PlanLimits set_limits() { return {kChunkNumel, kMaxRows<SetRow>}; }
 
@@ -235,12 +248,12 @@ void decide(const SetPlan&, const SetArgs& args, SetStats& stats, const Context&
 void apply(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context) {
   const DeviceGuard guard(context.device);
   if (plan.launches.empty()) return;
-  Header* header = clear_header(context);
   SetKernelArgs<WrittenSq> kernel_args{&stats, slots_in<WrittenSq>(context), args.count};
-  for_each_launch(plan, [&](const SetLaunch& launch, bool is_last) {
-    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
-    kernel_args.slots.first += run(&combine_kernel, launch, kernel_args, context, "launching the write of sets");
-  });
+  const char* doing = "launching the write of sets";
+  for (const SetLaunch& launch : plan.launches) {
+    kernel_args.slots.first += run(&combine_kernel, launch, kernel_args, context, doing);
+  }
+  start(&written_kernel, 1, kThreads, context, doing, &stats, filled(kernel_args.slots));
 }
 
 void finish(const SetPlan& plan, const SetArgs& args, SetStats& stats, const Context& context) {

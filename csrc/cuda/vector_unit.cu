@@ -1,9 +1,9 @@
 // The passes of task_vector.h on CUDA. Reduce: reads learned, origin, total, own. Add: reads them again (the gradients
 // only after a projection) and mean; writes mean, and origin over learned. T and r live in registers alone.
 //
-// Kernels, in this order on the stream: vector_sums, wide_vector_sums (leaves at once but for sums that float32 products
-// cannot give), measure (leaves at once unless |T~| has cancelled in the sums), vector_add, settle. The coefficients
-// never visit the host.
+// Kernels, in this order on the stream: vector_sums, vector_total (adds up what their blocks have left, and takes the sums
+// once more where float32 products cannot give them), measure and measured (leave at once unless |T~| has cancelled in the
+// sums), vector_add, settle. The coefficients never visit the host.
 #include <cuda_runtime.h>
 
 #include "backend.h"
@@ -49,8 +49,8 @@ __device__ __forceinline__ Floats<N> minus(const Floats<N>& left, const Floats<N
 // ---- reduce ---------------------------------------------------------------------------------------------------------
 
 struct VectorSumsArgs {
-  Stats* stats;
   Slots<Sums> slots;
+  Header* header;  // cleared, for the kernel that comes next
 };
 
 // Elements [begin, end) of a chunk, a multiple of N.
@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     vector_sums_kernel(__grid_constant__ Shared<VectorTable> table, const VectorSumsArgs args) {
   constexpr int N = kVectorUnitNumel<P, A, B>;
   static_assert(N <= kRunLength);
+  if (threadIdx.x == 0 && blockIdx.x == 0) *args.header = Header{};
   Sums total;
   walk_chunks<Direction::kForward>(table, [&](const VectorRow& row, int64_t begin, int numel) {
     const VectorChunk chunk = chunk_at<P, A, B>(row, begin);
@@ -99,43 +100,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     sum_units<P, A, B, N, kVectorUnits>(chunk, 0, whole, total);
     sum_units<P, A, B, 1, kNumSingles>(chunk, whole, numel, total);
   });
-  if (!sum_grid(total, args.slots)) return;
-  Stats stats{};
-  stats.dot = total.dot;
-  stats.ema_norm_sq = total.ema_norm_sq;
-  stats.grad_norm_sq = total.grad_norm_sq;
-  *args.stats = stats;
+  leave_sum(total, args.slots);
 }
 
-// ---- the same sums in float64 ---------------------------------------------------------------------------------------
-// Rare, so one kernel for all kinds, and for both uses: the sums again, and |T~|^2.
+// ---- sums in float64 ------------------------------------------------------------------------------------------------
+// Rare, so one loop for all kinds, and for both uses: the sums again, and |T~|^2 of T + r_weight * r.
 
-enum class WideUse { kSums, kNorm };
-
-struct WideVectorArgs {
-  Stats* stats;
-  Slots<Sums> slots;
-  VectorArgs unit;
-  int64_t plan_numel;
-  VectorKind kind;
-  bool has_rest;
-};
-
-// All blocks decide alike: Stats change only when the last of them is done.
-template <WideUse U>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    wide_vector_sums_kernel(__grid_constant__ Shared<VectorTable> table, const WideVectorArgs args) {
-  const Stats stats = *args.stats;
-  double r_weight = 0.0;
-  if constexpr (U == WideUse::kSums) {
-    const Sums sums{stats.dot, stats.ema_norm_sq, stats.grad_norm_sq, 0.0};
-    if (!needs_wide_vector_sums(sums, args.plan_numel, args.has_rest)) return;
-  } else {
-    const VectorDecision decision = decide_vector(stats, args.unit);
-    if (!decision.measure) return;
-    r_weight = decision.r_weight;
-  }
-  const VectorKind kind = args.kind;
+__device__ __forceinline__ Sums wide_sums_of(const VectorTable& table, const VectorKind& kind, double r_weight) {
   Sums total;
   walk_chunks<Direction::kBackward>(table, [&](const VectorRow& row, int64_t begin, int numel) {
     const void* learned = advance(kind.param, static_cast<const void*>(row.learned), begin);
@@ -150,15 +121,60 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
       total.add({task * rest, rest * rest, task * task, 0.0});
     }
   });
-  if (!sum_grid(total, args.slots)) return;
-  if constexpr (U == WideUse::kNorm) {
-    args.stats->written_norm_sq = total.grad_norm_sq;
-  } else {
-    args.stats->dot = total.dot;
-    args.stats->ema_norm_sq = total.ema_norm_sq;
-    args.stats->grad_norm_sq = total.grad_norm_sq;
-    args.stats->wide_sums = 1.0;
+  return total;
+}
+
+struct VectorTotalArgs {
+  Stats* stats;
+  Filled<Sums> sums;
+  Slots<Sums> wide_slots;
+  uint32_t* wide_ticket;  // null except in the last launch, which writes `stats`
+  int64_t plan_numel;
+  VectorKind kind;
+  bool has_rest;
+};
+
+__device__ __forceinline__ void write_sums(Stats* to, const Sums& sums, bool are_wide) {
+  Stats stats{};
+  stats.dot = sums.dot;
+  stats.ema_norm_sq = sums.ema_norm_sq;
+  stats.grad_norm_sq = sums.grad_norm_sq;
+  stats.wide_sums = are_wide ? 1.0 : 0.0;
+  *to = stats;
+}
+
+// Every block adds up the slots, and so decides alike.
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    vector_total_kernel(__grid_constant__ Shared<VectorTable> table, const VectorTotalArgs args) {
+  const Sums sums = from_thread_0(add_slots(args.sums));
+  if (!needs_wide_vector_sums(sums, args.plan_numel, args.has_rest)) {
+    if (threadIdx.x == 0 && blockIdx.x == 0 && args.wide_ticket != nullptr) write_sums(args.stats, sums, false);
+    return;
   }
+  Sums wide = wide_sums_of(table, args.kind, 0.0);
+  if (sum_grid(wide, args.wide_slots, args.wide_ticket)) write_sums(args.stats, wide, true);
+}
+
+struct MeasureArgs {
+  const Stats* stats;
+  Slots<Sums> slots;
+  VectorArgs unit;
+  VectorKind kind;
+};
+
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    measure_kernel(__grid_constant__ Shared<VectorTable> table, const MeasureArgs args) {
+  const VectorDecision decision = decide_vector(*args.stats, args.unit);
+  if (!decision.measure) return;
+  leave_sum(wide_sums_of(table, args.kind, decision.r_weight), args.slots);
+}
+
+// One block.
+__global__ void __launch_bounds__(kThreads, 1)
+    measured_kernel(Stats* stats, const VectorArgs unit, const Filled<Sums> slots) {
+  if (!decide_vector(*stats, unit).measure) return;
+  const Sums total = add_slots(slots);
+  if (threadIdx.x == 0) stats->written_norm_sq = total.grad_norm_sq;
 }
 
 // ---- add ------------------------------------------------------------------------------------------------------------
@@ -261,39 +277,43 @@ __global__ void settle_kernel(Stats* stats, const VectorArgs unit) { *stats = se
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
 
-template <WideUse U>
-void launch_wide_sums(const VectorPlan& plan, const VectorArgs& args, uint32_t* ticket, const Context& context) {
-  WideVectorArgs kernel_args{context.stats, slots_in<Sums>(context), args, plan.numel, {}, has_rest(plan)};
-  for_each_launch(plan, [&](const VectorLaunch& launch, bool is_last) {
-    kernel_args.kind = launch.kind;
-    kernel_args.slots.ticket = is_last ? ticket : nullptr;
-    kernel_args.slots.first +=
-        run(&wide_vector_sums_kernel<U>, launch, kernel_args, context, "launching wide sums", Grid::kSmall);
-  });
-}
-
 }  // namespace
 
-size_t scratch_bytes(const VectorPlan& plan) { return scratch_bytes_of(plan); }
+size_t scratch_bytes(const VectorPlan& plan) { return kHeaderBytes + max_slots(plan) * 2 * sizeof(Sums); }
 
-void reduce(const VectorPlan& plan, const VectorArgs& args, const Context& context) {
+void reduce(const VectorPlan& plan, const VectorArgs&, const Context& context) {
   const DeviceGuard guard(context.device);
-  Header* header = clear_header(context);
-  VectorSumsArgs kernel_args{context.stats, slots_in<Sums>(context)};
-  for_each_launch(plan, [&](const VectorLaunch& launch, bool is_last) {
+  Header* header = header_in(context);
+  VectorSumsArgs kernel_args{slots_in<Sums>(context), header};
+  for_each_launch(plan, [&](const VectorLaunch& launch, bool) {
     const auto kernel =
         with_kind(launch.kind, [&]<DType P, DType A, DType B>() { return &vector_sums_kernel<P, A, B>; });
-    kernel_args.slots.ticket = is_last ? &header->ticket : nullptr;
     kernel_args.slots.first += run(kernel, launch, kernel_args, context, "launching vector_sums");
   });
-  if (plan.numel > 0) launch_wide_sums<WideUse::kSums>(plan, args, &header->wide_ticket, context);
+  VectorTotalArgs total_args{context.stats,
+                             filled(kernel_args.slots),
+                             slots_in<Sums>(context, max_slots(plan) * sizeof(Sums)),
+                             nullptr,
+                             plan.numel,
+                             {},
+                             has_rest(plan)};
+  for_each_launch(plan, [&](const VectorLaunch& launch, bool is_last) {
+    total_args.kind = launch.kind;
+    total_args.wide_ticket = is_last ? &header->wide_ticket : nullptr;
+    total_args.wide_slots.first +=
+        run(&vector_total_kernel, launch, total_args, context, "launching vector_total", Grid::kSmall);
+  });
 }
 
 void measure(const VectorPlan& plan, const VectorArgs& args, const Context& context) {
   const DeviceGuard guard(context.device);
   if (plan.numel == 0) return;
-  Header* header = clear_header(context);
-  launch_wide_sums<WideUse::kNorm>(plan, args, &header->ticket, context);
+  MeasureArgs kernel_args{context.stats, slots_in<Sums>(context), args, {}};
+  for (const VectorLaunch& launch : plan.launches) {
+    kernel_args.kind = launch.kind;
+    kernel_args.slots.first += run(&measure_kernel, launch, kernel_args, context, "launching measure", Grid::kSmall);
+  }
+  start(&measured_kernel, 1, kThreads, context, "launching measured", context.stats, args, filled(kernel_args.slots));
 }
 
 void add(const VectorPlan& plan, const VectorArgs& args, const Context& context) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "emulator.h"
@@ -189,14 +190,11 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, co
   *blocks = 4;
   return cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t) {
-  memset(to, value, size);
-  return cudaSuccess;
-}
 
-// Runs the kernel before it returns: a stream with nobody else in it.
+// Runs the kernel before it returns: a stream with nobody else in it. There is no memset on it: passes need none.
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
+  emulator::note({config->gridDim.x, (sizeof(std::remove_cvref_t<Params>) + ... + 0)});
   emulator::launch(config->gridDim.x, config->blockDim.x, [&] { kernel(args...); });
   return cudaSuccess;
 }

@@ -21,6 +21,7 @@
 #include <mutex>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -39,6 +40,8 @@ using Random = std::mt19937_64;
 Options options;
 bool on = true;
 std::atomic<uint64_t> num_launches = 0;
+std::mutex launched_mutex;
+std::vector<Launched> launched;
 
 [[noreturn]] void die(const char* what) {
   fprintf(stderr, "emulated CUDA: %s\n", what);
@@ -315,6 +318,16 @@ void configure(const Options& wanted) { options = wanted; }
 void use(bool wanted) { on = wanted; }
 bool is_on() { return on; }
 unsigned num_multiprocessors() { return options.multiprocessors; }
+
+void note(const Launched& one) {
+  constexpr size_t kMost = 1000;
+  const std::lock_guard lock(launched_mutex);
+  if (launched.size() < kMost) launched.push_back(one);
+}
+std::vector<Launched> take_launched() {
+  const std::lock_guard lock(launched_mutex);
+  return std::exchange(launched, {});
+}
 
 void launch(unsigned blocks, unsigned threads, const std::function<void()>& body) {
   if (blocks == 0 || threads == 0 || threads % kWarp != 0) {

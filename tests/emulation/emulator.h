@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 namespace emulator {
 
@@ -21,6 +22,14 @@ void configure(const Options& options);
 // For A/B tests: whether the kernels of csrc/cuda or those of csrc/cpu serve the tensors of the CPU.
 void use(bool on);
 bool is_on();
+
+// What has been launched since the last call, in its order; of more than a few the first ones alone.
+struct Launched {
+  unsigned blocks;
+  size_t parameter_bytes;  // which a launch copies
+};
+void note(const Launched& launched);
+std::vector<Launched> take_launched();
 
 unsigned num_multiprocessors();
 void launch(unsigned blocks, unsigned threads, const std::function<void()>& body);

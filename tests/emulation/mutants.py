@@ -74,20 +74,37 @@ MUTANTS = [
     Mutant(
         "the slot is written after the ticket",
         "device.cuh",
-        """    slots.values[slots.first + blockIdx.x] = value;
+        """  leave_sum(value, slots);
+  if (threadIdx.x == 0) {
     is_last_block = false;
-    if (slots.ticket != nullptr) {
+    if (ticket != nullptr) {
       __threadfence();  // the slot is visible before the ticket
-      is_last_block = atomicAdd(slots.ticket, 1u) == gridDim.x - 1;
+      is_last_block = atomicAdd(ticket, 1u) == gridDim.x - 1;
       __threadfence();  // the other slots are read after the ticket
-    }""",
-        """    is_last_block = false;
-    if (slots.ticket != nullptr) {
+    }
+""",
+        """  value = sum_block(value);
+  if (threadIdx.x == 0) {
+    is_last_block = false;
+    if (ticket != nullptr) {
       __threadfence();
-      is_last_block = atomicAdd(slots.ticket, 1u) == gridDim.x - 1;
+      is_last_block = atomicAdd(ticket, 1u) == gridDim.x - 1;
       __threadfence();
     }
-    slots.values[slots.first + blockIdx.x] = value;""",
+    slots.values[slots.first + blockIdx.x] = value;
+""",
+    ),
+    Mutant(
+        "nobody clears the ticket",
+        "reduce.cu",
+        "if (threadIdx.x == 0 && blockIdx.x == 0) *args.header = Header{};",
+        "",
+    ),
+    Mutant(
+        "the total leaves out the last block",
+        "device.cuh",
+        "for (uint32_t i = threadIdx.x; i < count; i += kThreads)",
+        "for (uint32_t i = threadIdx.x; i + 1 < count; i += kThreads)",
     ),
     Mutant(
         "rows of two blocks share a slot",
