@@ -143,6 +143,31 @@ __device__ __forceinline__ Unit<T, N> pack(Floats<N> x) {
   }
 }
 
+// Whether NaN or Inf is in a unit. 16-bit elements are looked at two by two: where all exponent bits are set, one more at
+// the lowest of them carries into the sign's place, which the mask has cleared.
+template <DType T, int N>
+__device__ __forceinline__ bool any_nonfinite_in(Unit<T, N> unit) {
+  if constexpr (T == DType::kFloat32) {
+    bool found = false;
+    const auto x = unpack<T, N>(unit);
+#pragma unroll
+    for (int i = 0; i < N; ++i) found |= is_nonfinite(x.at[i]);
+    return found;
+  } else {
+    constexpr uint32_t kExponents = T == DType::kBFloat16 ? 0x7f807f80u : 0x7c007c00u;
+    constexpr uint32_t kLowest = T == DType::kBFloat16 ? 0x00800080u : 0x04000400u;
+    uint32_t carries = 0;
+    if constexpr (N == 1) {
+      carries = (unit & kExponents) + kLowest;  // the upper half is 0 and stays below a carry
+    } else {
+      const auto words = __builtin_bit_cast(Words<N / 2>, unit);
+#pragma unroll
+      for (const uint32_t word : words.at) carries |= (word & kExponents) + kLowest;
+    }
+    return (carries & 0x80008000u) != 0;
+  }
+}
+
 // The grid of T towards zero.
 template <DType T>
 __device__ __forceinline__ float truncate(float x) {

@@ -35,11 +35,7 @@ __device__ __forceinline__ bool any_nonfinite(const void* values, int begin, int
       units[k] = load<T, N, Reuse::kLater>(values, at, at < end);
     }
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      const Floats<N> x = unpack<T, N>(units[k]);
-#pragma unroll
-      for (int i = 0; i < N; ++i) found |= is_nonfinite(x.at[i]);
-    }
+    for (int k = 0; k < K; ++k) found |= any_nonfinite_in<T, N>(units[k]);
   }
   return found;
 }
@@ -112,12 +108,20 @@ __device__ __forceinline__ float round_stochastic(float x, uint32_t random) {
   return round_float16_stochastic(x, random);
 }
 
-// The new EMA of a unit, on E's grid. Elements that would not be finite keep their old value: `refused` says so.
+template <int N>
+__device__ __forceinline__ float add_squares(float sum, const Floats<N>& x) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) sum = fmaf(x.at[i], x.at[i], sum);
+  return sum;
+}
+
+// The new EMA of a unit, on E's grid, and |e|^2 with it added. Elements that would not be finite keep their old value:
+// `refused` says so. NaN and Inf stay in a sum of squares, which is wanted anyway: one test a unit. Squares that overflow
+// only make it look closer.
 template <DType E, int N>
 __device__ __forceinline__ Floats<N> update_ema(const ReduceChunk& chunk, Floats<N> e, Floats<N> r, int at,
-                                                bool& refused) {
+                                                float& ema_sq, bool& refused) {
   Floats<N> updated;
-  float poison = 0.0f;  // 0 * x is NaN where x is NaN or Inf, and NaN stays in a sum: one test a unit
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const float exact = fmaf(chunk.gain, r.at[i], chunk.keep * e.at[i]);
@@ -128,14 +132,17 @@ __device__ __forceinline__ Floats<N> update_ema(const ReduceChunk& chunk, Floats
       // a zero with the sign of `exact` changes nothing else.
       x = fmaf(exact, 0.0f, round_stochastic<E>(exact, random_at<N>(chunk, at, i)));
     }
-    poison = fmaf(x, 0.0f, poison);
   }
-  if (poison != 0.0f) [[unlikely]] {
-    refused = true;
+  const float before = ema_sq;
+  ema_sq = add_squares(before, updated);
+  if (!(ema_sq <= static_cast<float>(kFloatMax))) [[unlikely]] {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (is_nonfinite(updated.at[i])) updated.at[i] = e.at[i];
+      if (!is_nonfinite(updated.at[i])) continue;
+      refused = true;
+      updated.at[i] = e.at[i];
     }
+    ema_sq = add_squares(before, updated);
   }
   return updated;
 }
@@ -164,15 +171,14 @@ __device__ __forceinline__ void reduce_loop(const ReduceChunk& chunk, int begin,
       const Floats<N> gs = unpack<G, N>(g[k]);
       Floats<N> es = unpack<E, N>(e[k]);
       if constexpr (!kCurrent) {
-        es = update_ema<E, N>(chunk, es, unpack<G, N>(r[k]), at, sums.refused);
+        es = update_ema<E, N>(chunk, es, unpack<G, N>(r[k]), at, ema_sq, sums.refused);
         if (kFull || at < end) store<E, N>(chunk.ema, at, pack<E, N>(es));
+      } else {
+        ema_sq = add_squares(ema_sq, es);
       }
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        dot = fmaf(gs.at[i], es.at[i], dot);
-        ema_sq = fmaf(es.at[i], es.at[i], ema_sq);
-        grad_sq = fmaf(gs.at[i], gs.at[i], grad_sq);
-      }
+      for (int i = 0; i < N; ++i) dot = fmaf(gs.at[i], es.at[i], dot);
+      grad_sq = add_squares(grad_sq, gs);
       if ((k + 1) * N % kRunLength == 0 || k + 1 == K) {
         sums.total.add({dot, ema_sq, grad_sq, 0.0});
         dot = ema_sq = grad_sq = 0.0f;

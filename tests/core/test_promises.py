@@ -288,6 +288,52 @@ def test_nonfinite_retain_at_every_level(vector_level: str, kind: str, bad: floa
             assert np.isfinite(problem.ema64()).all()
 
 
+def patterns(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of the 65,536 numbers of 16 bits those that are finite, and those that are not."""
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    return every[every.isfinite()], every[~every.isfinite()]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_two_numbers_in_a_word_are_told_apart(offset: int, dtype: torch.dtype) -> None:
+    """An all-or-nothing step looks for NaN and Inf in pairs: nothing finite is taken for one, wherever it stands."""
+
+    def is_vetoed(grad: Tensor) -> bool:
+        problem = Problem([shifted(grad, offset)], [torch.ones_like(grad)], [torch.zeros_like(grad)])
+        return bool(take_step(NativePasses, problem, 0.3, all_or_nothing=True).vetoed)
+
+    finite, nonfinite = patterns(dtype)
+    assert not is_vetoed(finite)
+    assert not is_vetoed(finite[1:].flip(0))  # in the other half of a word, beside other neighbours
+    largest = torch.full((19,), torch.finfo(dtype).max, dtype=dtype)
+    few = [*nonfinite[:2], *nonfinite[-2:], nonfinite[len(nonfinite) // 2 - 1], nonfinite[len(nonfinite) // 2]]
+    for place in range(len(largest)):
+        for bad in few if place < 2 else few[:1]:
+            grad = largest * (-1) ** place
+            grad[place] = bad
+            assert is_vetoed(grad), f"{bad} at {place}"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ["f32", "bf16", "bf16-f32"])
+def test_squares_beyond_float32_refuse_nothing(kind: str) -> None:
+    """NaN and Inf in r show in the sum of squares of e; so do 1e30 and its like, which are let in."""
+    problem = make_problem(kind, [(40,), (3000,)], grad_scale=1e30, ema_scale=1e30)
+    before = problem.clone()
+    result = take_step(NativePasses, problem, 0.3)
+    assert not result.retain_nonfinite
+    check_step(before, problem, result, 0.3)
+    assert problem.retain is not None
+    assert problem.retain[1] is not None
+    problem.retain[1][::7] = math.inf
+    before = problem.clone()
+    assert take_step(NativePasses, problem, 0.3).retain_nonfinite
+    assert torch.equal(problem.ema[1][::7], before.ema[1][::7])
+    assert (problem.ema[1][1::7] != before.ema[1][1::7]).any()
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("bad", ["nan", "payload", "inf", "-inf"])
 @pytest.mark.parametrize("kind", KIND_NAMES)

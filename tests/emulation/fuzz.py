@@ -342,6 +342,10 @@ def _limits(cpu: Outcome, name: str, row: int, group: dict[str, float] | None = 
     if name == "grad" and "ema" in cpu.lists and 0 < size < math.inf and 0 < size_e < math.inf:
         # beta is off by _SUM_ERROR |g| / |e|
         limits += _SUM_ERROR * math.sqrt(size) / math.sqrt(size_e) * _at(cpu.lists, "ema", row).values.double().abs()
+    if name == "mean" and 0 < size < math.inf and 0 < size_e < math.inf:  # likewise the weight of r, of at most 2 units
+        for held in (cpu.lists["total"][row], cpu.lists["own"][row]):
+            if held is not None:
+                limits += 2 * _SUM_ERROR * math.sqrt(size) / math.sqrt(size_e) * held.values.double().abs()
     return limits
 
 
