@@ -71,23 +71,36 @@ GRU_FAST_HD uint64_t tile_key(uint64_t step_key, uint32_t rounding_key, uint64_t
   return mix64(key + tile * 0x9e3779b97f4a7c15ull);
 }
 
-// 32 bits for elements 2k and 2k+1 of a tile: the low half rounds the even one, the high half the odd one. A Weyl walk
-// (kWeylStep * k + the key's low half) through a mixer that the key's high half changes; kernels that go through the
-// tile in order step the walk by addition.
+// What mix_quad needs to know of a 64-bit lane; cpu/vector.h specialises it for vectors.
+template <class Q>
+struct Quads;
+
+template <>
+struct Quads<uint64_t> {
+  // Of the low half.
+  GRU_FAST_HD static uint64_t product(uint64_t x, uint32_t factor) {
+    return static_cast<uint64_t>(static_cast<uint32_t>(x)) * factor;
+  }
+};
+
+// 64 bits for elements 4k .. 4k+3 of a tile, 16 for each, those of the first one lowest. A Weyl walk (kWeylStep * k + the
+// key's low half) through three products of 32 by 32 bits, one instruction each on GPUs and for a vector of them (the first
+// two factors are those of Philox); the halves of each cross over into the next, and the key's high half changes the
+// second. The highest bits of a product are not uniform and its lowest ones see little of what went in, so each quarter of
+// the last one meets another quarter of the one before. Of the walk the low half counts: kernels that go through the tile
+// in order step it by addition.
 inline constexpr uint32_t kWeylStep = 0x9e3779b9u;
 
-template <class U>
-GRU_FAST_HD U mix_pair(U walk, uint32_t key_hi) {
-  U x = walk ^ (walk >> 16);
-  x *= 0x21f0aaadu;
-  x ^= key_hi;
-  x ^= x >> 15;
-  x *= 0x735a2d97u;
-  return x ^ (x >> 15);
+template <class Q>
+GRU_FAST_HD Q mix_quad(Q walk, uint32_t key_hi) {
+  const Q first = Quads<Q>::product(walk, 0xd2511f53u);
+  const Q second = Quads<Q>::product((first >> 32) ^ first ^ key_hi, 0xcd9e8d57u);
+  const Q third = Quads<Q>::product((second >> 32) ^ second ^ first, 0xb5ad4ecfu);
+  return third ^ (second >> 16 | second << 48);
 }
 
-GRU_FAST_HD uint32_t pair_bits(uint32_t key_lo, uint32_t key_hi, uint32_t pair) {
-  return mix_pair(pair * kWeylStep + key_lo, key_hi);
+GRU_FAST_HD uint64_t quad_bits(uint32_t key_lo, uint32_t key_hi, uint32_t quad) {
+  return mix_quad<uint64_t>(quad * kWeylStep + key_lo, key_hi);
 }
 
 // ---- 16-bit floats, held in 32-bit lanes ----------------------------------------------------------------------------

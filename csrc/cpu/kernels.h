@@ -21,7 +21,7 @@ struct Span {
   int64_t numel;
   bool ema_is_current;
   uint64_t rounding_key;  // tile_key of the tile that element 0 lies in
-  int64_t tile_offset;    // position of element 0 in that tile; even
+  int64_t tile_offset;    // position of element 0 in that tile; a multiple of 4
 };
 
 // The same of a row of task_vector.h.
@@ -43,7 +43,7 @@ struct AdamWSpan {
   const void* ema;  // may be null
   int64_t numel;
   uint64_t rounding_keys[4];  // of M, V, theta, and of what is fed back into M
-  int64_t tile_offset;        // even
+  int64_t tile_offset;        // a multiple of 4
 };
 
 // The same of a row of sets.h.

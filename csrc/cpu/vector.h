@@ -32,6 +32,7 @@ inline constexpr int kBlock = 2 * kLanes;  // elements a step of the inner loop 
 using VecF = float __attribute__((vector_size(kVectorBytes)));
 using VecU = uint32_t __attribute__((vector_size(kVectorBytes)));
 using VecI = int32_t __attribute__((vector_size(kVectorBytes)));
+using VecQ = uint64_t __attribute__((vector_size(kVectorBytes)));  // kBlock 16-bit numbers, as four to a lane
 using VecD = double __attribute__((vector_size(kVectorBytes)));
 using HalfF = float __attribute__((vector_size(kVectorBytes / 2)));
 using HalfU = uint32_t __attribute__((vector_size(kVectorBytes / 2)));
@@ -56,6 +57,24 @@ struct Lanes<cpu::GRU_FAST_LEVEL::VecU> {
   using Float = cpu::GRU_FAST_LEVEL::VecF;
   GRU_FAST_INLINE static Float to_float(cpu::GRU_FAST_LEVEL::VecU x) {
     return __builtin_convertvector((cpu::GRU_FAST_LEVEL::VecI)x, Float);
+  }
+};
+
+template <>
+struct Quads<cpu::GRU_FAST_LEVEL::VecQ> {
+  using VecQ = cpu::GRU_FAST_LEVEL::VecQ;
+
+  GRU_FAST_INLINE static VecQ product(VecQ x, uint32_t factor) {
+    const VecQ factors = VecQ{} + factor;
+#if defined(__AVX512F__)
+    return (VecQ)_mm512_maskz_mul_epu32(0xff, (__m512i)x, (__m512i)factors);
+#elif defined(__AVX2__)
+    return (VecQ)_mm256_mul_epu32((__m256i)x, (__m256i)factors);
+#elif defined(__SSE2__)
+    return (VecQ)_mm_mul_epu32((__m128i)x, (__m128i)factors);
+#else
+    return (x & 0xffffffffu) * factors;
+#endif
   }
 };
 
@@ -245,12 +264,13 @@ GRU_FAST_INLINE VecF round_towards_zero(VecF x) {
 
 // The rounding bits of a tile, block after block.
 struct RoundingBits {
-  VecU walk;
+  static constexpr int kQuads = kBlock / 4;
+  VecQ walk;
   uint32_t key_hi;
 
   GRU_FAST_INLINE RoundingBits(uint64_t key, int64_t tile_offset) : key_hi(static_cast<uint32_t>(key >> 32)) {
-    const auto first = static_cast<uint32_t>(key) + static_cast<uint32_t>(tile_offset / 2) * kWeylStep;
-    for (int i = 0; i < kLanes; ++i) walk[i] = first + static_cast<uint32_t>(i) * kWeylStep;
+    const auto first = static_cast<uint32_t>(key) + static_cast<uint32_t>(tile_offset / 4) * kWeylStep;
+    for (int i = 0; i < kQuads; ++i) walk[i] = first + static_cast<uint32_t>(i) * kWeylStep;
   }
 
   struct Two {
@@ -259,10 +279,11 @@ struct RoundingBits {
 
   template <Order O>
   GRU_FAST_INLINE Two next() {
-    const VecU random = mix_pair(walk, key_hi);
-    walk += kLanes * kWeylStep;
+    const VecQ random = mix_quad(walk, key_hi);
+    walk += kQuads * kWeylStep;
     if constexpr (O == Order::kEvenOdd) {
-      return {random & 0xffffu, random >> 16};
+      const VecU pairs = (VecU)random;
+      return {pairs & 0xffffu, pairs >> 16};
     } else {
       const Wide16 numbers = (Wide16)random;
       return {__builtin_convertvector(lower<Vec16>(numbers), VecU),

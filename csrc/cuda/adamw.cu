@@ -64,15 +64,16 @@ __device__ __forceinline__ void prepare(ChunkState& state, const AdamWRow& row, 
   }
 }
 
-// On the grid of T. `at`: the first element's place in its tile, even where N is.
+// On the grid of T. `at`: the first element's place in its tile, a multiple of N.
 template <DType T, int N>
 __device__ __forceinline__ Floats<N> rounded(Floats<N> x, uint64_t key, uint32_t at) {
   if constexpr (T == DType::kFloat32) return x;
-  const auto low = static_cast<uint32_t>(key), high = static_cast<uint32_t>(key >> 32);
+  static_assert(N == 1 || N == 4);
+  uint64_t bits = quad_bits(static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32), at / 4);
+  if constexpr (N == 1) bits >>= 16 * (at % 4);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const uint32_t place = at + static_cast<uint32_t>(i);
-    const uint32_t pair = pair_bits(low, high, place / 2), random = place % 2 == 0 ? pair & 0xffffu : pair >> 16;
+    const uint32_t random = static_cast<uint32_t>(bits >> 16 * i) & 0xffffu;
     if constexpr (T == DType::kBFloat16) {
       x.at[i] = float_of(round_bfloat16_stochastic(bits_of(x.at[i]), random));
     } else {

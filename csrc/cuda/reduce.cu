@@ -92,14 +92,14 @@ struct ThreadSums {
   bool refused = false;  // an r was not finite
 };
 
-// The 16 rounding bits of element i of the unit at chunk element `at`. Units of several elements start at even ones:
-// written so that the compiler sees it and mixes the bits of a pair once.
+// The 16 rounding bits of element i of the unit at chunk element `at`. Units of several elements start at a multiple of
+// four: written so that the compiler sees it and mixes the bits of four once.
 template <int N>
 __device__ __forceinline__ uint32_t random_at(const ReduceChunk& chunk, int at, int i) {
-  const uint32_t position = static_cast<uint32_t>(chunk.tile_offset + at);
-  const uint32_t bits = pair_bits(chunk.key_lo, chunk.key_hi, position / 2 + static_cast<uint32_t>(i) / 2);
-  const bool is_odd = N == 1 ? position % 2 != 0 : i % 2 != 0;
-  return is_odd ? bits >> 16 : bits & 0xffffu;
+  static_assert(N == 1 || N % 4 == 0);
+  const auto position = static_cast<uint32_t>(chunk.tile_offset + at), place = static_cast<uint32_t>(i);
+  const uint64_t bits = quad_bits(chunk.key_lo, chunk.key_hi, position / 4 + place / 4);
+  return static_cast<uint32_t>(bits >> 16 * (N == 1 ? position % 4 : place % 4)) & 0xffffu;
 }
 
 template <DType E>

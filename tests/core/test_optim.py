@@ -456,7 +456,11 @@ def test_kernels_and_reference_agree(
                 assert torch.allclose(a, b, rtol=2e-5, atol=2e-6), name
             else:  # the same rounding bits: only what lies beside a border may fall to the other side
                 assert float((a != b).float().mean()) < 2e-3, name
-                assert torch.allclose(a.float(), b.float(), rtol=2**-7 if a.dtype == BF16 else 2**-9, atol=1e-6), name
+                place = 2**-7 if a.dtype == BF16 else 2**-9
+                apart = (a.float() - b.float()).abs()
+                # M is written up to three times: one that fell to the other side when it was larger is further off now.
+                assert float((apart > place * b.float().abs() + 1e-6).float().mean()) < 1e-4, name
+                assert float(apart.max()) <= place * float(b.float().abs().max()), name
 
 
 @pytest.mark.core

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from oracle import LARGEST, QUANTUM, UNIT, dot_product, grid_neighbours, rectify
 from tensors import (
     BF16,
@@ -667,6 +668,48 @@ def test_state_goes_on_bit_for_bit(device: torch.device) -> None:
     assert torch.equal(whole.tensors[0], second.tensors[0])
 
 
+def bits_by_whole_numbers(seed: int, step: int, row: int, element: int) -> int:
+    """The rounding bits of one element: csrc/arithmetic.h again, in Python's numbers alone."""
+    all_64, all_32 = 2**64 - 1, 2**32 - 1
+
+    def mix(x: int) -> int:
+        x &= all_64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & all_64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & all_64
+        return x ^ x >> 31
+
+    tile, place = divmod(element, 65536)
+    key = mix(mix(seed + 0x9E3779B97F4A7C15) ^ (step + 0x632BE59BD9B4E019 & all_64))
+    key = mix(mix(key ^ ((row << 32) + 0xD1B54A32D192ED03 & all_64)) + tile * 0x9E3779B97F4A7C15)
+    first = (place // 4 * 0x9E3779B9 + key & all_32) * 0xD2511F53
+    second = ((first >> 32 ^ first ^ key >> 32) & all_32) * 0xCD9E8D57
+    third = ((second >> 32 ^ second ^ first) & all_32) * 0xB5AD4ECF
+    four = third ^ (second >> 16 | second << 48 & all_64)
+    return four >> 16 * (place % 4) & 0xFFFF
+
+
+@pytest.mark.parametrize("key", [(0, 0, 0), (1, 2, 3), (2**64 - 1, 2**40, 2**31 - 1)])
+def test_rounding_bits_are_those_of_the_formula(key: tuple[int, int, int]) -> None:
+    bits = reference.rounding_bits(2 * 65536 + 3, *key)
+    for element in (0, 1, 2, 3, 4, 7, 8, 65533, 65535, 65536, 65537, 70001, 131071, 131074):
+        assert int(bits[element]) == bits_by_whole_numbers(*key, element)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("offset", [0, 1])  # 1: units of one element on a GPU
+def test_kernels_round_with_the_bits_of_the_reference(offset: int, dtype: torch.dtype) -> None:
+    """Bit for bit, over the border of a tile: all elements are alike, and their random bits alone decide."""
+    numel, gain = 65536 + 4 * 1023 + 3, 0.3
+    ema = shifted(torch.zeros(numel, dtype=dtype), offset)
+    take_step(NativePasses, Problem([None], [torch.ones(numel, dtype=dtype)], [ema]), gain, seed=11, step=5, ids=[9])
+    expected = reference.round_stochastically(
+        torch.full((numel,), gain), dtype, reference.rounding_bits(numel, 11, 5, 9)
+    )
+    assert torch.equal(ema, expected)
+    assert len(ema.unique()) == 2
+
+
 def test_rounding_bits_are_uniform() -> None:
     bits = reference.rounding_bits(1 << 20, seed=1, step=2, row=3).numpy()
     assert bits.min() >= 0
@@ -693,6 +736,50 @@ def test_rounding_bits_are_independent() -> None:
     for name, (a, b) in pairs.items():
         correlation = float(np.corrcoef(a, b)[0, 1])
         assert abs(correlation) < 5.0 / math.sqrt(len(a)), f"{name}: correlation {correlation:.2g}"
+
+
+def chi_square_of(counts: NDArray[np.int64]) -> float:
+    """How far counts that should be alike are from that, in standard deviations."""
+    expected, freedom = counts.mean(), counts.size - 1
+    return float((((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2.0 * freedom))
+
+
+@pytest.mark.parametrize("key", [(1, 2, 3), (0, 0, 0)])
+@pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 256])
+def test_neighbours_are_rounded_independently(lag: int, key: tuple[int, int, int]) -> None:
+    """All pairs of upper 5 bits come equally often, and all of lower ones, whichever of four elements is the first."""
+    bits = reference.rounding_bits(1 << 20, *key).numpy()
+    for what, part in (("upper", bits >> 11), ("middle", bits >> 5 & 31), ("lower", bits & 31)):
+        for place in range(4):
+            left, right = part[place:-lag:4], part[place + lag :: 4]
+            pairs = np.bincount(left[: len(right)] * 32 + right, minlength=1024)
+            assert abs(chi_square_of(pairs)) < 5.0, f"{what} bits, place {place}: {chi_square_of(pairs):.1f}"
+
+
+def test_no_two_bits_of_four_elements_or_of_other_four_agree_too_often() -> None:
+    bits = reference.rounding_bits(1 << 20, 1, 2, 3).numpy().reshape(-1, 4)
+    signs = (((bits[:, :, None] >> np.arange(16)) & 1) * 2.0 - 1.0).reshape(-1, 64)
+    for lag in (0, 1, 2, 3, 8, 64):
+        agreement = signs[lag:].T @ signs[: len(signs) - lag] / math.sqrt(len(signs) - lag)
+        if lag == 0:
+            np.fill_diagonal(agreement, 0.0)
+        assert np.abs(agreement).max() < 5.5, f"{lag} fours on"  # of 4,096 pairs
+    assert np.abs(signs.sum(axis=0)).max() / math.sqrt(len(signs)) < 5.0
+
+
+@pytest.mark.parametrize("share", [2.0**-10, 0.1, 0.5, 0.77, 1.0 - 2.0**-10])  # of the way up to the next number
+def test_each_of_four_elements_is_rounded_without_bias(share: float) -> None:
+    """And whether one goes up says nothing of whether its neighbours do."""
+    numel = 1 << 20
+    exact = torch.full((numel,), 1.0 + share / 128.0)
+    rounded = reference.round_stochastically(exact, BF16, reference.rounding_bits(numel, 4, 5, 6))
+    up = (rounded > 1.0).numpy().astype(float)
+    chance = (float(exact[0]) - 1.0) * 128.0
+    error = math.sqrt(chance * (1.0 - chance))
+    assert np.abs(up.reshape(-1, 4).mean(axis=0) - chance).max() < 5.0 * error / math.sqrt(numel / 4)
+    apart = (up - chance) / error
+    for lag in (1, 2, 3, 4, 8, 64):
+        assert abs((apart[:-lag] * apart[lag:]).sum()) < 5.0 * math.sqrt(numel - lag), f"lag {lag}"
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

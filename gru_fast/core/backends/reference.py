@@ -72,15 +72,22 @@ def _tile_key(seed: int, step: int, row: int, tile: int) -> int:
     return _mix64((key + tile * 0x9E3779B97F4A7C15) & _MASK64)
 
 
-def _pair_bits(key: int, pairs: Tensor) -> Tensor:
-    mask = 0xFFFFFFFF
-    x = (pairs * 0x9E3779B9 + (key & mask)) & mask
-    x = x ^ (x >> 16)
-    x = (x * 0x21F0AAAD) & mask
-    x = x ^ (key >> 32)
-    x = x ^ (x >> 15)
-    x = (x * 0x735A2D97) & mask
-    return x ^ (x >> 15)
+def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """The low and the high 32 bits of ``x * factor``, both below 2^32, without leaving int64."""
+    low, high = x * (factor & 0xFFFF), x * (factor >> 16)
+    low = low + ((high & 0xFFFF) << 16)
+    return low & 0xFFFFFFFF, (high >> 16) + (low >> 32)
+
+
+def _quad_bits(key: int, quads: Tensor) -> Tensor:
+    """The random bits of elements 4q .. 4q+3 of a tile: shape ``(quads, 4)``."""
+    walk = (quads * 0x9E3779B9 + (key & 0xFFFFFFFF)) & 0xFFFFFFFF
+    first, first_high = _product(walk, 0xD2511F53)
+    second, second_high = _product(first_high ^ first ^ (key >> 32), 0xCD9E8D57)
+    third, third_high = _product(second_high ^ second ^ first, 0xB5AD4ECF)
+    quarters = [bits for word in (second, second_high) for bits in (word & 0xFFFF, word >> 16)]
+    last = [bits for word in (third, third_high) for bits in (word & 0xFFFF, word >> 16)]
+    return torch.stack([last[i] ^ quarters[(i + 1) % 4] for i in range(4)], dim=1)
 
 
 def rounding_bits(numel: int, seed: int, step: int, row: int, device: torch.device | None = None) -> Tensor:
@@ -88,8 +95,8 @@ def rounding_bits(numel: int, seed: int, step: int, row: int, device: torch.devi
     tiles = []
     for tile in range(-(-numel // _TILE)):
         size = min(_TILE, numel - tile * _TILE)
-        words = _pair_bits(_tile_key(seed, step, row, tile), torch.arange(-(-size // 2), device=device))
-        tiles.append(torch.stack((words & 0xFFFF, words >> 16), dim=1).reshape(-1)[:size])
+        quads = torch.arange(-(-size // 4), device=device)
+        tiles.append(_quad_bits(_tile_key(seed, step, row, tile), quads).reshape(-1)[:size])
     return torch.cat(tiles) if tiles else torch.empty(0, dtype=torch.int64, device=device)
 
 
