@@ -95,6 +95,8 @@ def shorten(name: str) -> str:
     name = re.sub(r"\(anonymous namespace\)::|<unnamed>::", "", name)
     for number, dtype in enumerate(["f32", "bf16", "f16"]):  # the order of DType
         name = name.replace(f"(gru_fast::DType){number}", dtype)
+    for number, size in enumerate(["small", "medium", "large"]):  # of TableSize
+        name = name.replace(f"(gru_fast::cuda::TableSize){number}", size)
     name = re.sub(r"\b\w+::", "", name).removeprefix("void ")
     return name.partition("(")[0]
 
