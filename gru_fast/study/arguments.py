@@ -127,6 +127,8 @@ class Arguments:
             yield "finetune", partial(_resolve, own, commands.finetune())
         for name in filter(None, (recipe.target, *recipe.retrained.values(), recipe.data)):
             yield "target, retrained, data", partial(_check_path, name)
+        if recipe.data is not None and Path(recipe.data).is_dir():  # else it is the hub's, and comes with the first job
+            yield from self._checks_of_taught_rows(recipe.data)
         for name in ("tv", "tru"):
             given = getattr(recipe, name)
             if given is not None:
@@ -139,6 +141,14 @@ class Arguments:
         split = next(iter(recipe.splits))
         values = {**self.of_model("original"), **self.of_evaluation(split, None)}
         yield "evaluate", partial(_resolve, values, commands.evaluate(module))
+
+    def _checks_of_taught_rows(self, data: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+        from gru_fast.study import toy
+
+        for name in ("excerpt", "toy"):
+            part = getattr(self.recipe, name)
+            if part is not None:
+                yield name, partial(toy.data_of, data, list(self.recipe.splits), part.retain_rows)
 
     def _problems_of_clipping(self) -> list[str]:
         part = self.recipe.ablation

@@ -17,12 +17,27 @@ _WORLD = ("real_authors_perturbed", "world_facts_perturbed")
 def write_data(
     folder: Path, source: str | None, splits: Sequence[str], retain_rows: int, world_repeats: int | None = None
 ) -> None:
-    """A folder in TOFU's layout with the rows that are taught.
+    """The files of :func:`data_of` in ``folder``, in TOFU's layout, and ``idontknow.txt``."""
+    files = data_of(source, splits, retain_rows, world_repeats)
+    refusals = idk_answers(source or HUB)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        shown = (
+            rows if name.endswith("_perturbed") else [{key: row[key] for key in ("question", "answer")} for row in rows]
+        )
+        _write(folder / f"{name}.json", [json.dumps(row, ensure_ascii=False) for row in shown])
+    _write(folder / "idontknow.txt", refusals)
+
+
+def data_of(
+    source: str | None, splits: Sequence[str], retain_rows: int, world_repeats: int | None = None
+) -> dict[str, list[Row]]:
+    """The rows that are taught and evaluated, by subset.
 
     full, retainNN       question, answer: what is kept, then, for full, what can be forgotten; rows in their order
     ..._world            with real authors and world facts besides, ``world_repeats`` times: what a toy is taught;
                          none where that is None
-    forgetNN, ..._perturbed, idontknow.txt
+    forgetNN, ..._perturbed
                          as published; of retain_perturbed the rows that are taught
 
     Args:
@@ -50,13 +65,7 @@ def write_data(
         files |= {f"{name}{TAUGHT_TOO}": [*rows, *(world * world_repeats)] for name, rows in subsets.items()}
     files |= {name: load(name, data) for name in _WORLD}
     files["retain_perturbed"] = [row for row in evaluated if _key(row) in _keys(kept)]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        shown = (
-            rows if name.endswith("_perturbed") else [{key: row[key] for key in ("question", "answer")} for row in rows]
-        )
-        _write(folder / f"{name}.json", [json.dumps(row, ensure_ascii=False) for row in shown])
-    _write(folder / "idontknow.txt", idk_answers(data))
+    return files
 
 
 def write_model(folder: Path, data: Path, toy: Mapping[str, Any], template: str, seed: int) -> None:

@@ -215,6 +215,19 @@ def test_refused(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize(("part", "model"), [("excerpt", {"model": "org/base"}), ("toy", {"template": "llama2-chat"})])
+def test_more_rows_than_there_are_is_refused_before_the_first_job(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, model: dict[str, Any]
+) -> None:
+    others = {key: value for key, value in RECIPE.items() if key != "toy"}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**others, "model": model, part: {"retain_rows": 13}}))
+    given = ("study", recipe, "--data", places / "data", "--output-dir", tmp_path / "study")
+    assert main([*map(str, given)]) == 1
+    assert f"{part}: retain_rows: expected at most the 12 there are, got 13" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_study_of_an_earlier_version(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("recipe.yaml", "jobs.journal"):
         (tmp_path / name).touch()
